@@ -1,0 +1,193 @@
+"""What Dopamine is compared with.
+
+    WeightPerturbation = sign noise + one-sided difference + fixed learning rate
+    SPSA               = sign noise + antithetic difference + fixed learning rate
+    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of the losses + fixed learning rate
+
+Each rule is a plain function of losses; each class below it keeps the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
+from dopaminergic.scalars import Scalar
+
+
+def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
+    """Regret of each direction, delta = L(W + sigma z) - L(W) (Jabri and Flower 1992; algorithms.md, WP)."""
+    return [p - base for p in plus]
+
+
+def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
+    """Half the difference of each pair, (L(W + sigma z) - L(W - sigma z)) / 2 (Spall 1992)."""
+    return [(p - m) / 2 for p, m in zip(plus, minus, strict=True)]
+
+
+def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
+    """Differences of centred ranks: each loss is replaced by its rank among the 2K, scaled to [-1/2, 1/2].
+
+    Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017. Equal losses get
+    equal ranks, so that a constant loss moves nothing.
+    """
+    losses = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in plus + minus])
+    below = (losses[None] < losses[:, None]).sum(1) - (losses[None] > losses[:, None]).sum(1)
+    centred = below.to(torch.float64) / (2 * (len(losses) - 1))
+    values: Any = list(centred) if losses.ndim > 1 else centred.tolist()
+    return antithetic(values[: len(plus)], values[len(plus) :])
+
+
+def _average(values: list[Scalar]) -> Scalar:
+    return sum(values[1:], values[0]) / len(values)
+
+
+class WeightPerturbation(ForwardOptimizer):
+    """Plain weight perturbation: W <- W - lr * delta / sigma * z, two forward passes a step.
+
+    The baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
+
+    Args:
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        lr: learning rate of gradient descent, >= 0. No single value works on all tasks.
+        sigma: how far each weight moves in a perturbed pass, > 0.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
+        noise: `"rademacher"` or `"gaussian"`.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = WeightPerturbation(model.parameters(), lr=0.1)
+    >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
+    >>> optimizer.forward_passes
+    2
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 0.01,
+        sigma: float = 1e-3,
+        directions: int = 1,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+        )
+
+    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        regrets = weight_perturbation(losses.base, losses.plus)
+        return _fixed_rate(regrets, _average(regrets), groups)
+
+
+class SPSA(ForwardOptimizer):
+    """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
+
+    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of both losses. The update
+    that MeZO uses (Spall 1992; Malladi et al. 2023).
+
+    Args:
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        lr: learning rate of gradient descent, >= 0.
+        sigma: how far each weight moves in a perturbed pass, > 0.
+        directions: number K of random directions that are averaged; a step costs 2K forward passes.
+        noise: `"rademacher"` or `"gaussian"`.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = SPSA(model.parameters(), lr=0.1, directions=3)
+    >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
+    >>> optimizer.forward_passes
+    6
+    """
+
+    needs_base = False
+    needs_minus = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 0.01,
+        sigma: float = 1e-3,
+        directions: int = 1,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+        )
+
+    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        signals = antithetic(losses.plus, losses.minus)
+        return _fixed_rate(signals, _average(signals), groups)
+
+
+class EvolutionStrategy(ForwardOptimizer):
+    """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr / sigma * mean_k u_k z_k.
+
+    Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma` alone. 2K forward
+    passes a step; `step` returns their mean loss.
+
+    Args:
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most.
+        sigma: how far each weight moves in a perturbed pass, > 0.
+        directions: number K of antithetic pairs.
+        noise: `"gaussian"` or `"rademacher"`.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = EvolutionStrategy(model.parameters(), directions=4)
+    >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
+    >>> optimizer.forward_passes
+    8
+    """
+
+    needs_base = False
+    needs_minus = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 1e-3,
+        sigma: float = 0.02,
+        directions: int = 8,
+        noise: str = "gaussian",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+        )
+
+    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        return _fixed_rate(ranked(losses.plus, losses.minus), _average(antithetic(losses.plus, losses.minus)), groups)
+
+
+def _fixed_rate(signals: list[Scalar], rpe: Scalar, groups: list[Group]) -> Decision:
+    """W <- W - lr / sigma * mean_k signal_k z_k."""
+    return Decision(None, signals, [g.lr / g.sigma for g in groups], [g.lr for g in groups], rpe)

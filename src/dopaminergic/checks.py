@@ -1,0 +1,105 @@
+"""What users can get wrong, said in one voice: argument, rule, the value got, and the way out."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dopaminergic.noise import KINDS
+from dopaminergic.noise.reference import MAX_DIRECTIONS
+
+
+def number(
+    rule: str, name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+) -> None:
+    """Raise unless `value` is a finite real number, or a tensor of them, in the range."""
+    values = value.flatten().tolist() if isinstance(value, Tensor) else [value]
+    if not values or not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values):
+        raise TypeError(f"{rule}: {name} must be a number, got {value!r}")
+    for v in values:
+        if not (math.isfinite(v) and v > above and v >= at_least and v < below):
+            bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (at_least > -math.inf)
+            bounds += [f"< {below:g}"] * (below < math.inf)
+            raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {value!r}")
+
+
+def directions(rule: str, value: Any) -> None:
+    """Raise unless `value` is a possible number of directions."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{rule}: directions must be an int, got {value!r}")
+    if not 1 <= value < MAX_DIRECTIONS:
+        raise ValueError(f"{rule}: directions must be >= 1 and < {MAX_DIRECTIONS}, got {value}; 1 is the plain method")
+
+
+def noise(rule: str, value: Any) -> None:
+    """Raise unless `value` names a kind of noise."""
+    if value not in KINDS:
+        raise ValueError(f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {value!r}")
+
+
+def seeds(rule: str, value: int | Sequence[int]) -> int | list[int]:
+    """Return the seed, or a fleet's seeds as a list; raise unless they are ints in [0, 2^63)."""
+    fleet = [value] if isinstance(value, int) else list(value)
+    if not fleet:
+        raise ValueError(f"{rule}: seed is an empty sequence; give one seed for each replica")
+    for seed in fleet:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {value!r}")
+        if not 0 <= seed < 1 << 63:
+            raise ValueError(f"{rule}: seed must be in [0, 2^63), got {seed}")
+    return value if isinstance(value, int) else fleet
+
+
+def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
+    """Raise unless a parameter group can be perturbed; `replicas` is None for a single model."""
+    number(rule, "lr", settings["lr"], at_least=0)
+    number(rule, "sigma", settings["sigma"], above=0)
+    number(rule, "weight_decay", settings["weight_decay"], at_least=0)
+    if isinstance(settings["lr"], Tensor) and settings["lr"].shape != (replicas,):
+        fits = "a float" if replicas is None else f"a float or a tensor of shape ({replicas},)"
+        raise ValueError(f"{rule}: lr must be {fits}, got a tensor of shape {tuple(settings['lr'].shape)}")
+    for i, p in enumerate(settings["params"]):
+        if not p.is_floating_point():
+            raise TypeError(
+                f"{rule}: parameter {i} (shape {tuple(p.shape)}) has dtype {p.dtype}, which cannot be perturbed; leave it out: "
+                "[p for p in model.parameters() if p.is_floating_point()]"
+            )
+        if replicas is not None and (p.ndim == 0 or p.shape[0] != replicas):
+            raise ValueError(
+                f"{rule}: with {replicas} seeds every parameter needs a first dimension of {replicas}, one entry for each "
+                f"replica, but parameter {i} has shape {tuple(p.shape)}; stack the replicas, or give a single seed"
+            )
+
+
+def some_trainable(rule: str, groups: Iterable[dict[str, Any]]) -> None:
+    """Raise unless at least one weight may change."""
+    parameters = [p for settings in groups for p in settings["params"]]
+    if not any(p.requires_grad and p.numel() for p in parameters):
+        raise ValueError(
+            f"{rule}: params has nothing to train: all {len(parameters)} parameters are frozen or empty; set "
+            "requires_grad_(True) on those that may change (no gradient will be computed)"
+        )
+
+
+def state_dict(rule: str, saved: Any, expected: dict[str, Any]) -> None:
+    """Raise unless a saved state belongs to an optimizer like this one."""
+    if not isinstance(saved, dict) or "forward" not in saved:
+        raise ValueError(
+            f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are "
+            f"{list(saved) if isinstance(saved, dict) else type(saved).__name__}); pass what {rule}.state_dict() returned"
+        )
+    for key, what in (("optimizer", "optimizer"), ("shapes", "parameter shapes"), ("dtypes", "parameter dtypes")):
+        if saved["forward"][key] != expected[key]:
+            raise ValueError(
+                f"{rule}: the state_dict is of another {what}: it has {_short(saved['forward'][key])}, this one has "
+                f"{_short(expected[key])}; build the same model and optimizer first"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."

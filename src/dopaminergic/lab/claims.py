@@ -1,0 +1,398 @@
+"""The six claims made for Dopamine in arXiv 2510.22178, and a verdict on each from records alone.
+
+Every verdict follows from a rule that is fixed here, in the docstring of the function that judges the claim; the report
+prints it beside the verdict. A claim is about the paper's equations, which are not public; what is judged are the rules
+that this library defined after its abstract.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dopaminergic.lab import statistics
+from dopaminergic.lab.records import (
+    Cells,
+    Method,
+    Record,
+    by_task,
+    compact,
+    final_error,
+    has_threshold,
+    is_forecasting,
+    is_xor,
+    method_title,
+    solved_at,
+)
+
+HOLDS, PARTLY, NOT_SEEN, NOT_MEASURED = "holds", "holds partly", "not seen", "not measured"
+ENOUGH_SEEDS = 20  # fewer make a verdict provisional
+COMPARABLE = 1.25  # ratio of median errors up to which two methods count as comparable
+DOPAMINE: Method = ("dopamine", "default")
+DOPAMINE2: Method = ("dopamine2", "default")
+WP: Method = ("wp", "tuned")
+SGD: Method = ("sgd", "tuned")
+ADAM: Method = ("adam", "tuned")
+
+Tasks = dict[str, Cells]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say about one claim.
+
+    Attributes:
+        claim: "C1" ... "C6".
+        statement: the claim in words.
+        verdict: "holds", "holds partly", "not seen" or "not measured".
+        evidence: a summary, then one sentence per task or measure, with numbers.
+        rule: how the verdict follows from the data.
+        n: runs in the smallest group that was compared; 0 where nothing was.
+    """
+
+    claim: str
+    statement: str
+    verdict: str
+    evidence: tuple[str, ...]
+    rule: str
+    n: int
+
+    @property
+    def provisional(self) -> bool:
+        """Whether fewer than 20 seeds are behind a verdict from runs."""
+        return self.verdict != NOT_MEASURED and self.n < ENOUGH_SEEDS
+
+
+class Finding(NamedTuple):
+    """A verdict in the making: the word, the evidence, the smallest group."""
+
+    verdict: str
+    evidence: list[str]
+    n: int
+
+
+def judge(records: Iterable[Record], costs: Mapping[str, Any]) -> list[Verdict]:
+    """A verdict on each of the six claims, from the runs of role "report".
+
+    Args:
+        records: any records; those of other roles are left out.
+        costs: the object of `costs.json`, `{}` where costs were not measured.
+    """
+    tasks = by_task(records)
+    verdicts = []
+    for claim, (statement, rule) in CLAIMS.items():
+        finding = rule(tasks, costs)
+        text = " ".join((inspect.getdoc(rule) or "").split())
+        verdicts.append(Verdict(claim, statement, finding.verdict, tuple(finding.evidence), text, finding.n))
+    return verdicts
+
+
+# --- the rules ---
+
+
+def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """Dopamine with its one default set against WP tuned for each task, on every forecasting and XOR task.
+
+    A task is won where the 95 % interval of the probability that a Dopamine run beats a WP run lies above .5, lost
+    where it lies below. A run beats another by a lower final test error, on tasks with a threshold by fewer forward
+    passes to reach it (never = infinity). Holds: won on all. Holds partly: won on some, and on more than are lost.
+    Otherwise not seen.
+    """
+    outcomes, evidence, sizes = [], [], []
+    for title, cells in _with(tasks, (DOPAMINE, WP), lambda task: is_forecasting(task) or is_xor(task)):
+        ours, theirs = cells[DOPAMINE], cells[WP]
+        timed = has_threshold(ours + theirs)
+        score = solved_at if timed else final_error
+        chance = statistics.probability_of_improvement((_map(score, ours), _map(score, theirs)))
+        outcomes.append(_sign(chance))
+        sizes.append(chance.n)
+        measure = "median passes to the threshold" if timed else "median error"
+        words = f"{title}: {measure} {_middle(score, ours)} against {_middle(score, theirs)}"
+        words += f", beats WP with probability {_interval(chance)}"
+        evidence.append(words + ("." if timed else f"; {_speed(ours, theirs)}."))
+    if not outcomes:
+        return _nothing("no task was run with both Dopamine (default) and tuned WP")
+    won, lost = outcomes.count(1), outcomes.count(-1)
+    summary = f"Against tuned WP, won on {won}, level on {outcomes.count(0)}, lost on {lost} of {len(outcomes)} tasks."
+    verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
+    return Finding(verdict, [summary, *evidence], min(sizes))
+
+
+def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam, on every forecasting and XOR task.
+
+    A task is comparable where the median final test error is at most 1.25 times Adam's, on tasks with a threshold
+    where the share of solved runs is at most .05 below Adam's. Holds: comparable on all forecasting tasks. Holds
+    partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not measured.
+    """
+    comparable: dict[str, bool] = {}
+    evidence, sizes, forecasting = [], [], []
+    for title, cells in _with(tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)):
+        best = _best(cells, (DOPAMINE, DOPAMINE2))
+        if best is None:
+            continue
+        ours, adam = cells[best], cells[ADAM]
+        sizes.append(min(len(ours), len(adam)))
+        if has_threshold(ours + adam):
+            own, other = (np.isfinite(_map(solved_at, runs)).mean() for runs in (ours, adam))
+            comparable[title] = bool(own >= other - 0.05)
+            evidence.append(f"{title}: {_name(best)} solves {own:.0%}, Adam {other:.0%}.")
+        else:
+            own, other = (float(statistics.median(_map(final_error, runs))) for runs in (ours, adam))
+            comparable[title] = own <= COMPARABLE * other
+            ratio = f"{compact(own / other)} times Adam's" if 0 < other < math.inf else "Adam diverged"
+            evidence.append(f"{title}: median error of {_name(best)} {compact(own)}, Adam {compact(other)} ({ratio}).")
+        if is_forecasting(ours[0]["task"]):
+            forecasting.append(title)
+    if not forecasting:
+        finding = _nothing("no forecasting task was run with both a Dopamine rule and tuned Adam")
+        return finding._replace(evidence=finding.evidence + evidence)
+    level = sum(comparable.values())
+    chaotic = sum(comparable[title] for title in forecasting)
+    summary = f"Comparable to tuned Adam on {chaotic} of {len(forecasting)} forecasting tasks"
+    summary += f" and {level - chaotic} of {len(comparable) - len(forecasting)} XOR tasks."
+    verdict = HOLDS if all(comparable[title] for title in forecasting) else PARTLY if level else NOT_SEEN
+    return Finding(verdict, [summary, *evidence], min(sizes))
+
+
+def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """Cost of a step of Dopamine against Adam with backpropagation, and the work each needs for the same error.
+
+    Per step: time in units of two forward passes, and peak memory over inference's, medians over the measured models.
+    For the same error: forward passes (Adam's step = 3) until Adam reaches Dopamine's median final error, on each
+    forecasting task. Holds: less time and memory per step, and fewer passes to the same error on every task. Holds
+    partly: less time or less memory per step, whatever the same error took. Otherwise not seen.
+    """
+    ours, adam = _cost_rows(costs, "dopamine", "adam"), _cost_rows(costs, "adam", "dopamine")
+    if not (ours and adam):
+        return _nothing("costs.json has no model with rows for both Dopamine and Adam")
+    evidence, less = [], {}
+    for key, words in COSTS.items():
+        own, other = (_cost(rows, key) for rows in (ours, adam))
+        less[key] = own < other
+        evidence.append(f"{words}: {compact(own)} against Adam's {compact(other)}.")
+    sizes, slower = [], 0
+    for title, cells in _with(tasks, (DOPAMINE, ADAM), is_forecasting):
+        own, other = cells[DOPAMINE], cells[ADAM]
+        needed = float(statistics.median([_passes_to(run, _median_error(own)) for run in other]))
+        budget = float(own[0]["budget"])
+        slower += needed <= budget
+        sizes.append(min(len(own), len(other)))
+        reached = f"Adam is there after {compact(needed)}" if math.isfinite(needed) else "Adam never gets there"
+        evidence.append(f"{title}: Dopamine's error after {compact(budget)} passes; {reached}.")
+    cheaper_step = (less["time_over_two_forwards"], less["peak_memory_over_inference"])
+    if not sizes:
+        evidence.append("The work for the same error was not measured.")
+    own, other = ({key: compact(_cost(rows, key), 2) for key in COSTS} for rows in (ours, adam))
+    summary = (
+        f"A step takes {own['time_over_two_forwards']} times two forward passes (Adam {other['time_over_two_forwards']}) "
+        f"and {own['peak_memory_over_inference']} times inference's memory "
+        f"(Adam {other['peak_memory_over_inference']})"
+    )
+    summary += f"; Adam is at the same error sooner on {slower} of {len(sizes)} forecasting tasks." if sizes else "."
+    evidence.insert(0, summary)
+    complete = all(cheaper_step) and bool(sizes) and not slower
+    return Finding(HOLDS if complete else PARTLY if any(cheaper_step) else NOT_SEEN, evidence, min(sizes, default=0))
+
+
+def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """Final error on unseen points of cluster XOR and continuous XOR, default sets against tuned SGD, Adam and WP.
+
+    On each task the better of Dopamine and Dopamine2 by median is compared; it is better than another where the 95 %
+    interval of the probability that its run beats the other's lies above .5. Holds: better than SGD, Adam and WP on
+    every task. Holds partly: better than both SGD and Adam on some task. Otherwise not seen.
+    """
+    full, partial, evidence, sizes = [], [], [], []
+    others = (SGD, ADAM, WP)
+    for title, cells in _with(tasks, (), lambda task: task.startswith(("cluster-xor", "continuous-xor"))):
+        own = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
+        present = [other for other in others if other in cells]
+        if not (own and present):
+            continue
+        best = min(own, key=lambda method: _median_error(cells[method]))
+        errors = {method: _map(final_error, cells[method]) for method in (best, *present)}
+        chances = {other: statistics.probability_of_improvement((errors[best], errors[other])) for other in present}
+        better = {other for other, chance in chances.items() if _sign(chance) == 1}
+        full.append(better == set(others))
+        partial.append({SGD, ADAM} <= better)
+        sizes.extend(chance.n for chance in chances.values())
+        against = "; ".join(
+            f"{_name(other)} {_middle(final_error, cells[other])}, beaten with probability {_interval(chances[other])}"
+            for other in present
+        )
+        evidence.append(f"{title}: median test error of {_name(best)} {_middle(final_error, cells[best])}; {against}.")
+    if not full:
+        return _nothing("neither cluster XOR nor continuous XOR was run with a Dopamine rule and another")
+    summary = (
+        f"Better than SGD, Adam and WP on {sum(full)}, than SGD and Adam on {sum(partial)} of "
+        f"{len(full)} task{'s' if len(full) > 1 else ''} with unseen points."
+    )
+    return Finding(HOLDS if all(full) else PARTLY if any(partial) else NOT_SEEN, [summary, *evidence], min(sizes))
+
+
+def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """Lowest median final test error on each forecasting task, among all that the paper compared, and SPSA and ES.
+
+    Dopamine2 counts with its default and with its tuned set. Holds: Dopamine2 is the lowest on every task. Holds
+    partly: the lowest on some task, or the lowest of those without gradients on every task. Otherwise not seen.
+    """
+    first, first_without_gradients, evidence, sizes = [], [], [], []
+    for title, cells in _with(tasks, (), is_forecasting):
+        medians = {method: _median_error(runs) for method, runs in cells.items() if method[0] != "vector"}
+        if len({optimizer for optimizer, _ in medians}) < 2 or all(method[0] != "dopamine2" for method in medians):
+            continue
+        ranked = sorted(medians, key=lambda method: medians[method])
+        forward = [method for method in ranked if method[0] not in ("sgd", "adam")]
+        first.append(ranked[0][0] == "dopamine2")
+        first_without_gradients.append(forward[0][0] == "dopamine2")
+        sizes.extend(len(cells[method]) for method in medians)
+        own = next(method for method in ranked if method[0] == "dopamine2")
+        words = f"{title}: lowest is {_name(ranked[0])} with {compact(medians[ranked[0]])}"
+        if ranked[0] != own:
+            words += f"; {_name(own)} has {compact(medians[own])}"
+        if forward[0] not in (ranked[0], own):
+            words += f"; lowest without gradients is {_name(forward[0])} with {compact(medians[forward[0]])}"
+        evidence.append(words + ".")
+    if not first:
+        return _nothing("no forecasting task was run with Dopamine2 and another optimizer")
+    partly = any(first) or all(first_without_gradients)
+    summary = f"Dopamine2 has the lowest median error on {sum(first)} of {len(first)} forecasting tasks"
+    summary += f", the lowest without gradients on {sum(first_without_gradients)}."
+    return Finding(HOLDS if all(first) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes))
+
+
+def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """Runs of Dopamine and Dopamine2 (default sets) on the forecasting tasks, beside tuned WP.
+
+    A run is unstable if it diverges or ends at more than twice its own best test error; the spread is the
+    interquartile range of the final errors over their median. Holds: at most 5 % unstable in each rule on each task,
+    and on each task a spread no larger than WP's. Holds partly: at most 5 % unstable in each rule over all tasks.
+    Otherwise not seen.
+    """
+    evidence, sizes, calm, tight = [], [], [], []
+    shaky: dict[Method, list[bool]] = {}
+    for title, cells in _with(tasks, (), is_forecasting):
+        present = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
+        words = []
+        for method in [*present, WP] if WP in cells and present else present:
+            runs = cells[method]
+            unstable = [_unstable(run) for run in runs]
+            spread = statistics.spread(_map(final_error, runs))
+            words.append(f"{_name(method)} {sum(unstable)} of {len(runs)} unstable, spread {compact(spread, 2)}")
+            sizes.append(len(runs))
+            if method != WP:
+                shaky.setdefault(method, []).extend(unstable)
+                calm.append(np.mean(unstable) <= 0.05)
+                tight.append(WP in cells and spread <= statistics.spread(_map(final_error, cells[WP])))
+        if words:
+            evidence.append(f"{title}: {'; '.join(words)}.")
+    if not shaky:
+        return _nothing("no forecasting task was run with a Dopamine rule")
+    partly = all(np.mean(each) <= 0.05 for each in shaky.values())
+    counts = ", ".join(f"{_name(method)} {sum(each)} of {len(each)}" for method, each in shaky.items())
+    summary = f"Unstable runs: {counts}; spread no larger than WP's in {sum(tight)} of {len(tight)} comparisons."
+    return Finding(
+        HOLDS if all(calm) and all(tight) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes)
+    )
+
+
+CLAIMS: dict[str, tuple[str, Callable[[Tasks, Mapping[str, Any]], Finding]]] = {
+    "C1": ("Dopamine converges faster than plain weight perturbation (WP) and outperforms it.", faster_than_wp),
+    "C2": ("It performs comparably to gradient-based training.", comparable_to_gradients),
+    "C3": ("It needs much less computation and memory than gradient-based training.", cheaper),
+    "C4": ("It generalises better on XOR.", generalises_on_xor),
+    "C5": ("Dopamine2 has the lowest error on chaotic forecasting.", lowest_error_on_chaos),
+    "C6": ("It converges stably.", stable),
+}
+COSTS = {
+    "passes_per_step": "Forward passes per step",
+    "time_over_two_forwards": "Time of a step, in units of two forward passes",
+    "peak_memory_over_inference": "Peak memory, in units of inference's",
+}
+
+
+# --- their parts ---
+
+
+def _with(tasks: Tasks, methods: tuple[Method, ...], wanted: Callable[[str], bool]) -> list[tuple[str, Cells]]:
+    """Tasks of a kind on which all of `methods` were run."""
+
+    def name(cells: Cells) -> str:
+        return next(iter(cells.values()))[0]["task"]
+
+    return [(title, cells) for title, cells in tasks.items() if wanted(name(cells)) and set(methods) <= set(cells)]
+
+
+def _nothing(reason: str) -> Finding:
+    return Finding(NOT_MEASURED, [f"Not measured: {reason}."], 0)
+
+
+def _map(score: Callable[[Record], float], runs: list[Record]) -> list[float]:
+    return [score(run) for run in runs]
+
+
+def _median_error(runs: list[Record]) -> float:
+    return float(statistics.median(_map(final_error, runs)))
+
+
+def _middle(score: Callable[[Record], float], runs: list[Record]) -> str:
+    return compact(float(statistics.median(_map(score, runs))))
+
+
+def _name(method: Method) -> str:
+    return method_title(method, bare=method[1] == "default")
+
+
+def _best(cells: Cells, methods: tuple[Method, ...]) -> Method | None:
+    """The method with the lowest median error; on a task with a threshold, the largest share of solved runs first."""
+    present = [method for method in methods if method in cells]
+    if not present:
+        return None
+    solved = {method: np.isinf(_map(solved_at, cells[method])).mean() for method in present}
+    return min(present, key=lambda method: (solved[method], _median_error(cells[method])))
+
+
+def _sign(chance: statistics.Estimate) -> int:
+    """1 if the interval lies above .5, -1 if below, 0 otherwise and for single runs, whose interval is open."""
+    return 1 if chance.low > 0.5 else -1 if chance.high < 0.5 else 0
+
+
+def _interval(chance: statistics.Estimate) -> str:
+    bounds = "one run" if math.isnan(chance.low) else f"{chance.low:.2f} to {chance.high:.2f}"
+    return f"{chance.value:.2f} ({bounds})"
+
+
+def _passes_to(record: Record, error: float) -> float:
+    """Forward passes after which the curve of a run first is at or below an error; infinity if never."""
+    curve = zip(record["curve"]["passes"], record["curve"]["error"], strict=True)
+    return next((float(passes) for passes, value in curve if value is not None and value <= error), math.inf)
+
+
+def _speed(ours: list[Record], theirs: list[Record]) -> str:
+    needed = float(statistics.median([_passes_to(run, _median_error(theirs)) for run in ours]))
+    budget = compact(float(theirs[0]["budget"]))
+    if math.isinf(needed):
+        return f"does not reach WP's final error in {budget} passes"
+    return f"reaches WP's final error after {compact(needed)} of {budget} passes"
+
+
+def _unstable(record: Record) -> bool:
+    errors = [value for value in record["curve"]["error"] if value is not None]
+    return not errors or not final_error(record) <= 2 * min(errors)
+
+
+def _cost_rows(costs: Mapping[str, Any], optimizer: str, other: str) -> list[Mapping[str, Any]]:
+    """Rows of one optimizer on the models that were measured with the other too."""
+    rows = costs.get("rows", [])
+    shared = {row["task"] for row in rows if row["optimizer"] == other}
+    return [row for row in rows if row["optimizer"] == optimizer and row["task"] in shared]
+
+
+def _cost(rows: list[Mapping[str, Any]], key: str) -> float:
+    values = [float(row[key]) for row in rows if row.get(key) is not None]
+    return float(np.median(values)) if values else math.nan

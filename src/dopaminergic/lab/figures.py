@@ -1,0 +1,228 @@
+"""Which figures the data of a folder allow, with their titles and captions; each caption says its n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from dopaminergic.lab import plots
+from dopaminergic.lab.drawing import save
+from dopaminergic.lab.records import (
+    LABELS,
+    Cells,
+    Record,
+    by_task,
+    compact,
+    has_threshold,
+    is_forecasting,
+    is_xor,
+    read_costs,
+    read_records,
+    task_title,
+)
+
+RESULTS = "Learning curves and final errors"
+FORECASTS = "Forecasts that run free"
+BOUNDARIES = "What was learned of XOR"
+SENSITIVITY = "Sensitivity to the learning rate"
+TRACES = "Prediction errors and learning rates"
+COSTS = "Cost of a step"
+
+
+class Drawing(NamedTuple):
+    """A picture on disk and what to say about it.
+
+    Attributes:
+        path: of the PNG file.
+        title: heading.
+        caption: what is shown, with its n.
+        section: the part of the report it belongs to.
+        wide: whether it takes the width of the page.
+    """
+
+    path: Path
+    title: str
+    caption: str
+    section: str
+    wide: bool
+
+
+class Plan(NamedTuple):
+    """A figure to be drawn: the stem of its file name, how to draw it, and the fields of `Drawing`."""
+
+    name: str
+    draw: Callable[[], Figure]
+    title: str
+    caption: str
+    section: str
+    wide: bool
+
+
+def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
+    """Draw every figure that the data of a folder allow, as PNG files in another, which is created if missing.
+
+    Args:
+        folder_in: with `records.jsonl` and, if they were made, `pictures.jsonl` and `costs.json`.
+        folder_out: of the figures.
+
+    Returns:
+        The drawings in the order of the report; the first three fields are path, title and caption.
+    """
+    source, target = Path(folder_in), Path(folder_out)
+    target.mkdir(parents=True, exist_ok=True)
+    records = read_records(source / "records.jsonl").records
+    pictures = read_records(source / "pictures.jsonl", ("name", "task", "optimizer")).records
+    drawings = []
+    for number, plan in enumerate(plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1):
+        path = target / f"{number:02d}-{plan.name}.png"
+        save(plan.draw(), path)
+        drawings.append(Drawing(path, *plan[2:]))
+    return drawings
+
+
+def plan_all(records: list[Record], pictures: list[Record], costs: list[Record]) -> list[Plan]:
+    """The figures to be drawn, in the order of the report; none for data that are missing."""
+    return [
+        *_results(records),
+        *_free_runs(pictures),
+        *_boundaries(pictures),
+        *_sensitivity(records),
+        *_traces(records),
+        *_costs(costs),
+    ]
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: "1 seed", "3 seeds"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def count(cells: Mapping[Any, Sequence[Record]]) -> str:
+    """How many runs each method has, such as "n = 20 seeds each" or "n = 3 to 5 seeds"."""
+    sizes = sorted({len(runs) for runs in cells.values()})
+    return (
+        f"n = {sizes[0]} to {plural(sizes[-1], 'seed')}" if len(sizes) > 1 else f"n = {plural(sizes[0], 'seed')} each"
+    )
+
+
+def _slug(title: str) -> str:
+    ascii_title = title.lower().replace("ö", "o").replace("é", "e")
+    return "-".join("".join(one if one.isascii() and one.isalnum() else " " for one in ascii_title).split())
+
+
+def _task(cells: Cells) -> str:
+    return next(iter(cells.values()))[0]["task"]
+
+
+def _results(records: list[Record]) -> Iterator[Plan]:
+    tasks = by_task(records)
+    for title, cells in tasks.items():
+        n, slug = count(cells), _slug(title)
+        caption = f"Median test error and interquartile band over seeds, {n}; a step of SGD or Adam counts as 3 passes."
+        draw = partial(plots.learning_curves, cells)
+        yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
+        if has_threshold(run for runs in cells.values() for run in runs):
+            caption = f"Share of runs whose test error has fallen below the task's threshold, {n}."
+            draw = partial(plots.solved_shares, cells)
+            yield Plan(f"solved-{slug}", draw, f"{title}: runs that met the threshold", caption, RESULTS, False)
+        budget = compact(max(run["budget"] for runs in cells.values() for run in runs))
+        caption = (
+            f"After {budget} forward passes, {n}: every run (small), the median (large; hollow for a tuned set beside "
+            "a default one) and its bootstrap 95 % interval (bar)."
+        )
+        draw = partial(plots.final_errors, cells)
+        yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False)
+    chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}
+    if len(chaos) > 1 and all(0 < plots.lowest_median(cells) < math.inf for cells in chaos.values()):
+        joined = {(title, *method): runs for title, cells in chaos.items() for method, runs in cells.items()}
+        caption = (
+            f"Share of runs, averaged over {', '.join(chaos)}, whose final error is at most a multiple of the lowest "
+            f"median on the task; further left is better; {count(joined)} on every task."
+        )
+        title = "All forecasting tasks: performance profile"
+        yield Plan("profile", partial(plots.profile, chaos), title, caption, RESULTS, True)
+
+
+def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
+    for task, chosen in _pictures(pictures, "free_run").items():
+        title, runs = task_title(task), _one_run_each(chosen)
+        caption = (
+            "The truth, and each network's own dynamics when it is fed its own forecasts, from the same start; "
+            f"normalised units, {runs}."
+        )
+        draw = partial(plots.attractors, chosen)
+        yield Plan(f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True)
+        caption = (
+            "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs by more than "
+            f"{plots.DEPARTURE} of the truth's root mean square; normalised units, {runs}."
+        )
+        draw = partial(plots.free_runs, chosen)
+        yield Plan(f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True)
+
+
+def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
+    for task, chosen in _pictures(pictures, "decision_boundary").items():
+        title = task_title(task)
+        caption = (
+            "Predicted probability over the plane. Solid line: where it is one half; dotted: the true boundary, the "
+            f"two axes; {_one_run_each(chosen)}."
+        )
+        draw = partial(plots.decision_boundaries, chosen)
+        yield Plan(f"boundary-{_slug(title)}", draw, f"{title}: decision boundaries", caption, BOUNDARIES, True)
+
+
+def _pictures(pictures: list[Record], name: str) -> dict[str, list[Record]]:
+    """By task, the first picture of each optimizer, its default set before the tuned one, in the order of legends."""
+    tasks: dict[str, dict[str, Record]] = {}
+    ranked = (picture for picture in pictures if picture["name"] == name)
+    for picture in sorted(ranked, key=lambda each: (each.get("variant") != "default", each.get("seed", 0))):
+        tasks.setdefault(picture["task"], {}).setdefault(picture["optimizer"], picture)
+    return {task: [first[key] for key in sorted(first, key=[*LABELS, *first].index)] for task, first in tasks.items()}
+
+
+def _one_run_each(pictures: list[Record]) -> str:
+    seeds = sorted({picture["seed"] for picture in pictures if "seed" in picture})
+    return f"one run each (n = 1, seed {', '.join(map(str, seeds))})"
+
+
+def _sensitivity(records: list[Record]) -> Iterator[Plan]:
+    for title, cells in by_task(records, "tuning").items():
+        if not any(len(plots.errors_by_rate(runs)) > 1 for runs in cells.values()):
+            continue
+        seeds = plural(len({run["seed"] for runs in cells.values() for run in runs}), "seed")
+        caption = (
+            f"Median final error and interquartile band on the tuning seeds, n = {seeds} for each learning rate; no "
+            "other figure shows these runs. A cross at the top: the median run diverged."
+        )
+        yield Plan(f"sensitivity-{_slug(title)}", partial(plots.sensitivity, cells), title, caption, SENSITIVITY, False)
+
+
+def _traces(records: list[Record]) -> Iterator[Plan]:
+    """One task of each kind: the first forecasting task, the first of XOR, the first of others."""
+    seen = set()
+    for title, cells in by_task(records).items():
+        kind = (is_forecasting(_task(cells)), is_xor(_task(cells)))
+        runs = [run for each in plots.main_variants(cells).values() for run in each if run.get("traces")]
+        if runs and kind not in seen:
+            seen.add(kind)
+            n = plural(len({run["seed"] for run in runs}), "run")
+            caption = (
+                "Above, the reward prediction error of the first run (linear near zero, logarithmic beyond); below, "
+                f"the learning rate it sets, n = {n} each, the first in full colour."
+            )
+            yield Plan(f"traces-{_slug(title)}", partial(plots.traces, runs), title, caption, TRACES, True)
+
+
+def _costs(rows: list[Record]) -> Iterator[Plan]:
+    if rows:
+        models = list(dict.fromkeys(task_title(row["task"]) for row in rows))
+        caption = (
+            f"Medians over n = {plural(len(models), 'model')} ({', '.join(models)}); white dots: each model. Dashed: "
+            "two forward passes without gradients, and the memory of inference."
+        )
+        yield Plan("costs", partial(plots.costs_of_steps, rows), "Passes, time and memory", caption, COSTS, True)

@@ -1,0 +1,136 @@
+"""Many runs of one optimizer on one task, side by side in one process: replicas stacked and evaluated as one batch."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopaminergic.lab.optimizers import find_method
+from dopaminergic.lab.records import write_whole
+from dopaminergic.lab.tasks import Task
+
+TRACE_POINTS = 200
+
+
+class Fleet:
+    """R runs that differ in their seed and learning rate alone, and know nothing of each other.
+
+    Args:
+        task: what is learned.
+        optimizer: name in `METHODS`.
+        seeds: one for each replica; equal seeds have equal initial weights, batches and directions.
+        learning_rates: one for each replica.
+        budget: forward passes of each run.
+        curve_points: about how many points of the learning curve to keep.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: str,
+        seeds: list[int],
+        learning_rates: list[float],
+        budget: int,
+        curve_points: int = 40,
+    ) -> None:
+        method = find_method(optimizer)
+        self.task, self.seeds, self.budget = task, seeds, budget
+        self.model = task.build(seeds)
+        lr = torch.tensor(learning_rates, dtype=torch.float64)
+        self.optimizer = method.make(self.model.parameters(), lr, seeds)
+        self.passes_per_step = method.passes_per_step
+        # Solved is judged as finely as the task wants; the curve keeps fewer points than that.
+        self.keep_every = max(task.evaluate_every, budget // curve_points)
+        self.steps, self.evaluated, self.kept, self.traced = 0, 0, -1, 0
+        self.curve: list[tuple[int, list[float]]] = []
+        self.traces: list[tuple[int, float, float]] = []
+        self.solved_at = torch.full((len(seeds),), math.inf, dtype=torch.float64)
+        self._seeds = torch.tensor(seeds)
+        self._evaluate(0)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each replica so far."""
+        return self.optimizer.forward_passes
+
+    @property
+    def done(self) -> bool:
+        """Whether another step would go over the budget."""
+        return self.passes + self.passes_per_step > self.budget
+
+    def run(self, every: int = 100) -> Iterator[int]:
+        """Train to the end of the budget, yielding the forward passes so far every so many steps."""
+        while not self.done:
+            for _ in range(every):
+                if self.done:
+                    break
+                self.step()
+            yield self.passes
+        if self.kept < self.passes:
+            self._evaluate(self.passes, keep=True)
+
+    def step(self) -> Tensor:
+        """One step of every replica; returns their losses before it, shape `(R,)`."""
+        batch = self.task.batch(self._seeds, self.steps)
+        losses = self.optimizer.step(lambda: self.task.outcome(self.model, batch))
+        self.steps += 1
+        if self.passes - self.evaluated >= self.task.evaluate_every:
+            self._evaluate(self.passes)
+        if self.passes - self.traced >= self.budget // TRACE_POINTS and hasattr(self.optimizer, "last_rpe"):
+            self.traced = self.passes
+            rpe, rate = (float(x[0]) for x in (self.optimizer.last_rpe, self.optimizer.last_learning_rate))  # pyright: ignore[reportAttributeAccessIssue]
+            self.traces.append((self.passes, rpe, rate))
+        return losses
+
+    def _evaluate(self, passes: int, keep: bool = False) -> None:
+        self.evaluated = passes
+        error = self.task.evaluate(self.model)[self.task.metric]
+        if self.task.threshold is not None:
+            now = (error < self.task.threshold) & self.solved_at.isinf()
+            self.solved_at = torch.where(now, float(passes), self.solved_at)
+        if keep or self.kept < 0 or passes - self.kept >= self.keep_every:
+            self.kept = passes
+            self.curve.append((passes, error.tolist()))
+
+    def metrics(self) -> dict[str, list[float]]:
+        """All test metrics at this moment, a list over replicas for each."""
+        found = {**self.task.evaluate(self.model), **self.task.finish(self.model)}
+        return {name: values.expand(len(self.seeds)).tolist() for name, values in found.items()}
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint in one step; a kill leaves the old one or the new one."""
+        content = io.BytesIO()
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **self._own()}
+        torch.save(state, content)
+        write_whole(path, content.getvalue())
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of a fleet of the same making, bit for bit.
+
+        Raises:
+            ValueError: the checkpoint is damaged or belongs to other runs.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            raise ValueError(
+                f"{path}: not a readable checkpoint ({error}); delete it to start that run afresh"
+            ) from error
+        if state["seeds"] != self.seeds or state["task"] != [self.task.name, self.task.settings]:
+            raise ValueError(f"{path}: the checkpoint belongs to {state['task'][0]} with seeds {state['seeds']}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("steps", "evaluated", "kept", "traced", "solved_at"):
+            setattr(self, name, state[name])
+        self.curve = [(passes, errors) for passes, errors in state["curve"]]
+        self.traces = [(passes, rpe, rate) for passes, rpe, rate in state["traces"]]
+
+    def _own(self) -> dict[str, Any]:
+        names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
+        return {"task": [self.task.name, self.task.settings], **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,130 @@
+"""The optimizers that the lab compares, by name, each with the same number of learning rates to tune over.
+
+Forward-only ones run as they are: a fleet is an optimizer with many seeds. SGD and Adam are torch's own, driven by
+backpropagation, with one addition: a learning rate for each replica.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
+from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.outcomes import mean_losses
+
+
+class Backpropagation:
+    """A torch optimizer on exact gradients, with the interface of a forward-only fleet.
+
+    A step counts as three forward passes: one forward, and a backward that costs about two.
+
+    Args:
+        parameters: stacked, the replica first.
+        kind: builds a torch optimizer whose update is proportional to its learning rate.
+        lr: float64 of shape `(R,)`.
+    """
+
+    passes_per_step = 3
+
+    def __init__(self, parameters: Any, kind: Callable[..., torch.optim.Optimizer], lr: Tensor) -> None:
+        self.parameters = list(parameters)
+        self.lr = lr
+        # The torch optimizer moves proxies that start each step at zero, so what it leaves there is its update for a
+        # learning rate of 1; each replica then takes that update times its own.
+        self.proxies = [torch.zeros_like(p) for p in self.parameters]
+        self.inner = kind(self.proxies, lr=1.0)
+        self.steps = 0
+
+    @property
+    def forward_passes(self) -> int:
+        """Cost so far in forward passes."""
+        return self.steps * self.passes_per_step
+
+    def step(self, closure: Callable[[], Any]) -> Tensor:
+        """Backpropagate and update; returns the losses before the update, float64 of shape `(R,)`."""
+        losses = mean_losses(closure(), type(self.inner).__name__, len(self.lr))
+        gradients = torch.autograd.grad(losses.sum(), self.parameters)
+        with torch.no_grad():
+            for proxy, gradient in zip(self.proxies, gradients, strict=True):
+                proxy.zero_()
+                proxy.grad = gradient
+            self.inner.step()
+            for parameter, proxy in zip(self.parameters, self.proxies, strict=True):
+                lr = self.lr.to(parameter.dtype).reshape(-1, *[1] * (parameter.ndim - 1))
+                parameter.add_(lr * proxy)
+        self.steps += 1
+        return losses.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to continue, beside the weights."""
+        return {"steps": self.steps, "lr": self.lr, "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.steps, self.lr = state["steps"], state["lr"]
+        self.inner.load_state_dict(state["inner"])
+
+
+class Method(NamedTuple):
+    """An optimizer as the lab knows it.
+
+    Attributes:
+        label: its name for people.
+        make: builds it from parameters, a tensor of learning rates and a list of seeds, one for each replica.
+        grid: learning rates to tune over, seven for every method, half a decade apart.
+        default: its own default learning rate where it is meant to be used untuned, else None.
+        passes_per_step: what a step costs.
+    """
+
+    label: str
+    make: Callable[[Any, Tensor, list[int]], ForwardOptimizer | Backpropagation]
+    grid: list[float]
+    default: float | None
+    passes_per_step: int
+
+
+def half_decades(first: float) -> list[float]:
+    """Seven learning rates from `first` over three decades.
+
+    >>> half_decades(0.01)
+    [0.01, 0.0316, 0.1, 0.316, 1.0, 3.16, 10.0]
+    """
+    return [float(f"{first * 10 ** (i / 2):.3g}") for i in range(7)]
+
+
+def _forward(kind: type[ForwardOptimizer], **settings: Any) -> Callable[[Any, Tensor, list[int]], ForwardOptimizer]:
+    return lambda parameters, lr, seeds: kind(parameters, lr=lr, seed=seeds, **settings)
+
+
+def _backward(kind: Callable[..., torch.optim.Optimizer]) -> Callable[[Any, Tensor, list[int]], Backpropagation]:
+    return lambda parameters, lr, seeds: Backpropagation(parameters, kind, lr)
+
+
+METHODS: dict[str, Method] = {
+    "dopamine": Method("Dopamine", _forward(Dopamine), half_decades(0.3), 3.0, 2),
+    "dopamine2": Method("Dopamine2", _forward(Dopamine2), half_decades(0.4), 4.0, 2),
+    "wp": Method("WP", _forward(WeightPerturbation), half_decades(0.003), None, 2),
+    "spsa": Method("SPSA", _forward(SPSA), half_decades(0.003), None, 2),
+    "es": Method("ES", _forward(EvolutionStrategy), half_decades(0.0001), None, 16),
+    "sgd": Method("SGD", _backward(torch.optim.SGD), half_decades(0.01), None, 3),
+    "adam": Method("Adam", _backward(torch.optim.Adam), half_decades(0.0003), None, 3),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        ValueError: there is none of that name; the message has the nearest.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name.lower(), METHODS, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METHODS)}"
+        raise ValueError(f"optimizer: no optimizer {name!r}; {hint}")
+    return METHODS[name]

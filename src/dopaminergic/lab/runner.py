@@ -1,0 +1,271 @@
+"""Runs fleets to the end of their budget, in parallel processes, and writes a record for each replica.
+
+Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are checkpoints beside it, and
+a rerun of the same plan skips the first and continues the second. Workers stop at a checkpoint on Ctrl-C, and when the
+process that started them is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dopaminergic import __version__
+from dopaminergic.lab.fleet import Fleet
+from dopaminergic.lab.records import SCHEMA, append_records, read_records
+from dopaminergic.lab.tasks import make_task
+
+CHECKPOINT_SECONDS = 15.0
+TRACED = ("dopamine", "dopamine2")
+
+
+class Replica(NamedTuple):
+    """One run: its seed, its learning rate, and what it is for."""
+
+    seed: int
+    lr: float
+    variant: str
+    role: str
+
+
+class Job(NamedTuple):
+    """One fleet.
+
+    Attributes:
+        task: name in `TASKS`.
+        task_settings: the settings that differ from the task's defaults.
+        optimizer: name in `METHODS`.
+        budget: forward passes of each run.
+        replicas: the runs.
+        picture: whether to draw the first report replica's pictures.
+    """
+
+    task: str
+    task_settings: dict[str, Any]
+    optimizer: str
+    budget: int
+    replicas: tuple[Replica, ...]
+    picture: bool = False
+
+    @property
+    def name(self) -> str:
+        """A file name that is the same for the same job and for no other."""
+        digest = hashlib.sha256(json.dumps(self, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{self.task}-{self.optimizer}-{digest}"
+
+    @property
+    def work(self) -> int:
+        """Forward passes of all replicas together."""
+        return self.budget * len(self.replicas)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine: what a record says of where it was made."""
+    here = Path(__file__).parent
+    commit = None
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        pass  # installed without git: the version must do
+    versions = {
+        "dopaminergic": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    return {"versions": versions, "commit": commit, "platform": platform.platform(), "threads": torch.get_num_threads()}
+
+
+def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool]) -> list[dict] | None:
+    """Run one fleet from its checkpoint, if it has one.
+
+    Args:
+        job: what to run.
+        checkpoints: folder for the checkpoint.
+        report: called every so often with the forward passes so far.
+        stop: asked every so often; if true, save and return.
+
+    Returns:
+        Two lists as one: the records, then the picture lines, told apart by their keys; None if stopped.
+    """
+    task = make_task(job.task, **job.task_settings)
+    seeds, rates = [r.seed for r in job.replicas], [r.lr for r in job.replicas]
+    fleet = Fleet(task, job.optimizer, seeds, rates, job.budget)
+    path = checkpoints / f"{job.name}.pt"
+    if path.exists():
+        fleet.load(path)
+    began = saved = time.monotonic()
+    for passes in fleet.run(every=max(1, 20_000 // (len(seeds) * fleet.passes_per_step))):
+        report(passes)
+        stopping = stop()
+        if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            fleet.save(path)
+            saved = time.monotonic()
+        if stopping:
+            return None
+    return _records(job, fleet, time.monotonic() - began)
+
+
+def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict]:
+    metrics, now = fleet.metrics(), datetime.now(UTC).isoformat(timespec="seconds")
+    surroundings, task = environment(), fleet.task
+    lines: list[dict] = []
+    for r, replica in enumerate(job.replicas):
+        errors = [values[r] for _, values in fleet.curve]
+        solved = float(fleet.solved_at[r])
+        first_of_its_kind = replica.role == "report" and r == 0
+        lines.append(
+            {
+                "schema": SCHEMA,
+                "task": job.task,
+                "task_settings": task.settings,
+                "optimizer": job.optimizer,
+                "variant": replica.variant,
+                "role": replica.role,
+                "settings": {"lr": replica.lr},
+                "seed": replica.seed,
+                "budget": job.budget,
+                "forward_passes": fleet.passes,
+                "curve": {"passes": [passes for passes, _ in fleet.curve], "error": _short(errors)},
+                "traces": _traces(fleet) if first_of_its_kind and job.optimizer in TRACED else None,
+                "metrics": {name: values[r] for name, values in metrics.items()},
+                "solved_at": int(solved) if np.isfinite(solved) else None,
+                "diverged": not np.isfinite(errors[-1]),
+                "seconds": round(seconds, 2),
+                "replicas": len(job.replicas),
+                "versions": surroundings["versions"],
+                "commit": surroundings["commit"],
+                "created": now,
+                "dtype": str(task.dtype).removeprefix("torch."),
+            }
+        )
+    return lines + (_pictures(job, fleet) if job.picture else [])
+
+
+def _pictures(job: Job, fleet: Fleet) -> list[dict]:
+    replica = job.replicas[0]
+    alone = fleet.task.build([replica.seed])
+    alone.load_state_dict({name: value[:1] for name, value in fleet.model.state_dict().items()})
+    label = {"task": job.task, "optimizer": job.optimizer, "variant": replica.variant, "seed": replica.seed}
+    return [{**label, **picture} for picture in fleet.task.picture(alone)]
+
+
+def _traces(fleet: Fleet) -> dict[str, list[float]]:
+    passes, rpes, rates = zip(*fleet.traces, strict=True) if fleet.traces else ((), (), ())
+    return {"passes": list(passes), "rpe": _short(rpes), "learning_rate": _short(rates)}
+
+
+def _short(values: Iterable[float]) -> list[float]:
+    """Six significant digits are more than any figure shows, and keep the records small."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _key(record: dict) -> str:
+    settings = [record[k] for k in ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget")]
+    return json.dumps([*settings, record["settings"]["lr"]], sort_keys=True)
+
+
+def unfinished(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """The jobs that have a replica without a record, the longest first."""
+    done = {_key(record) for record in read_records(folder / "records.jsonl").records}
+
+    def missing(job: Job) -> bool:
+        settings = make_task(job.task, **job.task_settings).settings
+        common = {"task": job.task, "task_settings": settings, "optimizer": job.optimizer, "budget": job.budget}
+        keys = (_key({**common, **r._asdict(), "settings": {"lr": r.lr}}) for r in job.replicas)
+        return any(key not in done for key in keys)
+
+    return sorted((job for job in jobs if missing(job)), key=lambda job: -job.work)
+
+
+def run_jobs(jobs: Iterable[Job], folder: Path, workers: int, progress: Callable[[int, int, list[str]], None]) -> None:
+    """Run all jobs that are not done yet, and append their records.
+
+    Args:
+        jobs: what to run; see `unfinished`.
+        folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
+        workers: parallel processes, each of one thread.
+        progress: called with replica-passes done, replica-passes in all, and the names of the running jobs.
+
+    Raises:
+        KeyboardInterrupt: after every worker has saved a checkpoint.
+        RuntimeError: a worker failed; what is finished is kept.
+    """
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    waiting = unfinished(jobs, folder)
+    total, finished = sum(job.work for job in waiting), 0
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    running: dict[Connection, tuple[Any, Job, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_worker, args=(job, checkpoints, theirs, stop, os.getpid()))
+                process.start()
+                theirs.close()
+                running[ours] = (process, job, 0)
+            for connection in wait(list(running), timeout=1.0):
+                assert isinstance(connection, Connection)
+                process, job, _ = running[connection]
+                try:
+                    message = connection.recv()
+                except EOFError:
+                    process.join()
+                    raise RuntimeError(
+                        f"the process running {job.name} ended with code {process.exitcode} (killed, or out of memory?); run "
+                        "the same command again to continue"
+                    ) from None
+                if isinstance(message, int):
+                    running[connection] = (process, job, message * len(job.replicas))
+                    continue
+                del running[connection]
+                process.join()
+                if isinstance(message, str):
+                    raise RuntimeError(f"{job.name} failed: {message}")
+                _keep(message, folder)
+                (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
+                finished += job.work
+            names = [f"{job.task} {job.optimizer}" for _, job, _ in running.values()]
+            progress(finished + sum(done for _, _, done in running.values()), total, names)
+    finally:
+        stop.set()
+        for process, _, _ in running.values():
+            process.join()
+
+
+def _keep(lines: list[dict], folder: Path) -> None:
+    # Pictures first: a kill between the two repeats the job, and a repeated picture replaces the first.
+    append_records(folder / "pictures.jsonl", [line for line in lines if "schema" not in line])
+    append_records(folder / "records.jsonl", [line for line in lines if "schema" in line])
+
+
+def _worker(job: Job, checkpoints: Path, connection: Connection, stop: Any, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets `stop`
+    torch.set_num_threads(1)
+    try:
+        lines = run_job(job, checkpoints, report=connection.send, stop=lambda: stop.is_set() or os.getppid() != parent)
+        if lines is not None:
+            connection.send(lines)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+    except BrokenPipeError:  # the parent is gone; the checkpoint is what remains
+        sys.exit(1)

@@ -1,0 +1,150 @@
+"""What a learning task is: initial networks, batches as a pure function of seed and step, a loss, and test metrics.
+
+A task serves one model and a stack of R models (see `dopaminergic.lab.networks`) by the same calls. It draws batches
+from the counter-based noise of the library, so a run resumes exactly, and every optimizer that is given one seed sees
+the same initial weights and the same batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dopaminergic.lab.networks import Perceptron, Recurrent, Seeds
+from dopaminergic.noise.reference import BATCH, MASK, philox
+from dopaminergic.outcomes import Outcome
+
+Model = Perceptron | Recurrent
+Batch = tuple[Tensor, Tensor]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def choose(name: str, value: str, known: tuple[str, ...]) -> str:
+    """The value, if it is one of those known; else a ValueError that lists them."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+class Task(ABC):
+    """A learning problem with fixed data; see the module for what it promises.
+
+    Attributes:
+        name: the key in `TASKS`.
+        title: for headings.
+        metric: the key of `evaluate()` by which runs are ranked; lower is better.
+        metric_label: for the axes of figures.
+        threshold: a run has solved the task when its metric is below this; None if the task has no such mark.
+        budget: forward passes of a full run.
+        evaluate_every: forward passes between two evaluations.
+        settings: everything that defines the task beside its name, as JSON.
+        loss_floor: the least loss that can be reached.
+        dtype: of the data and the parameters.
+    """
+
+    name: str
+    title: str
+    metric: ClassVar[str]
+    metric_label: ClassVar[str]
+    threshold: float | None = None
+    budget: int
+    evaluate_every: int
+    settings: dict[str, Any]
+    loss_floor: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    def _define(self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]) -> None:
+        """Sets the attributes common to all tasks; `settings["dtype"]` is `"float32"` or `"float64"`."""
+        self.name, self.title, self.budget, self.evaluate_every = name, title, budget, evaluate_every
+        self.settings = settings
+        self.dtype = DTYPES[choose("dtype", settings["dtype"], tuple(DTYPES))]
+
+    @abstractmethod
+    def build(self, seeds: Seeds) -> Model:
+        """The network at its initial weights: plain for an int, stacked for a sequence of R ints.
+
+        Slice r of the stacked network equals `build(seeds[r])` exactly.
+        """
+
+    @abstractmethod
+    def batch(self, seeds: int | Tensor, step: int) -> Batch:
+        """Inputs and targets of one training step, a pure function of its arguments.
+
+        Args:
+            seeds: an int, or an int64 tensor of shape `(R,)` for one batch for each replica.
+            step: in [0, 2^32).
+
+        Returns:
+            Inputs `(B, ...)` and targets `(B, ...)`, with a leading R for a tensor of seeds; without it where all
+            replicas share the batch.
+        """
+
+    @abstractmethod
+    def outcome(self, model: Model, batch: Batch) -> Outcome:
+        """The predictions on a batch and their losses; for a stacked model both keep the leading R."""
+
+    @abstractmethod
+    def evaluate(self, model: Model) -> dict[str, Tensor]:
+        """Test metrics cheap enough for learning curves: float64, 0-d, or `(R,)` for a stacked model."""
+
+    def finish(self, model: Model) -> dict[str, Tensor]:
+        """Metrics too costly for curves, wanted once at the end of a run; shapes as in `evaluate`."""
+        return {}
+
+    def picture(self, model: Model) -> list[dict[str, Any]]:
+        """Data for figures of a plain model or a stack of one, each a JSON-able dict with a `name`."""
+        return []
+
+    def parameter_count(self) -> int:
+        """The number of weights of one replica."""
+        return sum(parameter.numel() for parameter in self.build(0).parameters())
+
+
+class Draws:
+    """`integers(n, high, seed=..., step=...)` for many steps at once: the same numbers, at a twentieth of the cost.
+
+    Calling Philox on the few counters of one step costs as much as a small network. The last block of steps is kept;
+    whatever the order of the calls, the result depends on the seeds and the step alone.
+
+    Args:
+        n: how many numbers a step.
+        high: exclusive upper bound, in [1, 2^31).
+        block: how many steps to draw at once.
+    """
+
+    def __init__(self, n: int, high: int, *, block: int = 64) -> None:
+        self.n, self.high, self.block = n, high, block
+        self._first = -1
+        self._seeds = torch.empty(0, dtype=torch.int64)
+        self._kept = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, seeds: int | Tensor, step: int) -> Tensor:
+        """Integers in [0, high), shape `(n,)`, or `(R, n)` for a tensor of seeds."""
+        wanted = torch.as_tensor(seeds, dtype=torch.int64)
+        first = step - step % self.block
+        if first != self._first or not torch.equal(wanted, self._seeds):
+            self._kept, self._first, self._seeds = self._draw(wanted, first), first, wanted.clone()
+        return self._kept[step - first]
+
+    def _draw(self, seeds: Tensor, first: int) -> Tensor:
+        steps = torch.arange(first, first + self.block).reshape(-1, *[1] * (seeds.ndim + 1))
+        key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
+        counter = (torch.arange(-(-self.n // 4)), torch.tensor(0), steps, torch.tensor(BATCH << 28))
+        bits = torch.stack(philox(counter, key), -1).flatten(-2)[..., : self.n]
+        return (bits * self.high) >> 32
+
+
+def mean_over_samples(values: Tensor, model: Model) -> Tensor:
+    """The mean in float64 over all dimensions except the replicas: 0-d, or `(R,)` for a stacked model."""
+    lead = 0 if model.replicas is None else 1
+    return values.to(torch.float64).flatten(lead).mean(-1)
+
+
+def single(model: Model) -> None:
+    """Raises ValueError unless the model is plain or a stack of one."""
+    if model.replicas not in (None, 1):
+        raise ValueError(f"model: pictures are drawn of one model, got a stack of {model.replicas}; take one replica")

@@ -1,0 +1,162 @@
+"""The definition of every random number in the library: noise = Philox counter -> 32-bit words -> signs or normals.
+
+A direction z is a pure function of (seed, stream, step, direction, parameter, element), so it is never stored: it is
+made again wherever it is needed, in any order, in any chunks, on any device. The generator is Philox4x32-10 (Salmon,
+Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a keyed bijection of 128-bit counters.
+
+    key     = (seed mod 2^32, seed div 2^32)
+    counter = (block, parameter, step, direction + 2^28 stream)
+
+One block gives four 32-bit words: 128 Rademacher signs or 4 normals, in the order of the elements. Every parameter
+starts a new block. This file is slow and obvious, in plain integer arithmetic of torch; the fast backends are tested
+against it, and `tests/noise/vectors.json` holds published test vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+# What a counter is used for: streams never share a number, whatever the step or the direction.
+RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
+MAX_DIRECTIONS = 1 << 28
+SIGNS_PER_BLOCK, NORMALS_PER_BLOCK = 128, 4
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Philox4x32-10: four words of 32 bits for each counter (Salmon et al. 2011, section 3.3).
+
+    Args:
+        counter: four int64 tensors holding unsigned 32-bit words, broadcast against each other and the key.
+        key: two int64 tensors holding unsigned 32-bit words.
+
+    Returns:
+        Four int64 tensors of words in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # An int64 product wraps around, yet holds the same 64 bits as the unsigned one.
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + KEY_INCREMENTS[0]) & MASK, (k1 + KEY_INCREMENTS[1]) & MASK
+    return [c0, c1, c2, c3]
+
+
+def words(
+    blocks: int, *, seed: int | Tensor, stream: int, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+) -> Tensor:
+    """The 32-bit words of consecutive blocks.
+
+    Args:
+        blocks: how many blocks.
+        seed: in [0, 2^63); an int, or an int64 tensor of shape `(R,)`, one seed for each replica.
+        stream: what the words are for; `RADEMACHER`, `GAUSSIAN`, `ROUNDING` or `BATCH`.
+        step: in [0, 2^32).
+        direction: in [0, 2^28).
+        parameter: index of the parameter, in [0, 2^32).
+        first: number of the first block.
+
+    Returns:
+        int64 words in [0, 2^32), shape `(4 blocks,)`, or `(R, 4 blocks)` for a tensor of seeds.
+    """
+    seeds = torch.as_tensor(seed, dtype=torch.int64)  # on whichever device the seeds are
+    key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
+    block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
+    fixed = [
+        torch.tensor(word, dtype=torch.int64, device=seeds.device)
+        for word in (parameter, step, direction + (stream << 28))
+    ]
+    out = philox((block, fixed[0], fixed[1], fixed[2]), key)
+    return torch.stack([word.expand(*seeds.shape, blocks) for word in out], dim=-1).flatten(-2)
+
+
+def rademacher(
+    n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+) -> Tensor:
+    """Signs, each +1 or -1 with probability 1/2: element e is bit e mod 32 of word e div 32 (set: +1).
+
+    Args:
+        n: how many elements.
+        seed: see `words`.
+        step: see `words`.
+        direction: see `words`.
+        parameter: see `words`.
+        first: index of the first element; a multiple of 128.
+
+    Returns:
+        float32 of shape `(n,)` or `(R, n)`.
+    """
+    blocks = -(-n // SIGNS_PER_BLOCK)
+    bits = words(
+        blocks,
+        seed=seed,
+        stream=RADEMACHER,
+        step=step,
+        direction=direction,
+        parameter=parameter,
+        first=first // SIGNS_PER_BLOCK,
+    )
+    signs = (bits[..., None] >> torch.arange(32, device=bits.device)) & 1
+    return (2 * signs - 1).flatten(-2)[..., :n].to(torch.float32)
+
+
+def gaussian(
+    n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+) -> Tensor:
+    """Standard normals by the transform of Box and Muller (1958), cut off at 5.77 by the 23-bit radius.
+
+    Words 0 and 1 of a block give elements 0 and 1, words 2 and 3 give elements 2 and 3.
+
+    Args:
+        n: how many elements.
+        seed: see `words`.
+        step: see `words`.
+        direction: see `words`.
+        parameter: see `words`.
+        first: index of the first element; a multiple of 4.
+
+    Returns:
+        float32 of shape `(n,)` or `(R, n)`.
+    """
+    blocks = -(-n // NORMALS_PER_BLOCK)
+    bits = words(
+        blocks,
+        seed=seed,
+        stream=GAUSSIAN,
+        step=step,
+        direction=direction,
+        parameter=parameter,
+        first=first // NORMALS_PER_BLOCK,
+    )
+    radius_bits, angle_bits = bits[..., 0::2], bits[..., 1::2]
+    radius_uniform = ((radius_bits >> 9).to(torch.float32) + 0.5) * 2.0**-23  # in (0, 1), exact in float32
+    angle = (angle_bits >> 8).to(torch.float32) * torch.tensor(2.0**-24 * 2 * math.pi, dtype=torch.float32)
+    radius = torch.sqrt(-2.0 * torch.log(radius_uniform))
+    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    return pairs.flatten(-2)[..., :n]
+
+
+def integers(n: int, high: int, *, seed: int | Tensor, step: int, stream: int = BATCH, parameter: int = 0) -> Tensor:
+    """Uniform integers in [0, high), for drawing batches (the bias is below `high` / 2^32).
+
+    Args:
+        n: how many.
+        high: exclusive upper bound, in [1, 2^31).
+        seed: see `words`.
+        step: see `words`.
+        stream: see `words`.
+        parameter: tells several draws of one step apart.
+
+    Returns:
+        int64 of shape `(n,)` or `(R, n)`.
+    """
+    bits = words(-(-n // 4), seed=seed, stream=stream, step=step, parameter=parameter)
+    return ((bits * high) >> 32)[..., :n]

@@ -1,0 +1,415 @@
+"""The one loop: a step = directions x outcomes x a rule.
+
+    begin -> evaluate the closure at the weights and at perturbed weights -> the rule turns losses into coefficients
+          -> restore the weights and add coefficients times directions, in one pass
+
+Subclasses bring a rule and nothing else. Whatever happens inside a step, the weights afterwards are those before the
+step or those after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
+    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
+)
+
+from dopaminergic import checks
+from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.scalars import Scalar, clip, finite, select
+from dopaminergic.weights import Term, Weights
+
+Closure = Callable[[], float | Tensor | Outcome]
+
+
+class Losses(NamedTuple):
+    """What the closure returned in one step; each entry one loss, or one for each replica.
+
+    Attributes:
+        base: at the unperturbed weights; None for a rule that does not ask for it.
+        plus: at weights + sigma z_k, one entry for each of the K directions.
+        minus: at weights - sigma z_k; empty for a rule that does not ask for them.
+    """
+
+    base: Scalar | None
+    plus: list[Scalar]
+    minus: list[Scalar]
+
+    def mean(self) -> Scalar:
+        """The loss at the weights: measured, or else the mean around them."""
+        tried = [self.base] if self.base is not None else self.plus + self.minus
+        return sum(tried[1:], tried[0]) / len(tried)
+
+
+class Group(NamedTuple):
+    """What a rule needs to know of a parameter group.
+
+    Attributes:
+        lr: learning rate, in the rule's own unit.
+        sigma: perturbation scale, the change of each weight in a perturbed pass.
+        count: number of trainable weights.
+    """
+
+    lr: Scalar
+    sigma: float
+    count: int
+
+
+class Decision(NamedTuple):
+    """What a rule makes of the losses. Group g moves by -(step_sizes[g] / K) * sum_k signals[k] z_k.
+
+    Attributes:
+        state: the rule's next state.
+        signals: one for each direction.
+        step_sizes: one for each group; the change of a weight for a signal of 1.
+        rates: one for each group; the learning rate of gradient descent that has the same mean update.
+        rpe: the reward prediction error, averaged over directions.
+    """
+
+    state: Any
+    signals: list[Scalar]
+    step_sizes: list[Scalar]
+    rates: list[Scalar]
+    rpe: Scalar
+
+
+class Progress(NamedTuple):
+    """All that changes from step to step besides the weights; replaced as a whole when a step is done."""
+
+    rule: Any
+    step: int = 0
+    forward_passes: int = 0
+    skipped_steps: Any = 0
+    last_rpe: Any = 0.0
+    last_learning_rate: Any = 0.0
+
+
+class Change(NamedTuple):
+    """What a step does once it is applied: terms and scales of the weights, and what comes after."""
+
+    terms: list[Term]
+    scales: np.ndarray | None
+    after: Progress
+
+
+class ForwardOptimizer(Optimizer):
+    """Base of all optimizers that learn from forward passes alone; use a subclass.
+
+    Args:
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        lr: learning rate, >= 0, in the rule's own unit; for a fleet also a tensor of shape `(R,)`.
+        sigma: perturbation scale, > 0: how far each weight moves in a perturbed pass.
+        directions: number K of random directions whose estimates are averaged, >= 1.
+        noise: `"rademacher"` (each entry of a direction +1 or -1) or `"gaussian"`.
+        seed: in [0, 2^63). Equal seeds give equal runs. A sequence of R seeds makes a fleet: every parameter then has a
+            leading dimension R, and the closure returns R losses (or an outcome with that leading dimension).
+        weight_decay: decoupled, >= 0: weights shrink by `weight_decay` times the learning rate of the gradient descent
+            that the update amounts to (Loshchilov and Hutter 2019).
+    """
+
+    needs_base = True
+    needs_minus = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: Any,
+        sigma: float,
+        directions: int = 1,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        self._rule_name = type(self).__name__
+        checks.directions(self._rule_name, directions)
+        checks.noise(self._rule_name, noise)
+        self._fleet = not isinstance(seed, int)
+        self.settings = {
+            "directions": directions,
+            "noise": noise,
+            "seed": checks.seeds(self._rule_name, seed),
+            **settings,
+        }
+        super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
+        checks.some_trainable(self._rule_name, self.param_groups)
+        self._progress = Progress(self._start(), skipped_steps=self.zero().to(torch.int64) if self._fleet else 0)
+        self._weights = self._make_weights()
+        self._pending: Change | None = None
+        self._warned = False
+
+    def _start(self) -> Any:
+        """The rule's state before the first step."""
+        return None
+
+    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        raise NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
+
+    def zero(self) -> Scalar:
+        """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
+        return torch.zeros(len(self.settings["seed"]), dtype=torch.float64) if self._fleet else 0.0
+
+    def _make_weights(self) -> Weights:
+        seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
+        return Weights(self.param_groups, np.array(seeds, np.uint64), self.settings["noise"])
+
+    @property
+    def forward_passes(self) -> int:
+        """Evaluations of the closure that count towards a step (those of an interrupted step do not)."""
+        return self._progress.forward_passes
+
+    @property
+    def skipped_steps(self) -> Any:
+        """Steps without an update because an outcome was not finite; for a fleet an int64 tensor of shape `(R,)`."""
+        return self._progress.skipped_steps
+
+    @property
+    def last_rpe(self) -> Any:
+        """Reward prediction error of the last step; for a fleet a tensor of shape `(R,)`."""
+        return self._progress.last_rpe
+
+    @property
+    def last_learning_rate(self) -> Any:
+        """Learning rate of gradient descent that the last update amounts to, in the first group."""
+        return self._progress.last_learning_rate
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Evaluate and update; or, without a closure, apply what the last `probe` found.
+
+        Args:
+            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an `Outcome`. It is called
+                without gradients, with the same random numbers each time, and may do anything else.
+
+        Returns:
+            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a fleet; None without a closure.
+
+        Raises:
+            TypeError: the closure returned something that is not a loss.
+            RuntimeError: there was neither a closure nor a `probe`.
+        """
+        # torch's own wrapper costs as much as a small network, so it is only used when somebody listens.
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage]
+        ):
+            return _hooked_step(self, closure)
+        return self._step(closure)
+
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
+
+    def _step(self, closure: Closure | None) -> Any:
+        if closure is None:
+            return self._guarded(self._apply_pending)
+        return self._guarded(lambda before: self._probe_and_update(closure, before))
+
+    def probe(self, closure: Closure) -> Any:
+        """First half of a step, for loops that call `step()` themselves: evaluate, and leave the weights as they were.
+
+        Args:
+            closure: as for `step`.
+
+        Returns:
+            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by `state_dict`.
+        """
+        return self._guarded(lambda before: self._probe_only(closure, before))
+
+    def _guarded(self, work: Callable[[Progress], Any]) -> Any:
+        before, gradients = self._progress, torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        try:
+            return work(before)
+        except BaseException:
+            if self._progress is before:
+                self._weights.restore()
+            raise
+        finally:
+            torch.set_grad_enabled(gradients)
+
+    def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
+        losses, change = self._evaluate(closure, before)
+        self._apply(change)
+        return losses.mean()
+
+    def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        losses, self._pending = self._evaluate(closure, before)
+        self._weights.restore()
+        return losses.mean()
+
+    def _apply_pending(self, before: Progress) -> None:
+        self._weights.begin(before.step)
+        change, self._pending = self._pending, None
+        if change is None:
+            raise RuntimeError(
+                f"{self._rule_name}.step() without a closure needs a probe first: call opt.probe(closure), "
+                "or pass the closure as opt.step(closure)"
+            )
+        self._apply(change)
+
+    def _apply(self, change: Change) -> None:
+        def commit() -> None:
+            self._progress = change.after
+
+        self._weights.update(change.terms, change.scales, commit)
+
+    def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
+        weights = self._weights
+        weights.begin(before.step)
+        if not any(weights.counts):
+            checks.some_trainable(self._rule_name, self.param_groups)
+        groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.counts, strict=True)]
+        sigmas = np.array([[g.sigma] * len(weights.seeds) for g in groups])
+        replay = _random_numbers(weights.devices)
+        base, plus, minus = (self._loss(closure) if self.needs_base else None), [], []
+        for k in range(self.settings["directions"]):
+            for found, displacement in ((plus, sigmas), (minus, -sigmas))[: 1 + self.needs_minus]:
+                weights.move([(k, displacement)])
+                replay()
+                found.append(self._loss(closure))
+        losses = Losses(base, plus, minus)
+        return losses, self._decide(before, losses, groups)
+
+    def _loss(self, closure: Closure) -> Scalar:
+        if self._fleet:
+            return mean_losses(closure(), self._rule_name, len(self.settings["seed"]))
+        return mean_loss(closure(), self._rule_name)
+
+    def _decide(self, before: Progress, losses: Losses, groups: list[Group]) -> Change:
+        """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
+        evaluations = [x for x in (losses.base, *losses.plus, *losses.minus) if x is not None]
+        usable = finite(sum(evaluations[1:], evaluations[0]))
+        if usable is False:
+            return self._skip(before, len(evaluations))
+        decision = self._rule(before.rule, losses, groups)
+        moves = [
+            [-step_size / len(decision.signals) * s for step_size in decision.step_sizes] for s in decision.signals
+        ]
+        for move in (m for row in moves for m in row):
+            usable = usable & finite(move)
+        if usable is False:
+            return self._skip(before, len(evaluations))
+        rule, rpe, rate = decision.state, decision.rpe, decision.rates[0]
+        if self._fleet and not bool(usable.all()):
+            self._warn()
+            moves = [[select(usable, m, 0.0) for m in row] for row in moves]
+            rule = type(rule)(*(select(usable, n, o) for n, o in zip(rule, before.rule, strict=True))) if rule else rule
+            rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
+        terms = [(k, _table(row, len(self._weights.seeds))) for k, row in enumerate(moves)]
+        skipped = before.skipped_steps + ~usable if self._fleet else before.skipped_steps
+        after = Progress(rule, before.step + 1, before.forward_passes + len(evaluations), skipped, rpe, rate)
+        return Change(terms, self._decay(decision.rates, usable), after)
+
+    def _decay(self, rates: list[Scalar], usable: Scalar) -> np.ndarray | None:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        if not any(decays):
+            return None
+        shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
+        return _table([select(usable, shrink, 1.0) for shrink in shrinks], len(self._weights.seeds))
+
+    def _skip(self, before: Progress, passes: int) -> Change:
+        self._warn()
+        after = before._replace(
+            step=before.step + 1,
+            forward_passes=before.forward_passes + passes,
+            skipped_steps=before.skipped_steps + 1,
+        )
+        return Change([], None, after)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update would not "
+                "be; the step was skipped and the weights are as before. Further ones are counted in `skipped_steps`.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return {
+            "optimizer": self._rule_name,
+            "shapes": [list(p.shape) for p in parameters],
+            "dtypes": [str(p.dtype) for p in parameters],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that a run needs to continue bit for bit; safe for `torch.load(weights_only=True)`."""
+        progress = self._progress._asdict()
+        rule = progress.pop("rule")
+        forward = {"settings": dict(self.settings), "rule": list(rule) if rule else None, "progress": progress}
+        return {**super().state_dict(), "forward": {**self._identity(), **forward}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where another optimizer of the same kind, over a model of the same shape, stopped.
+
+        Raises:
+            ValueError: it is the state of another optimizer, model or dtype; nothing has changed then.
+        """
+        checks.state_dict(self._rule_name, state_dict, self._identity())
+        forward = copy.deepcopy(state_dict["forward"])
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "forward"})
+        start = self._start()
+        self.settings = forward["settings"]
+        self._fleet = not isinstance(self.settings["seed"], int)
+        self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
+        self._weights, self._pending = self._make_weights(), None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Buffers and addresses belong to this process and these tensors; a copy makes its own.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_weights", "_pending")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "settings" in self.__dict__:
+            self._weights, self._pending = self._make_weights(), None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
+        super().add_param_group(param_group)
+        try:
+            checks.group(self._rule_name, self.param_groups[-1], len(self.settings["seed"]) if self._fleet else None)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+
+_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
+
+
+def _table(row: list[Scalar], replicas: int) -> np.ndarray:
+    """Float64 `(groups, R)` of one number for each group, or of one for each group and replica."""
+    if isinstance(row[0], float):
+        return np.array([[x] * replicas for x in row])
+    return np.stack([np.broadcast_to(np.asarray(x, np.float64), (replicas,)) for x in row])
+
+
+def _random_numbers(devices: set[torch.device]) -> Callable[[], None]:
+    """Remember where torch's generators are, and return what brings them back there: common random numbers."""
+    generators = [torch.default_generator]
+    generators += [torch.cuda.default_generators[d.index or 0] for d in devices if d.type == "cuda"]
+    states = [generator.get_state() for generator in generators]
+
+    def again() -> None:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+    return again

@@ -1,0 +1,157 @@
+"""What a closure may return: a number, per-sample losses, or predictions together with their loss.
+
+A closure answers one question, "how well do these weights do?", as richly as it can:
+
+- a `float` or a 0-d tensor: the mean loss, nothing else is known;
+- a 1-d tensor of `n` losses, one per sample: their mean is the loss;
+- `squared_error(prediction, target)` or `cross_entropy(logits, labels)`: the predictions themselves with a loss that is
+  a known convex function of them.
+
+The scalar rules use the mean loss of each; rules that learn from a vector of prediction errors use all of it.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Predictions and the loss of each sample of them; made by `squared_error`, `cross_entropy` or `outcome`.
+
+    Attributes:
+        values: what the model predicted, of any shape.
+        losses: the losses, one per sample (or per number); their mean is the loss that is minimised.
+        kind: the name of the loss, `"squared_error"`, `"cross_entropy"` or `"custom"`.
+    """
+
+    values: Tensor
+    losses: Tensor
+    kind: str
+
+    def mean(self) -> Tensor:
+        """The loss that is minimised, a 0-d tensor."""
+        return self.losses.mean()
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Outcome:
+    """Predictions under the mean squared error.
+
+    Args:
+        prediction: real numbers of any shape.
+        target: the truth, of the same shape.
+
+    Raises:
+        ValueError: the shapes differ (broadcasting here is nearly always a mistake).
+
+    >>> squared_error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])).mean()
+    tensor(2.)
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"squared_error: prediction has shape {tuple(prediction.shape)} but target has {tuple(target.shape)}; "
+            "reshape one of them, they are not broadcast"
+        )
+    return Outcome(prediction, (prediction - target) ** 2, "squared_error")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
+    """Predictions under the softmax cross-entropy, in nats.
+
+    Args:
+        logits: unnormalised log-probabilities, shape `(..., classes)`.
+        labels: class numbers in `[0, classes)`, integers of shape `(...)`.
+
+    Raises:
+        ValueError: the shapes do not fit.
+        TypeError: the labels are not integers.
+
+    >>> cross_entropy(torch.zeros(4, 10), torch.tensor([3, 1, 4, 1])).mean()
+    tensor(2.3026)
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}; use labels.long()")
+    if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"cross_entropy: logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
+            f"got {tuple(labels.shape)}"
+        )
+    losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return Outcome(logits, losses.reshape(labels.shape), "cross_entropy")
+
+
+def outcome(values: Tensor, loss: Callable[[Tensor], Tensor]) -> Outcome:
+    """Predictions under any loss that is a known convex function of them.
+
+    Args:
+        values: the predictions, of any shape.
+        loss: maps `values` to a loss (0-d) or to losses, one per sample (1-d or more).
+
+    >>> outcome(torch.tensor([2.0, -1.0]), torch.abs).mean()
+    tensor(1.5000)
+    """
+    return Outcome(values, loss(values), "custom")
+
+
+def mean_loss(returned: Any, rule: str) -> float:
+    """The loss in what a closure returned.
+
+    Args:
+        returned: whatever the closure returned.
+        rule: the optimizer's name, for errors.
+
+    Raises:
+        TypeError: it is not a loss.
+        ValueError: it is a tensor of a shape that is not one.
+    """
+    losses = returned.losses if isinstance(returned, Outcome) else returned
+    if isinstance(losses, Tensor):
+        if losses.ndim == 0:
+            return float(losses)
+        if losses.numel() == 0 or (losses.ndim > 1 and losses is returned):
+            raise ValueError(
+                f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor of "
+                "per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
+            )
+        return float(losses.mean())
+    if isinstance(losses, numbers.Real):
+        return float(losses)
+    hint = (
+        "it has no return statement; add `return loss`" if losses is None else "return a number or a tensor of losses"
+    )
+    raise TypeError(f"{rule}: the closure returned {losses!r} of type {type(losses).__name__}; {hint}")
+
+
+def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
+    """The losses of a fleet in what its closure returned.
+
+    Args:
+        returned: an `Outcome` or a tensor whose first dimension is the replica.
+        rule: the optimizer's name, for errors.
+        replicas: number R of replicas.
+
+    Returns:
+        float64 on the CPU, shape `(R,)`.
+
+    Raises:
+        TypeError: it is neither an `Outcome` nor a tensor.
+        ValueError: its first dimension is not the replica.
+    """
+    losses = returned.losses if isinstance(returned, Outcome) else returned
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"{rule}: the closure of a fleet returned {type(losses).__name__}; return a tensor of {replicas} losses"
+        )
+    if losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
+        raise ValueError(
+            f"{rule}: the closure of a fleet of {replicas} returned shape {tuple(losses.shape)}; its first dimension must be "
+            f"{replicas}"
+        )
+    return losses.reshape(replicas, -1).mean(1).to("cpu", torch.float64)

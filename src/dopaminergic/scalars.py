@@ -1,0 +1,55 @@
+"""Arithmetic that a rule may use, the same for one model and for a fleet.
+
+A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor operations on single numbers
+would cost as much as a small network's forward pass; a fleet of R replicas hands it float64 tensors of shape `(R,)`.
+Sums, products and these functions give the same bits for both, so a fleet's replica equals the single run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
+Scalar = Any
+__all__ = ["absolute", "clip", "exp", "finite", "select", "sqrt"]
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Square root."""
+    return math.sqrt(x) if isinstance(x, float) else torch.sqrt(x)
+
+
+def exp(x: Scalar) -> Scalar:
+    """Exponential; numpy's for both forms, because torch's and the C library's differ in the last bit."""
+    if isinstance(x, float):
+        return float(np.exp(x))
+    return torch.from_numpy(np.exp(x.numpy()))
+
+
+def absolute(x: Scalar) -> Scalar:
+    """Absolute value."""
+    return abs(x)
+
+
+def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
+    """The nearest number to `x` in [low, high]."""
+    if isinstance(x, Tensor):
+        return x.clamp(torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype))
+    return low if x < low else high if x > high else x
+
+
+def finite(x: Scalar) -> Scalar:
+    """Whether each number is neither infinite nor NaN: a bool, or a bool tensor of shape `(R,)`."""
+    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+
+
+def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
+    """`yes` where the condition holds, else `no`."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, cast(Any, yes), cast(Any, no))
+    return yes if condition else no
