@@ -16,7 +16,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
-from dopaminergic.scalars import Scalar
+from dopaminergic.scalars import Scalar, mean
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
@@ -40,10 +40,6 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
     centred = below.to(torch.float64) / (2 * (len(losses) - 1))
     values: Any = list(centred) if losses.ndim > 1 else centred.tolist()
     return antithetic(values[: len(plus)], values[len(plus) :])
-
-
-def _average(values: list[Scalar]) -> Scalar:
-    return sum(values[1:], values[0]) / len(values)
 
 
 class WeightPerturbation(ForwardOptimizer):
@@ -88,7 +84,7 @@ class WeightPerturbation(ForwardOptimizer):
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
         regrets = weight_perturbation(losses.base, losses.plus)
-        return _fixed_rate(regrets, _average(regrets), groups)
+        return _fixed_rate(regrets, mean(regrets), groups)
 
 
 class SPSA(ForwardOptimizer):
@@ -137,7 +133,7 @@ class SPSA(ForwardOptimizer):
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
         signals = antithetic(losses.plus, losses.minus)
-        return _fixed_rate(signals, _average(signals), groups)
+        return _fixed_rate(signals, mean(signals), groups)
 
 
 class EvolutionStrategy(ForwardOptimizer):
@@ -185,7 +181,7 @@ class EvolutionStrategy(ForwardOptimizer):
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        return _fixed_rate(ranked(losses.plus, losses.minus), _average(antithetic(losses.plus, losses.minus)), groups)
+        return _fixed_rate(ranked(losses.plus, losses.minus), mean(antithetic(losses.plus, losses.minus)), groups)
 
 
 def _fixed_rate(signals: list[Scalar], rpe: Scalar, groups: list[Group]) -> Decision:

@@ -9,6 +9,7 @@ Both are defined by this library after the abstract of "Dopamine-driven synaptic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,42 +17,59 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
-from dopaminergic.scalars import Scalar, absolute, clip, exp, select, sqrt
+from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt
 
 RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
-class Mean(NamedTuple):
-    """Bias-corrected running mean, EMA_b[x] (Kingma and Ba 2015): both entries decay alike.
+class DopamineState(NamedTuple):
+    """What `Dopamine` remembers; all 0 at the start.
+
+    A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values and one of weights, and
+    read as their quotient.
 
     Attributes:
-        total: decayed sum of the values.
-        weight: decayed sum of the weights; 0 before the first value.
+        regret: decayed sum of regrets.
+        square: decayed sum of squared regrets.
+        loss: decayed sum of losses.
+        trials: decayed sum of weights of all three.
+        first_loss: size of the first loss.
     """
 
-    total: Scalar
-    weight: Scalar
-
-    def after(self, x: Scalar, decay: float) -> Mean:
-        """The mean once `x` has been seen."""
-        return Mean(decay * self.total + (1.0 - decay) * x, decay * self.weight + (1.0 - decay))
-
-    def value(self) -> Scalar:
-        """The mean; 0 before the first value."""
-        return self.total / (self.weight + TINY)
-
-
-class DopamineState(NamedTuple):
-    """What `Dopamine` remembers: three running means (total, weight) and the first loss; all 0 at the start."""
-
-    regret_total: Scalar
-    regret_weight: Scalar
-    square_total: Scalar
-    square_weight: Scalar
-    loss_total: Scalar
-    loss_weight: Scalar
+    regret: Scalar
+    square: Scalar
+    loss: Scalar
+    trials: Scalar
     first_loss: Scalar
+
+
+class Dopamine2State(NamedTuple):
+    """What `Dopamine2` remembers; all 0 at the start but `gain`, which is 1.
+
+    Attributes:
+        regret: decayed sum of regrets.
+        square: decayed sum of squared regrets.
+        trials: decayed sum of weights of both.
+        actual: decayed sum of sizes of actual improvements.
+        promised: decayed sum of expected improvements.
+        comparisons: decayed sum of weights of both.
+        first_loss: size of the first loss.
+        last_loss: the loss of the last step.
+        expected: the improvement P that the last step should bring.
+        gain: g, the factor that prediction errors put on the learning rate.
+    """
+
+    regret: Scalar
+    square: Scalar
+    trials: Scalar
+    actual: Scalar
+    promised: Scalar
+    comparisons: Scalar
+    first_loss: Scalar
+    last_loss: Scalar
+    expected: Scalar
+    gain: Scalar
 
 
 class Errors(NamedTuple):
@@ -60,20 +78,14 @@ class Errors(NamedTuple):
     Attributes:
         state: the next state.
         rpes: prediction errors, one for each direction.
-        signals: the errors in units of their own scale, one for each direction.
-        scale: that unit.
-        level: Dopamine: the outcome still to be gained; Dopamine2: the gain g of the learning rate.
+        scale: s, the unit that makes them precise.
+        level: `dopamine`: R, the outcome still to be gained; `dopamine2`: g, the gain of the learning rate.
     """
 
     state: Any
     rpes: list[Scalar]
-    signals: list[Scalar]
     scale: Scalar
     level: Scalar
-
-
-def _average(values: list[Scalar]) -> Scalar:
-    return sum(values[1:], values[0]) / len(values)
 
 
 def variance_factor(count: int, directions: int) -> float:
@@ -82,12 +94,7 @@ def variance_factor(count: int, directions: int) -> float:
 
 
 def dopamine(
-    state: DopamineState,
-    base: Scalar,
-    plus: list[Scalar],
-    *,
-    loss_floor: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.99),
+    state: DopamineState, base: Scalar, plus: list[Scalar], *, loss_floor: float = 0.0, beta: float = 0.99
 ) -> Errors:
     """One relative, precision-weighted prediction error for each direction.
 
@@ -96,44 +103,22 @@ def dopamine(
         base: the loss L(W).
         plus: the losses L(W + sigma z_k).
         loss_floor: the least loss that can be reached.
-        betas: decays of the scale and the outcome, and of the expected regret.
+        beta: decay of the running means.
 
     Returns:
         `Errors`, whose `level` is R.
     """
-    # Equations: algorithms.md, "Dopamine".
-    fast, slow = betas
+    # Equations: algorithms.md, "Dopamine", with one decay for all means (the slow one, which is the better).
+    first = select(state.trials == 0.0, absolute(base), state.first_loss)
     regrets = [p - base for p in plus]
-    first = select(state.loss_weight == 0.0, absolute(base), state.first_loss)
-    expected = Mean(state.regret_total, state.regret_weight)
-    m = expected.value()  # before this trial; about sigma^2 tr(H) / 2
-    square = Mean(state.square_total, state.square_weight).after(_average([r * r for r in regrets]), fast)
-    s = sqrt(square.value()) + RESOLUTION * first + TINY
-    loss = Mean(state.loss_total, state.loss_weight).after(base, fast)
-    level = clip(loss.value() - loss_floor, 0.0, float("inf"))
-    rpes = [r - m for r in regrets]
-    after = DopamineState(*expected.after(_average(regrets), slow), *square, *loss, first)
-    return Errors(after, rpes, [rpe / s for rpe in rpes], s, level)
-
-
-class Dopamine2State(NamedTuple):
-    """What `Dopamine2` remembers: running means (total, weight), the first and the last loss, the expected improvement.
-
-    `gain` is g, the factor that prediction errors put on the learning rate.
-    """
-
-    regret_total: Scalar
-    regret_weight: Scalar
-    square_total: Scalar
-    square_weight: Scalar
-    actual_total: Scalar
-    actual_weight: Scalar
-    expected_total: Scalar
-    expected_weight: Scalar
-    first_loss: Scalar
-    last_loss: Scalar
-    expected: Scalar
-    gain: Scalar
+    m = state.regret / (state.trials + TINY)  # expected before this trial; about sigma^2 tr(H) / 2
+    trials = beta * state.trials + (1.0 - beta)
+    square = beta * state.square + (1.0 - beta) * mean([r * r for r in regrets])
+    s = sqrt(square / trials) + RESOLUTION * first + TINY
+    loss = beta * state.loss + (1.0 - beta) * base
+    level = clip(loss / trials - loss_floor, 0.0, math.inf)
+    regret = beta * state.regret + (1.0 - beta) * mean(regrets)
+    return Errors(DopamineState(regret, square, loss, trials, first), [r - m for r in regrets], s, level)
 
 
 def learning_rate_gain(
@@ -149,24 +134,24 @@ def learning_rate_gain(
         beta: decay of the scales.
         limits: of g.
     """
-    # Equations: algorithms.md, "Dopamine2". Before the first improvement is known all weights are 0, and g stays.
-    started = state.square_weight > 0.0
-    actual = select(started, state.last_loss - base, 0.0 * base)
-    actual_mean = Mean(state.actual_total, state.actual_weight).after(absolute(actual), beta)
-    expected_mean = Mean(state.expected_total, state.expected_weight).after(state.expected, beta)
-    error = (actual - tau * state.expected) / (actual_mean.value() + absolute(expected_mean.value()) + TINY)
+    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays.
+    began = state.trials > 0.0
+    improvement = state.last_loss - base
+    actual = beta * state.actual + (1.0 - beta) * absolute(improvement)
+    promised = beta * state.promised + (1.0 - beta) * state.expected
+    comparisons = beta * state.comparisons + (1.0 - beta)
+    error = (improvement - tau * state.expected) / ((actual + absolute(promised)) / comparisons + TINY)
     gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
     return state._replace(
-        actual_total=select(started, actual_mean.total, state.actual_total),
-        actual_weight=select(started, actual_mean.weight, state.actual_weight),
-        expected_total=select(started, expected_mean.total, state.expected_total),
-        expected_weight=select(started, expected_mean.weight, state.expected_weight),
-        gain=select(started, gain, state.gain),
+        actual=select(began, actual, state.actual),
+        promised=select(began, promised, state.promised),
+        comparisons=select(began, comparisons, state.comparisons),
+        gain=select(began, gain, state.gain),
     )
 
 
 def dopamine2(state: Dopamine2State, base: Scalar, plus: list[Scalar], *, beta: float = 0.99) -> Errors:
-    """The first prediction error of `Dopamine2`, clipped at its own scale.
+    """The first prediction error of `Dopamine2`, and its scale.
 
     Args:
         state: from `learning_rate_gain`.
@@ -177,22 +162,15 @@ def dopamine2(state: Dopamine2State, base: Scalar, plus: list[Scalar], *, beta: 
     Returns:
         `Errors`, whose `level` is g. The caller puts the expected improvement into the state.
     """
+    first = select(state.trials == 0.0, absolute(base), state.first_loss)
     regrets = [p - base for p in plus]
-    first = select(state.square_weight == 0.0, absolute(base), state.first_loss)
-    expected = Mean(state.regret_total, state.regret_weight)
-    m = expected.value()
-    square = Mean(state.square_total, state.square_weight).after(_average([r * r for r in regrets]), beta)
-    s = sqrt(square.value()) + RESOLUTION * first + TINY
-    rpes = [r - m for r in regrets]
-    after = state._replace(
-        regret_total=beta * expected.total + (1.0 - beta) * _average(regrets),
-        regret_weight=beta * expected.weight + (1.0 - beta),
-        square_total=square.total,
-        square_weight=square.weight,
-        first_loss=first,
-        last_loss=base,
-    )
-    return Errors(after, rpes, [clip(rpe / s, -1.0, 1.0) for rpe in rpes], s, state.gain)
+    m = state.regret / (state.trials + TINY)
+    trials = beta * state.trials + (1.0 - beta)
+    square = beta * state.square + (1.0 - beta) * mean([r * r for r in regrets])
+    s = sqrt(square / trials) + RESOLUTION * first + TINY
+    regret = beta * state.regret + (1.0 - beta) * mean(regrets)
+    after = state._replace(regret=regret, square=square, trials=trials, first_loss=first, last_loss=base)
+    return Errors(after, [r - m for r in regrets], s, state.gain)
 
 
 class Dopamine(ForwardOptimizer):
@@ -207,7 +185,7 @@ class Dopamine(ForwardOptimizer):
         sigma: how far each weight moves in a perturbed pass, > 0.
         loss_floor: the least loss that can be reached.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
-        betas: decays in [0, 1) of the scale and the outcome, and of the expected regret.
+        beta: decay in [0, 1) of all running means.
         directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
@@ -230,11 +208,11 @@ class Dopamine(ForwardOptimizer):
         self,
         params: ParamsT,
         *,
-        lr: float = 3.0,
+        lr: float = 5.0,
         sigma: float = 1e-3,
         loss_floor: float = 0.0,
         cap: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.99),
+        beta: float = 0.99,
         directions: int = 1,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
@@ -242,8 +220,7 @@ class Dopamine(ForwardOptimizer):
     ) -> None:
         checks.number("Dopamine", "loss_floor", loss_floor)
         checks.number("Dopamine", "cap", cap, above=0)
-        for beta in betas:
-            checks.number("Dopamine", "betas", beta, at_least=0, below=1)
+        checks.number("Dopamine", "beta", beta, at_least=0, below=1)
         super().__init__(
             params,
             lr=lr,
@@ -254,20 +231,20 @@ class Dopamine(ForwardOptimizer):
             weight_decay=weight_decay,
             loss_floor=loss_floor,
             cap=cap,
-            betas=tuple(betas),
+            beta=beta,
         )
 
     def _start(self) -> DopamineState:
-        return DopamineState(*[self.zero()] * 7)
+        return DopamineState(*[self.zero()] * 5)
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
-        settings, directions = self.settings, len(losses.plus)
-        errors = dopamine(state, losses.base, losses.plus, loss_floor=settings["loss_floor"], betas=settings["betas"])
-        factor = variance_factor(sum(g.count for g in groups), directions)
+        settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
+        after, rpes, s, level = dopamine(state, losses.base, losses.plus, loss_floor=floor, beta=beta)
+        factor, cap = variance_factor(sum([g.size for g in groups]), len(rpes)), settings["cap"]
         # step = min(a R sigma / (d s), cap)
-        steps = [clip(g.lr * errors.level * g.sigma / (factor * errors.scale), 0.0, settings["cap"]) for g in groups]
-        rates = [step * g.sigma / errors.scale for step, g in zip(steps, groups, strict=True)]
-        return Decision(errors.state, errors.signals, steps, rates, _average(errors.rpes))
+        steps = [clip(g.lr * level * g.sigma / (factor * s), 0.0, cap) for g in groups]
+        rates = [step * g.sigma / s for step, g in zip(steps, groups, strict=True)]
+        return Decision(after, [rpe / s for rpe in rpes], steps, rates, mean(rpes))
 
 
 class Dopamine2(ForwardOptimizer):
@@ -338,25 +315,19 @@ class Dopamine2(ForwardOptimizer):
         )
 
     def _start(self) -> Dopamine2State:
-        return Dopamine2State(*[self.zero()] * 11, gain=self.zero() + 1.0)
+        return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings = self.settings
-        state = learning_rate_gain(
-            state,
-            losses.base,
-            tau=settings["tau"],
-            kappa=settings["kappa"],
-            beta=settings["beta"],
-            limits=self.limits,
-        )
-        errors = dopamine2(state, losses.base, losses.plus, beta=settings["beta"])
-        factor = variance_factor(sum(g.count for g in groups), len(losses.plus))
-        steps = [clip(g.lr * errors.level / factor, 0.0, settings["cap"]) for g in groups]
-        rates = [step * g.sigma / errors.scale for step, g in zip(steps, groups, strict=True)]
-        # P = step c rpe / sigma, each group having its share in the error by its number of weights.
-        shares = sum(g.count * g.sigma * g.sigma for g in groups)
-        per_error = sum(step * (g.count * g.sigma / shares) for step, g in zip(steps, groups, strict=True))
-        gained = _average([c * rpe for c, rpe in zip(errors.signals, errors.rpes, strict=True)])
-        after = errors.state._replace(expected=per_error * gained)
-        return Decision(after, errors.signals, steps, rates, _average(errors.rpes))
+        settings, beta = self.settings, self.settings["beta"]
+        tau, kappa = settings["tau"], settings["kappa"]
+        state = learning_rate_gain(state, losses.base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
+        after, rpes, s, gain = dopamine2(state, losses.base, losses.plus, beta=beta)
+        signals = [clip(rpe / s, -1.0, 1.0) for rpe in rpes]
+        factor = variance_factor(sum([g.size for g in groups]), len(rpes))
+        steps = [clip(g.lr * gain / factor, 0.0, settings["cap"]) for g in groups]
+        rates = [step * g.sigma / s for step, g in zip(steps, groups, strict=True)]
+        # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
+        squares = sum([g.size * g.sigma * g.sigma for g in groups])
+        reach = sum([step * (g.size * g.sigma / squares) for step, g in zip(steps, groups, strict=True)])
+        gained = mean([c * rpe for c, rpe in zip(signals, rpes, strict=True)])
+        return Decision(after._replace(expected=reach * gained), signals, steps, rates, mean(rpes))

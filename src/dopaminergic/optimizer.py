@@ -25,9 +25,10 @@ from torch.optim.optimizer import (
 )
 
 from dopaminergic import checks
+from dopaminergic.noise import Multiple
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
-from dopaminergic.scalars import Scalar, clip, finite, select
-from dopaminergic.weights import Term, Weights
+from dopaminergic.scalars import Scalar, clip, finite, mean, select
+from dopaminergic.weights import GroupTerm, Weights
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -47,8 +48,7 @@ class Losses(NamedTuple):
 
     def mean(self) -> Scalar:
         """The loss at the weights: measured, or else the mean around them."""
-        tried = [self.base] if self.base is not None else self.plus + self.minus
-        return sum(tried[1:], tried[0]) / len(tried)
+        return self.base if self.base is not None else mean(self.plus + self.minus)
 
 
 class Group(NamedTuple):
@@ -57,12 +57,12 @@ class Group(NamedTuple):
     Attributes:
         lr: learning rate, in the rule's own unit.
         sigma: perturbation scale, the change of each weight in a perturbed pass.
-        count: number of trainable weights.
+        size: number of trainable weights.
     """
 
     lr: Scalar
     sigma: float
-    count: int
+    size: int
 
 
 class Decision(NamedTuple):
@@ -97,8 +97,8 @@ class Progress(NamedTuple):
 class Change(NamedTuple):
     """What a step does once it is applied: terms and scales of the weights, and what comes after."""
 
-    terms: list[Term]
-    scales: np.ndarray | None
+    terms: list[GroupTerm]
+    scales: list[Multiple] | None
     after: Progress
 
 
@@ -242,11 +242,13 @@ class ForwardOptimizer(Optimizer):
             torch.set_grad_enabled(gradients)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
+        self._pending = None
         losses, change = self._evaluate(closure, before)
         self._apply(change)
         return losses.mean()
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        self._pending = None
         losses, self._pending = self._evaluate(closure, before)
         self._weights.restore()
         return losses.mean()
@@ -271,56 +273,60 @@ class ForwardOptimizer(Optimizer):
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
         weights = self._weights
         weights.begin(before.step)
-        if not any(weights.counts):
+        if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
-        groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.counts, strict=True)]
-        sigmas = np.array([[g.sigma] * len(weights.seeds) for g in groups])
-        replay = _random_numbers(weights.devices)
-        base, plus, minus = (self._loss(closure) if self.needs_base else None), [], []
+        groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.sizes, strict=True)]
+        displacements = [[g.sigma for g in groups]]
+        if self.needs_minus:
+            displacements.append([-g.sigma for g in groups])
+        # Common random numbers: every evaluation starts where torch's generators are now.
+        random_states = [generator.get_state() for generator in weights.generators]
+        tried = [self._loss(closure)] if self.needs_base else []
         for k in range(self.settings["directions"]):
-            for found, displacement in ((plus, sigmas), (minus, -sigmas))[: 1 + self.needs_minus]:
+            for displacement in displacements:
                 weights.move([(k, displacement)])
-                replay()
-                found.append(self._loss(closure))
-        losses = Losses(base, plus, minus)
-        return losses, self._decide(before, losses, groups)
+                for generator, state in zip(weights.generators, random_states, strict=True):
+                    generator.set_state(state)
+                tried.append(self._loss(closure))
+        if self.needs_base:
+            losses = Losses(tried[0], tried[1:], [])
+        else:
+            losses = Losses(None, tried[::2], tried[1::2])
+        return losses, self._decide(before, losses, tried, groups)
 
     def _loss(self, closure: Closure) -> Scalar:
         if self._fleet:
             return mean_losses(closure(), self._rule_name, len(self.settings["seed"]))
         return mean_loss(closure(), self._rule_name)
 
-    def _decide(self, before: Progress, losses: Losses, groups: list[Group]) -> Change:
+    def _decide(self, before: Progress, losses: Losses, tried: list[Scalar], groups: list[Group]) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        evaluations = [x for x in (losses.base, *losses.plus, *losses.minus) if x is not None]
-        usable = finite(sum(evaluations[1:], evaluations[0]))
+        usable, passes = finite(sum(tried)), len(tried)
         if usable is False:
-            return self._skip(before, len(evaluations))
-        decision = self._rule(before.rule, losses, groups)
-        moves = [
-            [-step_size / len(decision.signals) * s for step_size in decision.step_sizes] for s in decision.signals
-        ]
-        for move in (m for row in moves for m in row):
-            usable = usable & finite(move)
+            return self._skip(before, passes)
+        rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
+        share = -1.0 / len(signals)
+        terms = [(k, [step * share * signal for step in steps]) for k, signal in enumerate(signals)]
+        usable = usable & finite(sum([sum(row) for _, row in terms]))
         if usable is False:
-            return self._skip(before, len(evaluations))
-        rule, rpe, rate = decision.state, decision.rpe, decision.rates[0]
-        if self._fleet and not bool(usable.all()):
-            self._warn()
-            moves = [[select(usable, m, 0.0) for m in row] for row in moves]
-            rule = type(rule)(*(select(usable, n, o) for n, o in zip(rule, before.rule, strict=True))) if rule else rule
-            rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
-        terms = [(k, _table(row, len(self._weights.seeds))) for k, row in enumerate(moves)]
-        skipped = before.skipped_steps + ~usable if self._fleet else before.skipped_steps
-        after = Progress(rule, before.step + 1, before.forward_passes + len(evaluations), skipped, rpe, rate)
-        return Change(terms, self._decay(decision.rates, usable), after)
+            return self._skip(before, passes)
+        rate, skipped = rates[0], before.skipped_steps
+        if self._fleet:
+            if not bool(usable.all()):
+                self._warn()
+                terms = [(k, [select(usable, x, 0.0) for x in row]) for k, row in terms]
+                rule = _chosen(usable, rule, before.rule)
+                rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
+            terms, skipped = [(k, [_array(x) for x in row]) for k, row in terms], skipped + ~usable
+        after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
+        return Change(terms, self._decay(rates, usable), after)
 
-    def _decay(self, rates: list[Scalar], usable: Scalar) -> np.ndarray | None:
+    def _decay(self, rates: list[Scalar], usable: Scalar) -> list[Multiple] | None:
         decays = [group["weight_decay"] for group in self.param_groups]
         if not any(decays):
             return None
         shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
-        return _table([select(usable, shrink, 1.0) for shrink in shrinks], len(self._weights.seeds))
+        return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -395,21 +401,10 @@ class ForwardOptimizer(Optimizer):
 _hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 
-def _table(row: list[Scalar], replicas: int) -> np.ndarray:
-    """Float64 `(groups, R)` of one number for each group, or of one for each group and replica."""
-    if isinstance(row[0], float):
-        return np.array([[x] * replicas for x in row])
-    return np.stack([np.broadcast_to(np.asarray(x, np.float64), (replicas,)) for x in row])
+def _array(x: Scalar) -> Multiple:
+    return x.numpy() if isinstance(x, Tensor) else x
 
 
-def _random_numbers(devices: set[torch.device]) -> Callable[[], None]:
-    """Remember where torch's generators are, and return what brings them back there: common random numbers."""
-    generators = [torch.default_generator]
-    generators += [torch.cuda.default_generators[d.index or 0] for d in devices if d.type == "cuda"]
-    states = [generator.get_state() for generator in generators]
-
-    def again() -> None:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-    return again
+def _chosen(usable: Tensor, new: Any, old: Any) -> Any:
+    """The new state of the rule where it is usable; rules without a state have None."""
+    return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))

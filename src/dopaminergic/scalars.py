@@ -16,7 +16,12 @@ from torch import Tensor
 
 # One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
 Scalar = Any
-__all__ = ["absolute", "clip", "exp", "finite", "select", "sqrt"]
+__all__ = ["Scalar", "absolute", "clip", "exp", "finite", "mean", "select", "sqrt"]
+
+
+def mean(values: list[Scalar]) -> Scalar:
+    """Mean over directions."""
+    return values[0] if len(values) == 1 else sum(values[1:], values[0]) / len(values)
 
 
 def sqrt(x: Scalar) -> Scalar:

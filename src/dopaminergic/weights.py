@@ -14,28 +14,27 @@ import contextlib
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.noise import FAST_DTYPES, Combination
+from dopaminergic.noise import FAST_DTYPES, Combination, Multiple
 
 SAVED_BYTES = 1 << 20
 
-# One direction's number, with float64 (groups, R) multiples of it.
-Term = tuple[int, np.ndarray]
+# A direction's number with a multiple of it for each group: one number, or float64 (R,), one for each replica.
+GroupTerm = tuple[int, list[Multiple]]
 
 
 class Block(NamedTuple):
     """Parameters of one group that are treated alike: same dtype, same device, same way back."""
 
     group: int
-    tensors: list[Tensor]
-    save: Combination | None  # None: in place
-    write: Combination
+    in_place: bool
+    combine: Combination
 
 
 class Weights:
@@ -45,26 +44,25 @@ class Weights:
         groups: the optimizer's `param_groups`.
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
+
+    Attributes:
+        sizes: number of trainable weights of one replica in each group.
+        generators: torch's generators that a closure may draw from.
     """
 
     def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str) -> None:
         self.groups, self.seeds, self.kind = groups, seeds, kind
-        self.counts: list[int] = []
-        self.devices: set[torch.device] = set()
+        self.sizes: list[int] = []
+        self.generators: list[torch.Generator] = []
         self._step = 0
         self._blocks: list[Block] = []
         self._layout: list[tuple[Any, ...]] = []
-        self._displacement: list[Term] = []  # of the blocks that are perturbed in place
-        self._ready = self._any_in_place = False
-        self._ones = np.ones(len(seeds))
-        self._nothing = np.zeros((0, len(seeds)))
+        self._displacement: list[GroupTerm] = []  # of the blocks that are perturbed in place
+        self._any_in_place = self._saved = False
 
     def begin(self, step: int) -> None:
-        """Look at the parameters as they are now, and save what is to be saved.
-
-        Afterwards `counts` holds the trainable weights of one replica in each group.
-        """
-        self._ready, self._step = False, step
+        """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
+        self._saved, self._step, self._displacement = False, step, []
         # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
         layout = [
             (p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous())
@@ -74,100 +72,106 @@ class Weights:
         if layout != self._layout:
             self._arrange()
             self._layout = layout
-        for block in self._blocks:
-            if block.save is not None:
-                block.save(self._ones, self._nothing, (), step)
-        self._displacement = []
-        self._ready = True
 
-    def move(self, terms: Sequence[Term]) -> None:
+    def move(self, terms: list[GroupTerm]) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`."""
         if not self._any_in_place:
-            self._write(terms, None, in_place=False)
+            self._write(terms, None)
             return
         with _uninterrupted():
-            self._write(terms, None, in_place=False)
-            self._write([*terms, *_negative(self._displacement)], None, in_place=True)
-            self._displacement = list(terms)
+            self._write(terms, None)
+            self._write_in_place([*terms, *_negative(self._displacement)], None)
+            self._displacement = terms
 
     def restore(self) -> None:
         """Bring the weights back to what they were at `begin`; harmless when they are there already."""
-        if not self._ready:
-            return
         with _uninterrupted():
-            self._write((), None, in_place=False)
+            if self._saved:
+                self._write([], None)
             if self._displacement:
-                self._write(_negative(self._displacement), None, in_place=True)
+                self._write_in_place(_negative(self._displacement), None)
                 self._displacement = []
 
-    def update(self, terms: Sequence[Term], scales: np.ndarray | None, commit: Callable[[], None]) -> None:
+    def update(self, terms: list[GroupTerm], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
         """Restore and, in the same pass, set the weights to scale * weights + terms.
 
         Args:
             terms: the steps along each direction.
-            scales: float64 `(groups, R)`, what weight decay leaves; None for ones.
+            scales: what weight decay leaves in each group; None for ones.
             commit: called once all weights are written; an interruption before it lets `restore` bring the old weights
                 back, after it the step has happened.
         """
         if not self._any_in_place:
-            self._write(terms, scales, in_place=False)
+            self._write(terms, scales)
             commit()
             return
         with _uninterrupted():
-            self._write(terms, scales, in_place=False)
+            self._write(terms, scales)
             # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
-            back = [(direction, c if scales is None else c * scales) for direction, c in self._displacement]
-            self._write([*terms, *_negative(back)], scales, in_place=True)
+            back = self._displacement if scales is None else _scaled(self._displacement, scales)
+            self._write_in_place([*terms, *_negative(back)], scales)
             self._displacement = []
             commit()
 
-    def _write(self, terms: Sequence[Term], scales: np.ndarray | None, *, in_place: bool) -> None:
-        terms = _merged(terms) if in_place else terms
-        directions = [direction for direction, _ in terms]
-        for block in self._blocks:
-            if (block.save is None) is in_place and (terms or scales is not None or not in_place):
-                scale = self._ones if scales is None else scales[block.group]
-                multiples = np.stack([c[block.group] for _, c in terms]) if terms else self._nothing
-                block.write(scale, multiples, directions, self._step)
+    def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
+        """Write the blocks that are computed from a copy; the first time, the copy is made on the way."""
+        save = not self._saved
+        for group, in_place, combine in self._blocks:
+            if not in_place:
+                own = [(direction, multiples[group]) for direction, multiples in terms]
+                combine(own, 1.0 if scales is None else scales[group], self._step, save)
+        self._saved = True
+
+    def _write_in_place(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
+        terms = _merged(terms)
+        if not terms and scales is None:
+            return
+        for group, in_place, combine in self._blocks:
+            if in_place:
+                own = [(direction, multiples[group]) for direction, multiples in terms]
+                combine(own, 1.0 if scales is None else scales[group], self._step)
 
     def _arrange(self) -> None:
         """Sort the trainable parameters into blocks; a parameter keeps its index whoever else is frozen."""
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
         small = sum(p.numel() * p.element_size() for p in trainable) <= SAVED_BYTES
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
-        index, self.counts, self.devices = 0, [0] * len(self.groups), {p.device for p in trainable}
+        index, self.sizes, self.generators = 0, [0] * len(self.groups), _generators({p.device for p in trainable})
         for number, group in enumerate(self.groups):
             for p in group["params"]:
                 if p.requires_grad and p.numel() > 0:
-                    save = small or p.dtype not in FAST_DTYPES
-                    members[number, p.dtype, p.device, save, p.is_contiguous()].append((p.detach(), index))
-                    self.counts[number] += p.numel() // len(self.seeds)
+                    in_place = not small and p.dtype in FAST_DTYPES
+                    members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p.detach(), index))
+                    self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
         self._blocks = [self._block(key[0], key[3], pairs) for key, pairs in members.items()]
-        self._any_in_place = any(block.save is None for block in self._blocks)
+        self._any_in_place = any(block.in_place for block in self._blocks)
 
-    def _block(self, group: int, saved: bool, pairs: list[tuple[Tensor, int]]) -> Block:
+    def _block(self, group: int, in_place: bool, pairs: list[tuple[Tensor, int]]) -> Block:
         tensors, indices = [t for t, _ in pairs], [i for _, i in pairs]
-        if not saved:
-            return Block(group, tensors, None, Combination.of(tensors, tensors, indices, self.seeds, self.kind))
-        copies = [torch.empty_like(t) for t in tensors]
-        return Block(
-            group,
-            tensors,
-            Combination.of(copies, tensors, indices, self.seeds, self.kind),
-            Combination.of(tensors, copies, indices, self.seeds, self.kind),
-        )
+        copies = None if in_place else [torch.empty_like(t) for t in tensors]
+        return Block(group, in_place, Combination(tensors, indices, self.seeds, self.kind, copies))
 
 
-def _negative(terms: Sequence[Term]) -> list[Term]:
-    return [(direction, -c) for direction, c in terms]
+def _generators(devices: set[torch.device]) -> list[torch.Generator]:
+    cuda = [torch.cuda.default_generators[d.index or 0] for d in devices if d.type == "cuda"]
+    return [torch.default_generator, *cuda]
 
 
-def _merged(terms: Sequence[Term]) -> list[Term]:
+def _scaled(terms: list[GroupTerm], scales: list[Multiple]) -> list[GroupTerm]:
+    return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
+
+
+def _negative(terms: list[GroupTerm]) -> list[GroupTerm]:
+    return [(direction, [-m for m in multiples]) for direction, multiples in terms]
+
+
+def _merged(terms: list[GroupTerm]) -> list[GroupTerm]:
     """Add the multiples of the same direction, so that each direction is drawn once."""
-    total: dict[int, np.ndarray] = {}
-    for direction, c in terms:
-        total[direction] = total[direction] + c if direction in total else c
+    total: dict[int, list[Multiple]] = {}
+    for direction, multiples in terms:
+        old = total.get(direction)
+        total[direction] = multiples if old is None else [a + b for a, b in zip(old, multiples, strict=True)]
     return list(total.items())
 
 

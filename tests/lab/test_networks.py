@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,10 +36,10 @@ def loop(model: Recurrent, x: Tensor, h: Tensor) -> Tensor:
     return torch.stack(states, 1) @ model.output_weight + model.output_bias
 
 
-def reference(model: Recurrent) -> nn.Module:
+def reference(model: Recurrent) -> Any:
     """The layer of torch.nn with the same weights."""
     kinds = {"tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-    layer = kinds[model.cell](model.inputs, model.hidden, batch_first=True, dtype=DOUBLE)
+    layer: Any = kinds[model.cell](model.inputs, model.hidden, batch_first=True, dtype=DOUBLE)
     with torch.no_grad():
         layer.weight_ih_l0.copy_(model.input_weight.T)
         layer.weight_hh_l0.copy_(model.recurrent_weight.T)
@@ -163,7 +164,7 @@ def test_perceptron_is_its_equations(hidden: str, activation: Callable[[Tensor],
     with_random_biases(model)
     h = x = randn(6, 3)
     for i in range(3):
-        h = h @ getattr(model, f"weight_{i}") + getattr(model, f"bias_{i}")
+        h = h @ model.get_parameter(f"weight_{i}") + model.get_parameter(f"bias_{i}")
         h = h if i == 2 else activation(h)
     torch.testing.assert_close(model(x), h, rtol=1e-12, atol=1e-14)
 
@@ -172,7 +173,7 @@ def test_perceptron_stack_slices_are_the_plain_networks() -> None:
     stack, x = Perceptron((3, 5, 2), seeds=[8, 6], dtype=DOUBLE), randn(2, 7, 3)
     for r, seed in enumerate([8, 6]):
         plain = Perceptron((3, 5, 2), seeds=seed, dtype=DOUBLE)
-        assert torch.equal(stack.weight_0[r], plain.weight_0)  # type: ignore[index]
+        assert torch.equal(stack.get_parameter("weight_0")[r], plain.get_parameter("weight_0"))
         torch.testing.assert_close(stack(x)[r], plain(x[r]), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(stack(x[0])[r], plain(x[0]), rtol=1e-12, atol=1e-14)
 
@@ -186,8 +187,11 @@ def test_initial_weights_have_the_stated_spread() -> None:
         assert abs(values.mean()) < 5 * deviation / len(values) ** 0.5
     assert not model.bias.any()
     deep = Perceptron((50, 200, 2), seeds=list(range(20)), deviations=(1.0, 0.3))
-    assert abs(deep.weight_0.std().item() - 1.0) < 5 / (2 * deep.weight_0.numel()) ** 0.5
-    assert abs(Perceptron((400, 300, 2)).weight_0.std().item() - 0.05) < 5 * 0.05 / (2 * 120_000) ** 0.5
+    wide = deep.get_parameter("weight_0")
+    assert abs(wide.std().item() - 1.0) < 5 / (2 * wide.numel()) ** 0.5
+    assert (
+        abs(Perceptron((400, 300, 2)).get_parameter("weight_0").std().item() - 0.05) < 5 * 0.05 / (2 * 120_000) ** 0.5
+    )
 
 
 def test_building_leaves_the_global_generator_alone() -> None:

@@ -190,7 +190,8 @@ def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         evidence.append("The work for the same error was not measured.")
     own, other = ({key: compact(_cost(rows, key), 2) for key in COSTS} for rows in (ours, adam))
     summary = (
-        f"A step takes {own['time_over_two_forwards']} times two forward passes (Adam {other['time_over_two_forwards']}) "
+        f"A step takes {own['time_over_two_forwards']} times two forward passes "
+        f"(Adam {other['time_over_two_forwards']}) "
         f"and {own['peak_memory_over_inference']} times inference's memory "
         f"(Adam {other['peak_memory_over_inference']})"
     )
@@ -232,7 +233,8 @@ def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         f"Better than SGD, Adam and WP on {sum(full)}, than SGD and Adam on {sum(partial)} of "
         f"{len(full)} task{'s' if len(full) > 1 else ''} with unseen points."
     )
-    return Finding(HOLDS if all(full) else PARTLY if any(partial) else NOT_SEEN, [summary, *evidence], min(sizes))
+    verdict = HOLDS if all(full) else PARTLY if any(partial) else NOT_SEEN
+    return Finding(verdict, [summary, *evidence], min(sizes))
 
 
 def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:

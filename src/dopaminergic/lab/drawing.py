@@ -16,11 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from dopaminergic.lab.records import compact, write_whole
+from dopaminergic.lab.records import LABELS, compact, write_whole
 
 COLOURS = {
     "dopamine": "#D55E00",
@@ -35,7 +36,7 @@ COLOURS = {
 GRADIENTS = ("sgd", "adam")
 TRUTH = "#444444"
 SMALL, WIDE = (5.33, 4.0), 8.0  # inches; 150 dots each make 800 and 1200 pixels
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "axes.titlesize": 13,
@@ -76,7 +77,7 @@ def line_style(optimizer: str) -> str:
 
 
 def plain_number(value: float, _: object = None) -> str:
-    """A label for a tick, such as 0.05, 20 or 1.0 × 10⁻⁴."""  # noqa: RUF002
+    """A label for a tick, such as 0.05, 20 or 1.0 × 10⁻⁴."""
     return compact(value, 2) if value < 1e-3 else f"{value:g}" if value < 1e4 else f"{value:,.0f}"
 
 
@@ -96,7 +97,18 @@ def readable_log(axes: Axes, which: str, zero: float | None = None, form: Callab
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
-    steps = (1, 1.5, 2, 3, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2.3 else (1, 3) if decades < 3.2 else (1,)
+    tight = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    steps = (
+        tight
+        if decades < 0.4
+        else (1, 1.5, 2, 3, 5, 7)
+        if decades < 0.7
+        else (1, 2, 5)
+        if decades < 2.3
+        else (1, 3)
+        if decades < 3.2
+        else (1,)
+    )
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
     names = [form(tick) if decades < 4 else f"$10^{{{math.log10(tick):.0f}}}$" for tick in ticks]
@@ -113,13 +125,15 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
     """Names right of the axes at the heights where their lines end, pushed apart until none overlaps."""
     if not ends:
         return
-    figure = axes.get_figure(root=True)
-    figure.get_layout_engine().set(rect=(0, 0, 0.77, 1))
+    figure, engine = axes.figure, axes.figure.get_layout_engine()
+    if not (isinstance(figure, Figure) and isinstance(engine, ConstrainedLayoutEngine)):
+        raise TypeError("axes: must come from new_figure(), whose layout makes room for the names")
+    engine.set(rect=(0, 0, 0.77, 1))
     figure.draw_without_rendering()
     to_fraction = axes.transAxes.inverted()
     heights = [to_fraction.transform(axes.transData.transform((axes.get_xlim()[1], y)))[1] for y, _, _ in ends]
     gap = 1.35 * size / 72 / (axes.get_position().height * figure.get_size_inches()[1])
-    placed = _apart(np.clip(heights, 0, 1), min(gap, 1 / max(1, len(ends) - 1)))
+    placed = _apart(np.clip(heights, 0, 0.97), min(gap, 1 / max(1, len(ends) - 1)))
     for height, at, (_, text, hue) in zip(placed, heights, ends, strict=True):
         label = axes.annotate(
             text,
@@ -141,6 +155,14 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
             },
         )
         label.set_in_layout(False)
+
+
+def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
+    """A legend below the axes, for lines that end in one place or nowhere in particular."""
+    handles = [axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0] for name in optimizers]
+    names = [LABELS.get(name, name) for name in optimizers]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, len(names)), "frameon": False}
+    figure.legend(handles, names, fontsize=11, handlelength=1.6, columnspacing=1.4, **place)
 
 
 def _apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:

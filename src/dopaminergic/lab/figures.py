@@ -99,7 +99,7 @@ def plan_all(records: list[Record], pictures: list[Record], costs: list[Record])
 
 def plural(count: int, noun: str) -> str:
     """A count and its noun: "1 seed", "3 seeds"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def count(cells: Mapping[Any, Sequence[Record]]) -> str:

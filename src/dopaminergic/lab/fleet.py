@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,14 @@ class Fleet:
         """Whether another step would go over the budget."""
         return self.passes + self.passes_per_step > self.budget
 
-    def run(self, every: int = 100) -> Iterator[int]:
-        """Train to the end of the budget, yielding the forward passes so far every so many steps."""
+    def run(self, seconds: float = 0.25) -> Iterator[int]:
+        """Train to the end of the budget, yielding the forward passes so far every so many seconds."""
+        yielded = time.monotonic()
         while not self.done:
-            for _ in range(every):
-                if self.done:
-                    break
-                self.step()
-            yield self.passes
+            self.step()
+            if time.monotonic() - yielded > seconds:
+                yielded = time.monotonic()
+                yield self.passes
         if self.kept < self.passes:
             self._evaluate(self.passes, keep=True)
 

@@ -176,6 +176,13 @@ class Recurrent(Stackable):
         ValueError: a size below 1 or an unknown cell.
     """
 
+    input_weight: nn.Parameter
+    recurrent_weight: nn.Parameter
+    bias: nn.Parameter
+    candidate_bias: nn.Parameter
+    output_weight: nn.Parameter
+    output_bias: nn.Parameter
+
     def __init__(
         self,
         inputs: int,
@@ -231,7 +238,7 @@ class Recurrent(Stackable):
         return (out[0], tuple(value[0] for value in final)) if self.replicas is None else (out, final)
 
     def _steps_at_once(self, sequences: int) -> int:
-        # Pieces of half a megabyte stay in the cache and in the allocator's hands; larger ones are paged in anew each time.
+        # Pieces of half a megabyte stay in the cache and with the allocator; larger ones are paged in anew each time.
         return max(4, (1 << 17) // (sequences * self.hidden * GATES[self.cell]))
 
     def _readout(self) -> tuple[Tensor, Tensor]:
@@ -247,7 +254,9 @@ class Recurrent(Stackable):
         if state is None:
             start = tuple(like.new_zeros(replicas, batch, self.hidden) for _ in range(parts))
         elif len(state) != parts:
-            raise ValueError(f"state: a {self.cell} cell has {parts} part(s), got {len(state)}; pass on what it returned")
+            raise ValueError(
+                f"state: a {self.cell} cell has {parts} part(s), got {len(state)}; pass on what it returned"
+            )
         else:
             start = tuple(part[None] if self.replicas is None else part for part in state)
         return (0.5 * start[0] + 0.5,) if self.cell == "tanh" else start

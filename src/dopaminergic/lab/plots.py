@@ -24,6 +24,7 @@ from dopaminergic.lab.drawing import (
     WIDE,
     colour,
     label_lines,
+    legend_below,
     line_style,
     new_figure,
     passes_axis,
@@ -89,7 +90,8 @@ def learning_curves(cells: Cells) -> Figure:
             else:
                 axes.plot(passes[there][-1], middle[there][-1], "x", color=hue, markersize=8, markeredgewidth=2)
                 axes.annotate(f"{name} diverges", (passes[there][-1], middle[there][-1]), xytext=(0, -16), ha="center",
-                              textcoords="offset points", color=hue, fontsize=11)  # fmt: skip
+                              textcoords="offset points", color=hue, fontsize=11,
+                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
         axes.set_yscale("log")
         start = min(passes[passes > 0][0] for passes, _ in curves.values())
         budget = max(run["budget"] for runs in cells.values() for run in runs)
@@ -110,7 +112,7 @@ def final_errors(cells: Cells) -> Figure:
         medians = {method: statistics.estimate([final_error(run) for run in runs]) for method, runs in cells.items()}
         order = sorted(cells, key=lambda method: medians[method].value)
         zero = zero_place(final_error(run) for runs in cells.values() for run in runs)
-        figure, axes = new_figure(SMALL[0], max(SMALL[1], 0.36 * len(order) + 1))
+        figure, axes = new_figure(SMALL[0], max(SMALL[1], 0.33 * len(order) + 1))
         for row, method in enumerate(order):
             hue, found = colour(method[0]), medians[method]
             errors = statistics.as_errors([final_error(run) for run in cells[method]])
@@ -158,7 +160,6 @@ def solved_shares(cells: Cells) -> Figure:
         budget = max(run["budget"] for runs in cells.values() for run in runs)
         times = {method: np.sort([solved_at(run) for run in runs]) for method, runs in main_variants(cells).items()}
         earliest = min(float(np.min(each)) for each in times.values())
-        ends = []
         for (optimizer, _), each in times.items():
             steps = np.concatenate([[earliest / 1.5], each[np.isfinite(each)], [budget]])
             shares = np.concatenate([[0], np.arange(1, np.isfinite(each).sum() + 1), [np.isfinite(each).sum()]]) / len(
@@ -168,11 +169,10 @@ def solved_shares(cells: Cells) -> Figure:
             axes.step(
                 steps, 100 * shares, line_style(optimizer), where="post", color=colour(optimizer), linewidth=width
             )
-            ends.append((100 * shares[-1], LABELS.get(optimizer, optimizer), colour(optimizer)))
         passes_axis(axes, earliest / 1.5, budget, True)
         axes.set_ylim(-1, 103)
         axes.set_ylabel("Runs that met the threshold (%)")
-        label_lines(axes, ends)
+        legend_below(figure, axes, [optimizer for optimizer, _ in times])
         return figure
 
 
@@ -212,10 +212,7 @@ def sensitivity(cells: Cells) -> Figure:
         readable_log(axes, "x")
         axes.set_xlabel("Learning rate")
         axes.set_ylabel(f"Final test {metric_title(next(iter(cells.values())))}")
-        names = [optimizer for optimizer in curves]
-        handles = [axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0] for name in names]
-        figure.legend(handles, [LABELS.get(name, name) for name in names], loc="outside lower center", ncols=4,
-                      frameon=False, fontsize=11, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+        legend_below(figure, axes, list(curves))
         return figure
 
 
@@ -272,7 +269,7 @@ def traces(runs: Sequence[Record]) -> Figure:
 
 def departure_time(picture: Record) -> float:
     """Lyapunov times until the error first exceeds 0.4 of the truth's root mean square; infinity if never."""
-    truth, forecast = _states(picture["truth"]), _states(picture["forecast"])
+    truth, forecast = _states(picture["truth"]), _forecast(picture)
     scale = math.sqrt(float(np.mean(np.sum(truth**2, axis=1))))
     distance = np.sqrt(np.sum((forecast - truth) ** 2, axis=1)) / scale
     left = np.flatnonzero(~(distance <= DEPARTURE))  # NaN, a forecast that blew up, has left too
@@ -283,8 +280,19 @@ def _states(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
     return np.array(rows, dtype=float).reshape(len(rows), -1)
 
 
+def _forecast(picture: Record) -> NDArray[np.float64]:
+    """The forecast, as long as the truth: NaN from where it blew up (ten times the truth's reach) or was cut."""
+    truth = _states(picture["truth"])
+    forecast = np.full(truth.shape, np.nan)
+    given = np.array(picture["forecast"], dtype=float).reshape(-1, truth.shape[1])[: len(truth)]
+    forecast[: len(given)] = given
+    lost = ~(np.abs(forecast) <= 10 * np.abs(truth).max()).all(axis=1)
+    forecast[np.logical_or.accumulate(lost)] = np.nan
+    return forecast
+
+
 def _projection(picture: Record, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64], str, str]:
-    states = _states(picture[key])
+    states = _forecast(picture) if key == "forecast" else _states(picture["truth"])
     if states.shape[1] >= 3:
         return states[:, 0], states[:, 2], "x", "z"
     if states.shape[1] == 2:
@@ -331,7 +339,8 @@ def attractors(pictures: Sequence[Record]) -> Figure:
 
 
 def _picture_name(picture: Record) -> str:
-    return LABELS.get(picture["optimizer"], picture["optimizer"])
+    optimizer = str(picture["optimizer"])
+    return LABELS.get(optimizer, optimizer)
 
 
 def free_runs(pictures: Sequence[Record]) -> Figure:
@@ -345,7 +354,7 @@ def free_runs(pictures: Sequence[Record]) -> Figure:
         panels = np.asarray(panels).ravel()
         longest = 0.0
         for panel, picture in zip(panels, pictures, strict=True):
-            truth, forecast = _states(picture["truth"])[:, 0], _states(picture["forecast"])[:, 0]
+            truth, forecast = _states(picture["truth"])[:, 0], _forecast(picture)[:, 0]
             time = np.arange(len(truth)) * picture["sample_time"] / picture["lyapunov_time"]
             longest = max(longest, min(time[-1], 10.0))
             panel.plot(time, truth, color="#999999", linewidth=1.6)
@@ -384,8 +393,8 @@ def decision_boundaries(pictures: Sequence[Record]) -> Figure:
             picture = pictures[index]
             low, high = picture["extent"][0], picture["extent"][-1]
             probability = np.array(picture["probability"], dtype=float)
-            image = panel.imshow(probability, extent=(low, high, low, high), origin="lower", cmap="RdBu_r", vmin=-0.2, vmax=1.2,
-                                 interpolation="bilinear")  # fmt: skip
+            look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -0.2, "vmax": 1.2, "interpolation": "bilinear"}
+            image = panel.imshow(probability, extent=(low, high, low, high), origin="lower", **look)
             grid = np.linspace(low, high, len(probability))
             panel.contour(grid, grid, probability, levels=[0.5], colors="#1A1A1A", linewidths=1.8)
             panel.axhline(0, color="#1A1A1A", linewidth=0.8, linestyle=":")

@@ -203,6 +203,9 @@ METRICS = {
     "accuracy": "accuracy",
     "cross_entropy": "cross-entropy",
     "vpt": "Valid prediction time (Lyapunov times)",
+    "test_nrmse": "NRMSE on the test part",
+    "nrmse_one_lyapunov_time": "NRMSE over one Lyapunov time of free running",
+    "diverged_share": "Share of free runs that diverge",
 }
 
 
@@ -301,7 +304,7 @@ def compact(value: float, digits: int = 3) -> str:
 
     >>> compact(0.033412), compact(20000), compact(1.2e-5), compact(float("inf")), compact(float("nan"))
     ('0.0334', '20,000', '1.20 × 10⁻⁵', '∞', '–')
-    """  # noqa: RUF002
+    """
     if math.isnan(value):
         return "–"  # noqa: RUF001
     if math.isinf(value):

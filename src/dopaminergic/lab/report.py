@@ -38,7 +38,6 @@ from dopaminergic.lab.records import (
     read_costs,
     read_records,
     solved_at,
-    task_title,
     unique,
     write_whole,
 )
@@ -84,7 +83,8 @@ def write_report(
     found = read_records(source / "records.jsonl", ("task", "optimizer", "variant", "role", "seed", "curve"))
     if not found.records:
         raise ValueError(
-            f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce --quick` makes some in a minute"
+            f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce` makes them "
+            "(in a minute with --quick)"
         )
     target.mkdir(parents=True, exist_ok=True)
     records, costs = unique(found.records), read_costs(source / "costs.json")
@@ -120,8 +120,8 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
                 row["passes_to_threshold"] = statistics.estimate([solved_at(run) for run in runs])._asdict()
             rows.append(row)
     claims = [
-        {"claim": each.claim, "statement": each.statement, "verdict": each.verdict, "n": each.n,
-         "provisional": each.provisional, "evidence": each.evidence, "rule": each.rule}
+        {"claim": each.claim, "title": each.statement, "verdict": each.verdict, "n": each.n, "rule": each.rule,
+         "provisional": each.provisional, "evidence": each.evidence[0], "details": each.evidence[1:]}
         for each in verdicts
     ]  # fmt: skip
     return {"schema": 1, "claims": claims, "results": rows}
@@ -131,11 +131,11 @@ def _solved(runs: Sequence[Record]) -> statistics.Estimate:
     return statistics.wilson_interval(sum(math.isfinite(solved_at(run)) for run in runs), len(runs))
 
 
-def _range(found: statistics.Estimate, scale: float = 1) -> str:
+def _range(found: statistics.Estimate) -> str:
     if math.isnan(found.low):
         return ""
-    low, high = compact(scale * found.low), compact(scale * found.high)
-    return low if low == high else f"{low} to {high}"
+    low, high = compact(found.low), compact(found.high)
+    return low if low == high else f"{low}–\u200b{high}"  # noqa: RUF001 (a zero-width space lets narrow columns break)
 
 
 def _marked(cells: Sequence[Cell | None], ranks: Sequence[float], methods: Sequence[Method]) -> list[Cell]:
@@ -177,8 +177,8 @@ def tables(records: Iterable[Record]) -> list[Table]:
             ),
             Table(
                 "Runs that met the task's threshold",
-                "Share of runs, below it the median of forward passes to the threshold (∞: the median run never met it). "
-                f"The 95 % intervals are in summary.json. {bold}",
+                "Share of runs, below it the median of forward passes to the threshold (∞: the median run never met "
+                f"it). The 95 % intervals are in summary.json. {bold}",
                 columns,
                 solved,
             ),
@@ -249,10 +249,11 @@ def lead(records: Sequence[Record]) -> str:
     """What was done, in two sentences."""
     shown = [record for record in records if record["role"] == "report"]
     names = sorted({record["optimizer"] for record in records}, key=lambda name: _rank((name, "")))
-    forward = [LABELS.get(name, name) for name in names if name not in GRADIENTS]
+    forward = [LABELS.get(str(name), str(name)) for name in names if name not in GRADIENTS]
     tuning = sorted({record["seed"] for record in records if record["role"] == "tuning"})
+    tasks = plural(len(by_task(records, None)), "task")
     first = (
-        f"{plural(len(shown), 'network')} were trained on {plural(len(by_task(records, None)), 'task')} by "
+        f"{plural(len(shown), 'network')} {'was' if len(shown) == 1 else 'were'} trained on {tasks} by "
         f"{plural(len(names), 'optimizer')}, each for a fixed budget of forward passes; {_list(forward)} never compute "
         "a gradient."
     )
@@ -336,7 +337,7 @@ def environment_rows(
     budgets = {
         title: _first(cells, lambda runs: runs[0].get("budget", 0)) for title, cells in by_task(records, None).items()
     }
-    rows += [("forward passes", "; ".join(f"{title} {compact(budget)}" for title, budget in budgets.items()))]
+    rows += [("forward passes", "; ".join(f"{title} {compact(float(budget))}" for title, budget in budgets.items()))]
     rows += [(f"costs: {name}", str(value)) for name, value in costs.get("environment", {}).items()]
     rows += [("report drawn with", f"Python {platform.python_version()}")]
     return rows + [("command", command) for command in commands]
@@ -358,9 +359,11 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(resources.files("dopaminergic.lab").joinpath("report.html").read_text("utf-8"))
-    sections: dict[str, list[dict[str, Any]]] = {}
+    sections: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for drawing in drawings:
-        sections.setdefault(drawing.section, []).append(_figure(drawing))
+        group, colon, rest = drawing.title.rpartition(": ")
+        figure = _figure(drawing) | {"heading": (rest[:1].upper() + rest[1:]) if colon else rest}
+        sections.setdefault(drawing.section, {}).setdefault(group, []).append(figure)
     dates = sorted(record["created"] for record in records if record.get("created"))
     return template.render(
         lead=lead(records),

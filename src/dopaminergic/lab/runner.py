@@ -92,7 +92,21 @@ def environment() -> dict[str, Any]:
     return {"versions": versions, "commit": commit, "platform": platform.platform(), "threads": torch.get_num_threads()}
 
 
-def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool]) -> list[dict] | None:
+class Finished(NamedTuple):
+    """What a job leaves: lines for `records.jsonl` and for `pictures.jsonl`."""
+
+    records: list[dict[str, Any]]
+    pictures: list[dict[str, Any]]
+
+    def keep(self, folder: Path) -> None:
+        """Append the lines."""
+        # Pictures first: a kill between the two repeats the job, and a repeated picture replaces the first.
+        if self.pictures:
+            append_records(folder / "pictures.jsonl", self.pictures)
+        append_records(folder / "records.jsonl", self.records)
+
+
+def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool]) -> Finished | None:
     """Run one fleet from its checkpoint, if it has one.
 
     Args:
@@ -102,7 +116,7 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
         stop: asked every so often; if true, save and return.
 
     Returns:
-        Two lists as one: the records, then the picture lines, told apart by their keys; None if stopped.
+        The lines to keep, or None if it was stopped.
     """
     task = make_task(job.task, **job.task_settings)
     seeds, rates = [r.seed for r in job.replicas], [r.lr for r in job.replicas]
@@ -111,7 +125,7 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
     if path.exists():
         fleet.load(path)
     began = saved = time.monotonic()
-    for passes in fleet.run(every=max(1, 20_000 // (len(seeds) * fleet.passes_per_step))):
+    for passes in fleet.run():
         report(passes)
         stopping = stop()
         if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -119,13 +133,14 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
             saved = time.monotonic()
         if stopping:
             return None
-    return _records(job, fleet, time.monotonic() - began)
+    pictures = _pictures(job, fleet) if job.picture else []
+    return Finished(_records(job, fleet, time.monotonic() - began), pictures)
 
 
-def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict]:
+def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict[str, Any]]:
     metrics, now = fleet.metrics(), datetime.now(UTC).isoformat(timespec="seconds")
     surroundings, task = environment(), fleet.task
-    lines: list[dict] = []
+    lines: list[dict[str, Any]] = []
     for r, replica in enumerate(job.replicas):
         errors = [values[r] for _, values in fleet.curve]
         solved = float(fleet.solved_at[r])
@@ -155,10 +170,10 @@ def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict]:
                 "dtype": str(task.dtype).removeprefix("torch."),
             }
         )
-    return lines + (_pictures(job, fleet) if job.picture else [])
+    return lines
 
 
-def _pictures(job: Job, fleet: Fleet) -> list[dict]:
+def _pictures(job: Job, fleet: Fleet) -> list[dict[str, Any]]:
     replica = job.replicas[0]
     alone = fleet.task.build([replica.seed])
     alone.load_state_dict({name: value[:1] for name, value in fleet.model.state_dict().items()})
@@ -176,7 +191,7 @@ def _short(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _key(record: dict) -> str:
+def _key(record: dict[str, Any]) -> str:
     settings = [record[k] for k in ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget")]
     return json.dumps([*settings, record["settings"]["lr"]], sort_keys=True)
 
@@ -241,7 +256,7 @@ def run_jobs(jobs: Iterable[Job], folder: Path, workers: int, progress: Callable
                 process.join()
                 if isinstance(message, str):
                     raise RuntimeError(f"{job.name} failed: {message}")
-                _keep(message, folder)
+                message.keep(folder)
                 (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
                 finished += job.work
             names = [f"{job.task} {job.optimizer}" for _, job, _ in running.values()]
@@ -250,12 +265,6 @@ def run_jobs(jobs: Iterable[Job], folder: Path, workers: int, progress: Callable
         stop.set()
         for process, _, _ in running.values():
             process.join()
-
-
-def _keep(lines: list[dict], folder: Path) -> None:
-    # Pictures first: a kill between the two repeats the job, and a repeated picture replaces the first.
-    append_records(folder / "pictures.jsonl", [line for line in lines if "schema" not in line])
-    append_records(folder / "records.jsonl", [line for line in lines if "schema" in line])
 
 
 def _worker(job: Job, checkpoints: Path, connection: Connection, stop: Any, parent: int) -> None:

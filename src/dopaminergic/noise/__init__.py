@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +21,11 @@ from torch import Tensor
 
 from dopaminergic.noise import reference
 
-__all__ = ["KINDS", "Combination", "fast_kernel"]
+__all__ = ["KINDS", "Combination", "Multiple", "Term", "fast_kernels"]
+
+# A multiple of a direction: one number, or float64 of shape (R,), one for each replica.
+Multiple = float | np.ndarray
+Term = tuple[int, Multiple]
 
 KINDS = ("rademacher", "gaussian")
 CHUNK = 1 << 16  # elements; a multiple of every block, small enough to stay in cache
@@ -31,79 +34,85 @@ FAST_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @functools.cache
-def fast_kernel():
-    """The numba kernel, or None where numba is not installed (said once in the log)."""
+def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
+    """numba's kernels for many directions or replicas and for one, or None without numba (said once in the log)."""
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
             "numba is not installed: noise comes from the slower torch reference, with the same bits "
             "(pip install 'dopaminergic[fast]')"
         )
         return None
-    from dopaminergic.noise.cpu import combine
+    from dopaminergic.noise.cpu import combine, combine_one
 
-    return combine
+    return combine, combine_one
 
 
-class Combination(NamedTuple):
+class Combination:
     """target <- scale * source + sum_k coefficient_k z_k, to be called many times for the same tensors.
 
-    Attributes:
+    Args:
         targets: tensors of one dtype and device; the first dimension is the replica where there are several seeds.
-        sources: tensors of the same shapes and dtype; a target may be its own source.
         parameters: the index of each tensor in the noise.
         seeds: uint64 `(R,)`, below 2^63.
         kind: `"rademacher"` or `"gaussian"`.
-        fast: what the numba kernel is called with, or None where the reference must do.
+        copies: tensors of the same shapes that the targets are saved to, and computed from; None: in place.
     """
 
-    targets: list[Tensor]
-    sources: list[Tensor]
-    parameters: list[int]
-    seeds: np.ndarray
-    kind: str
-    fast: tuple[Any, ...] | None
+    def __init__(
+        self, targets: list[Tensor], parameters: list[int], seeds: np.ndarray, kind: str, copies: list[Tensor] | None = None
+    ) -> None:
+        self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
+        self.kind, self.signs = kind, kind == "rademacher"
+        self.fast = None
+        self._seed = int(seeds[0])
+        plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets)
+        if plain and fast_kernels() is not None:
+            sources = [t.data_ptr() for t in (targets if copies is None else copies)]
+            own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
+            # Addresses are looked up once; they must stay valid as long as this object is used.
+            self._saving = np.array([own, own, sources, sizes, parameters], np.uint64)
+            self._plan = np.array([own, sources, sources, sizes, parameters], np.uint64)
+            self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
+            self.fast = fast_kernels()
 
-    @classmethod
-    def of(
-        cls, targets: list[Tensor], sources: list[Tensor], parameters: list[int], seeds: np.ndarray, kind: str
-    ) -> Combination:
-        """Look up addresses once; they must stay valid as long as the combination is used."""
-        plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets + sources)
-        fast = None
-        if plain and fast_kernel() is not None:
-            addresses = np.array([[t.data_ptr() for t in targets], [s.data_ptr() for s in sources]], np.uint64)
-            sizes = np.array([t.numel() // len(seeds) for t in targets], np.int64)
-            fast = (FAST_DTYPES[targets[0].dtype], addresses, sizes, np.array(parameters, np.uint32))
-        return cls(targets, sources, parameters, seeds, kind, fast)
-
-    def __call__(self, scales: np.ndarray, coefficients: np.ndarray, directions: Sequence[int], step: int) -> None:
+    def __call__(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool = False) -> None:
         """Do it.
 
         Args:
-            scales: float64 `(R,)`.
-            coefficients: float64 `(K, R)`.
-            directions: `K` direction numbers in [0, 2^28).
+            terms: pairs of a direction number in [0, 2^28) and its multiple: a number, or float64 `(R,)`.
+            scale: a number, or float64 `(R,)`.
             step: step number in [0, 2^32).
+            save: the targets hold the sources; copy them first.
         """
         if self.fast is None:
-            for target, source, parameter in zip(self.targets, self.sources, self.parameters, strict=True):
-                self._slowly(target, source, parameter, scales, coefficients, directions, step)
+            self._slowly(terms, scale, step, save)
             return
-        dtype, addresses, sizes, parameters = self.fast
-        fast_kernel()(
-            addresses,
-            sizes,
-            parameters,
-            self.seeds,
-            scales.astype(dtype),
-            coefficients.astype(dtype),
-            np.array(directions, np.uint32),
-            np.uint32(step),
-            0,
-            self.kind == "rademacher",
-        )
+        plan = self._saving if save else self._plan
+        combine, combine_one = self.fast
+        if len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
+            direction, multiple = terms[0]
+            combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save)
+            return
+        scales, multiples = self._arrays(terms, scale)
+        directions = np.array([direction for direction, _ in terms], np.uint32)
+        combine(self._dtype, plan, self.seeds, scales, multiples, directions, step, self.signs, save)
 
-    def _slowly(
+    def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
+        replicas = len(self.seeds)
+        multiples = [np.broadcast_to(np.asarray(multiple, np.float64), (replicas,)) for _, multiple in terms]
+        rows = np.stack(multiples) if multiples else np.zeros((0, replicas))
+        return np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy(), rows
+
+    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool) -> None:
+        scales, multiples = self._arrays(terms, scale)
+        directions = [direction for direction, _ in terms]
+        for i, target in enumerate(self.targets):
+            source = target if self.copies is None else self.copies[i]
+            if save:
+                source.copy_(target)
+            self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step)
+
+    def _combine_slowly(
         self,
         target: Tensor,
         source: Tensor,

@@ -56,14 +56,19 @@ def _turn(words, block, parameter, step, selector, key0, key1):
 
 @numba.njit
 def _add_signs(tile, words, coefficient):
-    """Tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
+    """tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
+    full = tile.size == LANES * 128
     for lane in range(LANES):
         for w in range(4):
-            # A slice, since indices that might be negative keep the loop from becoming vector instructions.
+            # A slice, since indices that might be negative keep the loop from becoming vector instructions; and a known
+            # number of turns where the tile is full, for the same reason.
             word, part = words[w, lane], tile[lane * 128 + w * 32 : lane * 128 + w * 32 + 32]
-            for i in range(part.size):
-                sign = np.int32(np.int32((word >> np.uint32(i)) & ONE) * 2 - 1)
-                part[i] += coefficient * np.float32(sign)
+            if full:
+                for i in range(32):
+                    part[i] += coefficient * np.float32(np.int32(np.int32((word >> np.uint32(i)) & ONE) * 2 - 1))
+            else:
+                for i in range(part.size):
+                    part[i] += coefficient * np.float32(np.int32(np.int32((word >> np.uint32(i)) & ONE) * 2 - 1))
 
 
 @numba.njit
@@ -81,42 +86,55 @@ def _add_normals(tile, words, coefficient):
 
 
 @numba.njit(nogil=True, cache=True)
-def combine(addresses, sizes, parameters, seeds, scales, coefficients, directions, step, first, signs):
-    """Target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
+def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save):
+    """target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
 
     Args:
-        addresses: uint64 `(2, P)`, the targets' and the sources' first byte; equal where the update is in place.
-        sizes: int64 `(P,)`, weights per replica; a parameter holds its R replicas one after the other.
-        parameters: uint32 `(P,)`, the index that each parameter has in the noise.
+        dtype: any array of the weights' dtype; only its type is looked at.
+        plan: uint64 `(5, P)`: addresses of the targets, of the sources (the same where the update is in place) and of
+            copies; weights per replica (a parameter holds its R replicas one after the other); index in the noise.
         seeds: uint64 `(R,)`.
-        scales: `(R,)`, of the weights' dtype.
-        coefficients: `(K, R)`, of the weights' dtype.
+        scales: float64 `(R,)`.
+        coefficients: float64 `(K, R)`.
         directions: uint32 `(K,)`.
-        step: uint32.
-        first: index of the first element of every parameter; a multiple of the block.
+        step: step number.
         signs: Rademacher if true, else Gaussian.
+        save: write the sources to the copies on the way.
     """
     words = np.empty((4, LANES), np.uint32)
+    multiples, factors = np.empty(coefficients.shape, dtype.dtype), np.empty(scales.shape, dtype.dtype)
+    multiples[:], factors[:] = coefficients, scales
     per_block = 128 if signs else 4
     stream = SIGN_STREAM if signs else NORMAL_STREAM
-    one = np.float32(1)
-    for p in range(sizes.size):
-        size, replicas = sizes[p], seeds.size
-        target = numba.carray(_pointer(addresses[0, p]), (replicas * size,), coefficients.dtype)
-        source = numba.carray(_pointer(addresses[1, p]), (replicas * size,), coefficients.dtype)
+    replicas, turn = seeds.size, np.uint32(step)
+    for p in range(plan.shape[1]):
+        size, parameter = np.int64(plan[3, p]), np.uint32(plan[4, p])
+        target = numba.carray(_pointer(plan[0, p]), (replicas * size,), dtype.dtype)
+        source = numba.carray(_pointer(plan[1, p]), (replicas * size,), dtype.dtype)
         for r in range(replicas):
             key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
             for start in range(0, size, per_block * LANES):
-                end = min(start + per_block * LANES, size)
-                tile = target[r * size + start : r * size + end]
-                if addresses[0, p] != addresses[1, p]:
-                    tile[:] = source[r * size + start : r * size + end]
-                if scales[r] != one:
-                    tile *= scales[r]
+                at, to = r * size + start, r * size + min(start + per_block * LANES, size)
+                tile = target[at:to]
+                if plan[0, p] != plan[1, p]:
+                    tile[:] = source[at:to]
+                if save:
+                    numba.carray(_pointer(plan[2, p]), (replicas * size,), dtype.dtype)[at:to] = tile
+                if scales[r] != 1.0:
+                    tile *= factors[r]
                 for k in range(directions.size):
-                    block, selector = np.uint32((first + start) // per_block), np.uint32(directions[k] | stream)
-                    _turn(words, block, parameters[p], step, selector, key0, key1)
+                    block, selector = np.uint32(start // per_block), np.uint32(directions[k] | stream)
+                    _turn(words, block, parameter, turn, selector, key0, key1)
                     if signs:
-                        _add_signs(tile, words, coefficients[k, r])
+                        _add_signs(tile, words, multiples[k, r])
                     else:
-                        _add_normals(tile, words, coefficients[k, r])
+                        _add_normals(tile, words, multiples[k, r])
+
+
+@numba.njit(nogil=True, cache=True)
+def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, save):
+    """`combine` for one replica and one direction, from plain numbers: on a tiny model, arrays cost more than the work."""
+    seeds, scales, coefficients = np.empty(1, np.uint64), np.empty(1), np.empty((1, 1))
+    directions = np.empty(1, np.uint32)
+    seeds[0], scales[0], coefficients[0, 0], directions[0] = seed, scale, coefficient, direction
+    combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save)

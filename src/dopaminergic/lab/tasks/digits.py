@@ -28,9 +28,7 @@ class Digits(Task):
     metric: ClassVar[str] = "cross_entropy"
     metric_label: ClassVar[str] = "test cross-entropy (nats)"
 
-    def __init__(
-        self, *, units: int = 64, hidden: str = "tanh", batch_size: int = 128, dtype: str = "float32"
-    ) -> None:
+    def __init__(self, *, units: int = 64, hidden: str = "tanh", batch_size: int = 128, dtype: str = "float32") -> None:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:

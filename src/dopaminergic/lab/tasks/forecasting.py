@@ -27,7 +27,7 @@ INPUT_NOISE = 0xFFFFFFFF
 TITLES = {
     "lorenz": "Lorenz",
     "rossler": "Rössler",
-    "mackey-glass": "Mackey–Glass",
+    "mackey-glass": "Mackey-Glass",
     "henon": "Hénon",
     "logistic": "logistic map",
 }
@@ -93,8 +93,8 @@ class SequenceTask(Task):
 
     def predict(self, model: Model, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next state after every time step, in the units of the series, and the network's state after the last."""
-        out, state = model(inputs, state)
-        return (out if self.settings["output"] == "direct" else inputs + self.change * out), state
+        out, final = model(inputs, state)
+        return (out if self.settings["output"] == "direct" else inputs + self.change * out), final
 
     def squared_errors(self, model: Model, batch: Batch) -> Tensor:
         """Squared errors of the predicted states after the washout, shape `([R,] B, length - washout, columns)`."""
@@ -361,7 +361,7 @@ class Sunspots(RealForecasting):
     """
 
     metric: ClassVar[str] = "error"
-    metric_label: ClassVar[str] = "mse / variance, 1921–55"
+    metric_label: ClassVar[str] = "mse / variance, 1921-55"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class System:
 SYSTEMS = {
     "lorenz": System("Lorenz", 0.02, 0.905),
     "rossler": System("Rössler", 0.1, 0.0714),
-    "mackey-glass": System("Mackey–Glass", 1.0, 0.0055),
+    "mackey-glass": System("Mackey-Glass", 1.0, 0.0055),
 }
 
 
@@ -115,8 +115,8 @@ def quick_series(name: str, n: int = 4000) -> Series:
     """A series of the quick protocol, not normalised.
 
     Lorenz every 0.05 and Rössler every 0.25 (Runge–Kutta, steps 0.005 and 0.01); Mackey–Glass (delay 17, beta 0.2,
-    gamma 0.1, power 10; Euler, step 0.1) every 6; the map of Hénon (1976; a 1.4, b 0.3; both coordinates) and the logistic
-    map with r 3.9, every iterate.
+    gamma 0.1, power 10; Euler, step 0.1) every 6; every iterate of the map of Hénon (1976; a 1.4, b 0.3; both
+    coordinates) and of the logistic map with r 3.9.
 
     Args:
         name: `"lorenz"`, `"rossler"`, `"mackey-glass"`, `"henon"` or `"logistic"`.
@@ -138,9 +138,9 @@ def quick_series(name: str, n: int = 4000) -> Series:
 def _mackey_glass_steps(n: int, skip: int, per_unit: int = 20) -> Series:
     """Mackey–Glass by the method of steps.
 
-    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points and, by cubic Hermite
-    interpolation of x, between them. What is left is linear, x' = p - 0.1 x, and is solved by Simpson's rule in its
-    exact exponential solution: order four, as a linear filter over the whole delay at once.
+    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points and, by cubic
+    Hermite interpolation of x, between them. What is left is linear, x' = p - 0.1 x, and is solved by Simpson's rule in
+    its exact exponential solution: order four, as a linear filter over the whole delay at once.
     """
     from scipy.signal import lfilter
 
@@ -160,12 +160,15 @@ def _mackey_glass_steps(n: int, skip: int, per_unit: int = 20) -> Series:
     return np.concatenate(out)[skip * per_unit :: per_unit][:n, None]
 
 
-def _dormand_prince(field: Callable[[float, float, float], Point], start: Point, n: int, skip: int, dt: float) -> Series:
+def _dormand_prince(
+    field: Callable[[float, float, float], Point], start: Point, n: int, skip: int, dt: float
+) -> Series:
     from scipy.integrate import solve_ivp
 
     times = dt * np.arange(skip, skip + n)
     options = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-10, "t_eval": times}
-    return solve_ivp(lambda _, s: field(*s.tolist()), (0.0, times[-1]), np.array(start), **options).y.T
+    solution = solve_ivp(lambda _, s: field(*s.tolist()), (0.0, times[-1]), np.array(start), **options)
+    return np.asarray(solution.y).T
 
 
 @cache
@@ -199,7 +202,7 @@ def sunspots() -> Series:
         from statsmodels.datasets import sunspots as dataset
     except ImportError as error:
         raise ImportError("the task sunspots needs statsmodels: pip install statsmodels") from error
-    frame = dataset.load_pandas().data
+    frame: Any = dataset.load_pandas().data
     return _frozen(frame["SUNACTIVITY"].to_numpy(dtype=np.float64)[:, None])
 
 
@@ -262,13 +265,15 @@ def _numbers(path: Path, frame: pandas.DataFrame, name: str) -> Series:
     import pandas
 
     column = frame[name]
-    numbers = pandas.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    if pandas.api.types.is_datetime64_any_dtype(column):
+        raise ValueError(f"{path}: column {name!r} holds dates, not numbers; choose another column")
+    numbers = pandas.Series(pandas.to_numeric(column, errors="coerce")).to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(numbers) & ~column.isna().to_numpy()
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path}: column {name!r} has {int(wrong.sum())} cells that are not numbers, the first {column.iloc[row]!r} "
-            f"in row {row + 1}; correct or remove them"
+            f"{path}: column {name!r} has {int(wrong.sum())} cells that are not numbers, the first "
+            f"{column.iloc[row]!r} in row {row + 1}; correct or remove them"
         )
     gaps = ~np.isfinite(numbers)
     if gaps.any():

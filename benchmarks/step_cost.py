@@ -1,0 +1,48 @@
+"""Time of a training step in units of two forward passes, one thread, interleaved; prints one JSON object.
+
+    python benchmarks/step_cost.py [--rounds 21] [--models xor,rnn] [--out FILE]
+
+A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who looks at it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from models import MODELS, build
+
+from dopaminergic.lab.costs import BACKWARD, FORWARD, stepper, time_ratios
+from dopaminergic.lab.runner import environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=21, help="measurements of each (21)")
+    parser.add_argument("--models", default="", help="only models whose name starts so, separated by commas")
+    parser.add_argument("--out", type=Path, help="write the JSON there too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
+    results = {}
+    for name in chosen:
+        steps = {}
+        for optimizer in ("dopamine", "dopamine2", "wp", "spsa", *BACKWARD):
+            model, loss = build(name)
+            steps[optimizer] = stepper(optimizer, model, loss)
+            if optimizer in FORWARD and optimizer == "wp":
+                model, loss = build(name)
+                steps["wp, Gaussian"] = stepper(optimizer, model, loss, noise="gaussian")
+        results[name] = time_ratios(steps, build(name)[1], options.rounds)
+    text = json.dumps(
+        {"what": "time of a step / time of two forward passes", "environment": environment(), "results": results}, indent=1
+    )
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,476 @@
+"""Is the estimate sound? The updates of many virtual steps against the gradient that autograd finds.
+
+    check = exact gradient + observed updates at fixed weights + what theory predicts for a linear loss
+
+An update is observed where it ends up, as the change of the weights, so that noise, arithmetic and rounding are judged
+with the rule. Verdicts are taken in standard errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopaminergic.baselines import SPSA, WeightPerturbation
+from dopaminergic.noise import FAST_DTYPES, reference
+from dopaminergic.optimizer import Closure, Decision, ForwardOptimizer, Group, Losses, Progress
+from dopaminergic.outcomes import Outcome
+
+__all__ = ["EstimatorReport", "check_estimator"]
+
+STANDARD_ERRORS = 5.0
+# A finite sigma biases every estimate by O(sigma^2), which enough probes would show: shares that do not matter.
+NEGLIGIBLE_BIAS, NEGLIGIBLE_VARIANCE = 0.01, 0.1
+# A signal of which only the sign is left varies at most twice as much: E|z.g| >= |g| / sqrt(2) (Szarek 1976).
+SIGN_FACTOR = 2.0
+SETTLING = 50  # virtual steps in which running scales forget that they started from one regret
+
+
+@dataclass(frozen=True)
+class EstimatorReport:
+    """How the updates of an optimizer compare with the gradient; `print` it.
+
+    Attributes:
+        rule: the optimizer's class.
+        weights: number d of trainable weights.
+        directions: number K of directions of each step.
+        probes: number of virtual steps M.
+        cosine: of the mean update and the negative gradient (each group's gradient times its learning rate).
+        predicted_cosine: what it is for a linear loss, 1 / sqrt(1 + variance / M).
+        learning_rate: of the gradient descent that the mean update amounts to, in the first group.
+        expected_learning_rate: what the rule promises; None for rules that set their own scale.
+        alignment: component of the mean update along the negative gradient, in standard errors; > 0 if it descends.
+        bias: distance of the learning rate from the expected one, in standard errors; None without an expected one.
+        remainder: squared part of the mean update across the gradient, over its expected sampling size; 1 if unbiased.
+        remainder_bias: distance of `remainder` from 1, in standard errors.
+        variance: of an update, over that of K independent directions on a linear loss; NaN where that is 0.
+        variance_excess: distance of `variance` above its bound (1; 2 for rules that set their own scale), in standard
+            errors; None for 16-bit weights, whose rounding adds to it.
+        problems: what is wrong, in words; empty if the estimate is sound.
+    """
+
+    rule: str
+    weights: int
+    directions: int
+    probes: int
+    cosine: float
+    predicted_cosine: float
+    learning_rate: float
+    expected_learning_rate: float | None
+    alignment: float
+    bias: float | None
+    remainder: float
+    remainder_bias: float
+    variance: float
+    variance_excess: float | None
+    problems: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing contradicts that the mean update follows the negative gradient, as noisily as it must."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """The verdict first, then the figures behind it."""
+        rate = f"{self.learning_rate:.4g}"
+        if self.bias is not None:
+            rate += f", expected {self.expected_learning_rate:.4g} ({self.bias:+.1f} standard errors)"
+        excess = (
+            "" if self.variance_excess is None else f" ({self.variance_excess:+.1f} standard errors past its bound)"
+        )
+        verdict = "The estimate is sound." if self.sound else "The estimate is NOT sound:"
+        return "\n".join(
+            [
+                f"{self.rule}: {self.probes} virtual steps, {self.directions} directions each, {self.weights} weights",
+                verdict,
+                *(f"  - {problem}" for problem in self.problems),
+                f"  cosine with the negative gradient  {self.cosine:.4f}, predicted {self.predicted_cosine:.4f}",
+                f"  along the gradient                 {self.alignment:+.1f} standard errors",
+                f"  effective learning rate            {rate}",
+                f"  remainder across the gradient      {self.remainder:.3f} of its sampling size"
+                f" ({self.remainder_bias:+.1f} standard errors)",
+                f"  variance over theory               {self.variance:.3f}{excess}",
+            ]
+        )
+
+
+class Observed(NamedTuple):
+    """M virtual steps, seen from G groups; float64.
+
+    Attributes:
+        mean: the mean update, shape `(d,)`.
+        along: inner products of the updates with the gradient of each group, `(M, G)`.
+        square: squared lengths, `(M,)`.
+        rates: mean learning rate of each group.
+        linear_along: as `along`, for the updates on a linear loss; None for rules that set their own scale.
+        linear_square: as `square`, likewise.
+    """
+
+    mean: Tensor
+    along: Tensor
+    square: Tensor
+    rates: list[float]
+    linear_along: Tensor | None
+    linear_square: Tensor | None
+
+
+class Model(NamedTuple):
+    """What is known of the optimizer's weights; vectors are float64, flat, over the trainable weights.
+
+    Attributes:
+        members: group, index in the noise and tensor of every parameter that a step changes.
+        group: group of each weight, int64.
+        sigma: perturbation scale of each weight.
+        gradient: exact.
+    """
+
+    members: list[tuple[int, int, Tensor]]
+    group: Tensor
+    sigma: Tensor
+    gradient: Tensor
+
+
+def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200) -> EstimatorReport:
+    """Compare an optimizer's updates at the present weights with the exact gradient.
+
+    The closure is called once with gradients and then as in `probes` virtual steps, with the noise of the optimizer's
+    next steps; rules with running scales first let them settle in 50 more. Weights, rule state, counters and torch's
+    random numbers are afterwards what they were, bit for bit.
+
+    Args:
+        optimizer: of a single model, at any point of its training; weight decay is left out.
+        closure: what `step` takes, on the same data at each call, and differentiable: it returns a tensor or an
+            `Outcome`, not a float.
+        probes: number M of virtual steps, >= 100. With d weights and K directions a bias across the gradient shows if
+            it is larger than about `3 d^(1/4) / sqrt(M K)` of the gradient's length, one along it much earlier.
+
+    Returns:
+        The figures and a verdict: `report.sound`, `print(report)`.
+
+    Raises:
+        TypeError: an argument, or what the closure returned, is of the wrong type.
+        ValueError: the loss is not differentiable or not finite, its gradient is 0, or the optimizer is a fleet's.
+
+    >>> from dopaminergic import SPSA
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = SPSA(model.parameters(), lr=0.1)
+    >>> check_estimator(optimizer, lambda: model(torch.ones(4, 3)).mean()).sound
+    True
+    """
+    if not isinstance(optimizer, ForwardOptimizer):
+        raise TypeError(f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}")
+    if not isinstance(probes, int) or isinstance(probes, bool):
+        raise TypeError(f"check_estimator: probes must be an int, got {probes!r}")
+    if probes < 100:
+        raise ValueError(f"check_estimator: probes must be >= 100 to tell a slope from noise, got {probes}")
+    seed = optimizer.settings["seed"]
+    if not isinstance(seed, int):
+        raise ValueError(
+            f"check_estimator: the optimizer is a fleet of {len(seed)} seeds; build it for one model with one seed"
+        )
+    members = _trainable(optimizer)
+    with _undone(optimizer, members) as old:
+        model = _model(optimizer, members, _exact_gradient(closure, members))
+        observed = _observe(optimizer, closure, model, old, probes)
+    return _judge(optimizer, model, observed)
+
+
+def _trainable(optimizer: ForwardOptimizer) -> list[tuple[int, int, Tensor]]:
+    parameters = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    return [(number, i, p) for i, (number, p) in enumerate(parameters) if p.requires_grad and p.numel()]
+
+
+@contextlib.contextmanager
+def _undone(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
+    """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
+    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_warned")}
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    old = [p.detach().clone() for _, _, p in members]
+    try:
+        optimizer.__dict__["_warned"] = True  # a loss that is not finite is an error here
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        yield old
+    finally:
+        _put_back(members, old)
+        optimizer.__dict__.update(kept)
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+@torch.no_grad()
+def _put_back(members: list[tuple[int, int, Tensor]], old: list[Tensor]) -> None:
+    for (_, _, p), value in zip(members, old, strict=True):
+        p.copy_(value)
+
+
+def _same_random_numbers(members: list[tuple[int, int, Tensor]]) -> contextlib.AbstractContextManager[None]:
+    """Draw, and put the generators back: all virtual steps and the gradient see the same dropout masks."""
+    return torch.random.fork_rng(sorted({p.device.index or 0 for _, _, p in members if p.device.type == "cuda"}))
+
+
+def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) -> Tensor:
+    parameters = [p for _, _, p in members]
+    with _same_random_numbers(members), torch.enable_grad():
+        returned = closure()
+        losses = returned.losses if isinstance(returned, Outcome) else returned
+        if not isinstance(losses, Tensor):
+            raise TypeError(
+                f"check_estimator: the closure must return a tensor or an Outcome, got {type(losses).__name__}; return "
+                "the loss itself, not loss.item()"
+            )
+        if not losses.requires_grad:
+            raise ValueError(
+                "check_estimator: the closure's loss is not differentiable, so there is no gradient to compare with; "
+                "does the closure detach, round or use torch.no_grad()?"
+            )
+        try:
+            parts = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"check_estimator: autograd cannot differentiate the closure's loss ({error}); does the closure call "
+                "loss.backward() itself?"
+            ) from error
+    gradient = torch.cat([part.double().cpu().flatten() for part in parts])
+    loss, size = float(losses.detach().mean()), float(gradient.norm())
+    if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
+        raise ValueError(
+            f"check_estimator: at these weights the loss is {loss:g} and its gradient has length {size:g}; both must "
+            "be finite, and the gradient not 0"
+        )
+    return gradient
+
+
+def _model(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
+    group = torch.cat([torch.full((p.numel(),), number) for number, _, p in members])
+    sigmas = torch.tensor([float(g["sigma"]) for g in optimizer.param_groups], dtype=torch.float64)
+    return Model(members, group, sigmas[group], gradient)
+
+
+def _observe(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor], probes: int) -> Observed:
+    mean = torch.zeros_like(model.gradient)
+    start = optimizer._progress = _settled(optimizer, closure, model, old)
+    rates: list[list[float]] = []
+    updates: list[tuple[Tensor, float]] = []
+    linear: list[tuple[Tensor, float]] = []
+    for step in range(start.step, start.step + probes):
+        optimizer._progress = start._replace(step=step)
+        with _listening(optimizer, rates):
+            update = _virtual_step(optimizer, closure, model.members, old)
+        mean += update / probes
+        updates.append(_projected(update, optimizer, model))
+        if _promises_a_scale(optimizer):
+            linear.append(_projected(_linear_update(optimizer, model, step), optimizer, model))
+    return Observed(
+        mean,
+        *_columns(updates),
+        [sum(row) / len(rates) for row in zip(*rates, strict=True)],
+        *(_columns(linear) if linear else (None, None)),
+    )
+
+
+def _settled(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
+    for _ in range(0 if optimizer._progress.rule is None else SETTLING):
+        _virtual_step(optimizer, closure, model.members, old)
+    return optimizer._progress
+
+
+def _virtual_step(
+    optimizer: ForwardOptimizer, closure: Closure, members: list[tuple[int, int, Tensor]], old: list[Tensor]
+) -> Tensor:
+    """Make a step, and take it back: the change of the weights."""
+    skipped = optimizer.skipped_steps
+    with _same_random_numbers(members):
+        optimizer._step(closure)  # not `step`, so that neither hooks nor schedulers hear of it
+    if optimizer.skipped_steps != skipped:
+        raise ValueError(
+            "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or other weights"
+        )
+    changes = [(p.detach().double() - o.double()).cpu().flatten() for (_, _, p), o in zip(members, old, strict=True)]
+    _put_back(members, old)
+    return torch.cat(changes)
+
+
+@contextlib.contextmanager
+def _listening(optimizer: ForwardOptimizer, rates: list[list[float]]) -> Iterator[None]:
+    """Write down the learning rates of all groups, which the rule tells to nobody but the loop."""
+    rule = optimizer._rule
+
+    def overheard(state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        decision = rule(state, losses, groups)
+        rates.append([float(rate) for rate in decision.rates])
+        return decision
+
+    optimizer.__dict__["_rule"] = overheard
+    try:
+        yield
+    finally:
+        del optimizer.__dict__["_rule"]
+
+
+def _promises_a_scale(optimizer: ForwardOptimizer) -> bool:
+    """Whether the mean update is the learning rate times the gradient, and not only parallel to it."""
+    return isinstance(optimizer, WeightPerturbation | SPSA)
+
+
+def _projected(update: Tensor, optimizer: ForwardOptimizer, model: Model) -> tuple[Tensor, float]:
+    along = torch.zeros(len(optimizer.param_groups), dtype=torch.float64)
+    return along.index_add_(0, model.group, update * model.gradient), float(update @ update)
+
+
+def _columns(rows: list[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([along for along, _ in rows]), torch.tensor([square for _, square in rows], dtype=torch.float64)
+
+
+def _linear_update(optimizer: ForwardOptimizer, model: Model, step: int) -> Tensor:
+    """The update if the loss were linear, from the definition of the noise: -mean_k (g . sigma z_k) lr / sigma z_k."""
+    settings = optimizer.settings
+    draw = reference.rademacher if settings["noise"] == "rademacher" else reference.gaussian
+    rates = torch.tensor([float(group["lr"]) for group in optimizer.param_groups], dtype=torch.float64)[model.group]
+    total = torch.zeros_like(model.gradient)
+    for k in range(settings["directions"]):
+        numbers = {"seed": settings["seed"], "step": step, "direction": k}
+        z = torch.cat([draw(p.numel(), **numbers, parameter=i) for _, i, p in model.members]).double()
+        total -= (model.gradient @ (model.sigma * z)) * rates / model.sigma * z
+    return total / settings["directions"]
+
+
+def _judge(optimizer: ForwardOptimizer, model: Model, observed: Observed) -> EstimatorReport:
+    probes, directions = len(observed.square), optimizer.settings["directions"]
+    rates = torch.tensor(observed.rates, dtype=torch.float64)
+    target = rates[model.group] * model.gradient  # minus the mean update, by theory
+    size = float(target @ target)
+    if size == 0.0 or float(observed.square.sum()) == 0.0:
+        return _motionless(optimizer, model, probes)
+    theory = _linear_variance(optimizer, model, rates[model.group] / model.sigma)
+    shares = -(observed.along @ rates) / size  # of each update in the target; 1 on average if unbiased
+    slope, across = float(shares.mean()), observed.square - shares**2 * size
+    paired = shares
+    if observed.linear_along is not None:
+        # Control variate: the same noise on a linear loss is known to have a mean of 1, whatever the optimizer does.
+        paired = shares + (observed.linear_along @ rates) / size + 1.0
+    estimate, error = float(paired.mean()), _standard_error(paired)
+    remainder, remainder_bias, bent = _remainder(observed, across, slope * slope * size, rates, model)
+    variance, excess = _variance(observed, shares, slope, size, theory)
+    rounded = any(p.dtype not in FAST_DTYPES for _, _, p in model.members)
+    scaled = _promises_a_scale(optimizer)
+    figures: dict[str, Any] = {
+        "rule": type(optimizer).__name__,
+        "weights": len(target),
+        "directions": directions,
+        "probes": probes,
+        "cosine": slope * math.sqrt(size) / float(observed.mean.norm()) if float(observed.mean.norm()) else 0.0,
+        "predicted_cosine": 1.0 / math.sqrt(1.0 + theory / (probes * size)),
+        "learning_rate": estimate * observed.rates[0],
+        "expected_learning_rate": observed.rates[0] if scaled else None,
+        "alignment": estimate / error,
+        "bias": (estimate - 1.0) / error if scaled else None,
+        "remainder": remainder,
+        "remainder_bias": remainder_bias,
+        "variance": variance,
+        "variance_excess": None if rounded or math.isnan(variance) else excess,
+    }
+    off = abs(estimate - 1.0) > NEGLIGIBLE_BIAS
+    return EstimatorReport(**figures, problems=tuple(_problems(figures, off=off, bent=bent)))
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean; never 0, so that quotients of it exist."""
+    return float(values.std()) / math.sqrt(len(values)) + 1e-15
+
+
+def _linear_variance(optimizer: ForwardOptimizer, model: Model, multiples: Tensor) -> float:
+    """Variance of the update for a linear loss, summed over weights: regret y.z, update -multiples (y.z) z, K averaged.
+
+    E[(y.z)^2 z_i^2] is |y|^2 for signs and |y|^2 + 2 y_i^2 for normals. For one group that makes (d - 1) / K and
+    (d + 1) / K times the squared length of the mean update.
+    """
+    y = model.sigma * model.gradient
+    own = float((multiples * y).square().sum())
+    total = float(multiples.square().sum() * y.square().sum())
+    sign = -1.0 if optimizer.settings["noise"] == "rademacher" else 1.0
+    return (total + sign * own) / optimizer.settings["directions"]
+
+
+def _remainder(
+    observed: Observed, across: Tensor, along: float, rates: Tensor, model: Model
+) -> tuple[float, float, bool]:
+    """The mean update's squared part across the gradient: over its expectation, in standard errors, if it matters."""
+    probes = len(across)
+    found = max(float(observed.mean @ observed.mean) - along, 0.0)
+    expected = float(across.sum()) / probes**2
+    scales = (rates[model.group] / model.sigma).square()
+    dimensions = float(scales.sum() ** 2 / scales.square().sum()) - 1.0
+    # Rounding is all that is across a single weight.
+    if dimensions < 0.5 or expected <= 1e-20 * along:
+        return 1.0, 0.0, False
+    # The cube root of chi-square is nearly normal (Wilson and Hilferty 1931).
+    spread = 2.0 / (9.0 * dimensions)
+    errors = ((found / expected) ** (1 / 3) - 1.0 + spread) / math.sqrt(spread)
+    return found / expected, errors, found - expected > NEGLIGIBLE_BIAS**2 * along
+
+
+def _variance(observed: Observed, shares: Tensor, slope: float, size: float, theory: float) -> tuple[float, float]:
+    """Variance of the updates, at a slope of 1, over `theory`; its distance above the bound in standard errors."""
+    if theory <= 1e-20 * size or slope == 0.0:
+        return math.nan, 0.0
+    if observed.linear_square is not None:
+        ratios, bound = 1.0 + (observed.square - observed.linear_square) / theory, 1.0
+    else:
+        # Each update's share in mean(|u|^2) / slope^2, linearised in the slope.
+        square = float(observed.square.mean())
+        ratios = (observed.square / slope**2 - 2.0 * square / slope**3 * (shares - slope) - size) / theory
+        bound = SIGN_FACTOR
+    ratio = float(ratios.mean())
+    excess = (ratio - bound) / _standard_error(ratios)
+    return ratio, excess if ratio > bound * (1.0 + NEGLIGIBLE_VARIANCE) else min(excess, STANDARD_ERRORS)
+
+
+def _problems(figures: dict[str, Any], *, off: bool, bent: bool) -> Iterator[str]:
+    alignment, bias, excess = figures["alignment"], figures["bias"], figures["variance_excess"]
+    if alignment < -STANDARD_ERRORS:
+        yield "it climbs: the mean update points up the gradient; a sign is wrong"
+    elif alignment < STANDARD_ERRORS:
+        yield (
+            "it does not follow the gradient: the update may use other noise than the perturbation, or be lost in "
+            "rounding, or the closure may be noisy"
+        )
+    elif bias is not None and off and abs(bias) > STANDARD_ERRORS:
+        share = figures["learning_rate"] / figures["expected_learning_rate"]
+        yield f"the mean update is {share:.3g} times what the learning rate promises"
+    if bent and figures["remainder_bias"] > STANDARD_ERRORS:
+        yield (
+            "it leads aside: the mean update has a part across the gradient; noise may be shared between parameters or "
+            "steps, or sigma be too large"
+        )
+    if excess is not None and excess > STANDARD_ERRORS:
+        yield (
+            f"it varies {figures['variance']:.3g} times as much as {figures['directions']} independent directions would "
+            "on a linear loss: directions may repeat, sigma be too large, or the closure be noisy"
+        )
+
+
+def _motionless(optimizer: ForwardOptimizer, model: Model, probes: int) -> EstimatorReport:
+    return EstimatorReport(
+        rule=type(optimizer).__name__,
+        weights=len(model.gradient),
+        directions=optimizer.settings["directions"],
+        probes=probes,
+        cosine=0.0,
+        predicted_cosine=math.nan,
+        learning_rate=0.0,
+        expected_learning_rate=0.0 if _promises_a_scale(optimizer) else None,
+        alignment=0.0,
+        bias=None,
+        remainder=math.nan,
+        remainder_bias=math.nan,
+        variance=math.nan,
+        variance_excess=None,
+        problems=("it does not move: lr is 0, or nothing is left to gain, or the updates are lost in rounding",),
+    )

@@ -1,0 +1,303 @@
+"""The command line: `dopaminergic reproduce | train | compare | report | tasks`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopaminergic import __version__
+
+EXAMPLES = """examples:
+  dopaminergic reproduce                      both experiments of the paper, then a report (some minutes)
+  dopaminergic reproduce --quick              a look, in under a minute
+  dopaminergic reproduce xor --full           the XOR experiments of record
+  dopaminergic train --task lorenz --optimizer dopamine2
+  dopaminergic train --csv sales.csv --column units --optimizer dopamine
+  dopaminergic compare --task continuous-xor --optimizers dopamine,wp,adam --seeds 5
+  dopaminergic report runs/reproduce
+  dopaminergic tasks
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+
+    Returns:
+        0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing finished is lost; run the same command again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed; the command line needs: pip install 'dopaminergic[fast,lab]'")
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if os.environ.get("DOPAMINERGIC_TRACEBACK"):
+            raise
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"dopaminergic: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    keep = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="dopaminergic",
+        description="Train neural networks with nothing but forward passes, and see how that compares.",
+        epilog=EXAMPLES,
+        formatter_class=keep,
+    )
+    parser.add_argument("--version", action="version", version=f"dopaminergic {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text[:1].upper() + text[1:] + ".", epilog=f"examples:\n{examples}", formatter_class=keep
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "reproduce",
+        _reproduce,
+        "run the paper's two experiments and write a report",
+        "  dopaminergic reproduce\n  dopaminergic reproduce chaos --out runs/chaos\n  dopaminergic reproduce --quick --json",
+    )
+    sub.add_argument("part", nargs="?", choices=("all", "xor", "chaos"), default="all", help="which experiment (all)")
+    size = sub.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="a look, in under a minute")
+    size.add_argument("--full", action="store_const", const="full", dest="size", help="the run of record, 20 seeds or more")
+    sub.set_defaults(size="default")
+    sub.add_argument("--out", type=Path, help="folder for records and report (runs/reproduce, with -quick or -full)")
+    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    _add_json(sub)
+
+    sub = command(
+        "train",
+        _train,
+        "train one network on one task",
+        "  dopaminergic train --task lorenz --optimizer dopamine2 --set hidden=32\n"
+        "  dopaminergic train --csv sales.csv --column units --optimizer dopamine --budget 5000\n"
+        "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
+    )
+    _add_task(sub)
+    sub.add_argument("--optimizer", default="dopamine", help="see `dopaminergic tasks` (dopamine)")
+    sub.add_argument("--lr", type=float, help="learning rate (the optimizer's default, or the middle of its grid)")
+    sub.add_argument("--seed", type=int, default=0, help="of weights, batches and directions (0)")
+    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
+    sub.add_argument("--out", type=Path, help="folder for checkpoint, record and report (runs/train-TASK-OPTIMIZER)")
+    sub.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
+    _add_json(sub)
+
+    sub = command(
+        "compare",
+        _compare,
+        "tune and compare several optimizers on one task",
+        "  dopaminergic compare --task continuous-xor --optimizers dopamine,wp,adam --seeds 5\n"
+        "  dopaminergic compare --csv sales.csv --column units --budget 5000",
+    )
+    _add_task(sub)
+    sub.add_argument("--optimizers", default="dopamine,dopamine2,wp,sgd,adam", help="names, separated by commas")
+    sub.add_argument("--seeds", type=_positive, default=5, help="reported runs of each (5)")
+    sub.add_argument("--tuning-seeds", type=_positive, default=2, help="runs of each of the seven learning rates (2)")
+    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
+    sub.add_argument("--out", type=Path, help="folder for records and report (runs/compare-TASK)")
+    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    _add_json(sub)
+
+    sub = command("report", _report, "write the report of a folder again", "  dopaminergic report runs/reproduce")
+    sub.add_argument("folder", type=Path, help="a folder that reproduce, compare or train wrote")
+    sub.add_argument("--out", type=Path, help="where to put the report (the same folder)")
+    _add_json(sub)
+
+    sub = command("tasks", _tasks, "list tasks and optimizers", "  dopaminergic tasks --json")
+    _add_json(sub)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help="see `dopaminergic tasks`")
+    parser.add_argument("--csv", metavar="FILE", help="your own series, CSV or Parquet, instead of a task")
+    parser.add_argument("--column", action="append", help="a column of that file; repeat for several")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
+    return value
+
+
+# ---- the commands; imports wait until they are needed, so that --help answers at once -------------------------------
+
+
+def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    settings: dict[str, Any] = {}
+    for pair in options.set:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair}: write NAME=VALUE, such as --set hidden=32")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = text
+    if options.csv is None:
+        if options.column:
+            raise ValueError("--column goes with --csv FILE")
+        if options.task is None:
+            raise ValueError("which task? give --task NAME (see `dopaminergic tasks`) or --csv FILE --column NAME")
+        return options.task, settings
+    if options.task is not None:
+        raise ValueError("give either --task or --csv, not both")
+    columns = options.column[0] if options.column and len(options.column) == 1 else options.column
+    return "series", {"path": options.csv, **({"column": columns} if columns else {}), **settings}
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if missing; an error before any work where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); give another folder") from error
+    return folder
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from dopaminergic.lab.experiments import run_studies, studies
+    from dopaminergic.lab.progress import Progress
+
+    suffix = "" if options.size == "default" else f"-{options.size}"
+    folder = _writable(options.out or Path("runs") / f"reproduce{suffix}")
+    plan = studies(options.part, options.size)
+    with Progress(quiet=options.json) as progress:
+        run_studies(plan, folder, options.workers, progress)
+        _measure_costs(folder, options.size, progress)
+    return _finish(folder, options)
+
+
+def _measure_costs(folder: Path, size: str, progress: Any) -> None:
+    from dopaminergic.lab.costs import measure_costs
+    from dopaminergic.lab.records import write_whole
+
+    if not (folder / "costs.json").exists():
+        progress("costs of a step", 0, 1, [])
+        costs = measure_costs(rounds=5 if size == "quick" else 15)
+        write_whole(folder / "costs.json", json.dumps(costs, indent=1))
+        progress("costs of a step", 1, 1, [])
+
+
+def _finish(folder: Path, options: argparse.Namespace) -> int:
+    from dopaminergic.lab.progress import print_summary
+    from dopaminergic.lab.report import write_report
+
+    page = write_report(folder, getattr(options, "out", None) if options.command == "report" else None)
+    summary = json.loads((page.parent / "summary.json").read_text())
+    if options.json:
+        print(json.dumps({"report": str(page), **summary}))
+    else:
+        print_summary(summary, page)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dopaminergic.lab.progress import Progress
+    from dopaminergic.lab.training import train
+
+    task, settings = _task_of(options)
+    folder = options.out or Path("runs") / f"train-{task}-{options.optimizer}"
+    with Progress(quiet=options.json) as progress:
+        record = train(
+            task,
+            settings,
+            options.optimizer,
+            lr=options.lr,
+            seed=options.seed,
+            budget=options.budget,
+            folder=lambda: _writable(folder),
+            resume=options.resume,
+            progress=progress,
+        )
+    if options.json:
+        print(json.dumps(record))
+        return 0
+    print(f"{task}, {options.optimizer}, lr {record['settings']['lr']:g}, {record['forward_passes']:,} forward passes")
+    for name, value in record["metrics"].items():
+        print(f"  {name.replace('_', ' '):32} {'not finite' if value is None else format(value, '.4g')}")
+    print(f"records and checkpoint in {folder}; `dopaminergic report {folder}` draws them")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dopaminergic.lab.experiments import Study, run_studies
+    from dopaminergic.lab.optimizers import find_method
+    from dopaminergic.lab.progress import Progress
+    from dopaminergic.lab.tasks import make_task
+
+    name, settings = _task_of(options)
+    optimizers = tuple(dict.fromkeys(each.strip() for each in options.optimizers.split(",") if each.strip()))
+    for optimizer in optimizers:
+        find_method(optimizer)
+    if not optimizers:
+        raise ValueError("--optimizers: give at least one, such as --optimizers dopamine,adam")
+    task = make_task(name, **settings)
+    folder = _writable(options.out or Path("runs") / f"compare-{name}")
+    budget = options.budget or task.budget
+    study = Study(name, settings, budget, options.tuning_seeds, options.seeds, optimizers)
+    with Progress(quiet=options.json) as progress:
+        run_studies([study], folder, options.workers, progress)
+    return _finish(folder, options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder}: no such folder; `dopaminergic reproduce` makes one")
+    if options.out is not None:
+        _writable(options.out)
+    return _finish(options.folder, options)
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from dopaminergic.lab.optimizers import METHODS
+    from dopaminergic.lab.progress import print_tasks
+    from dopaminergic.lab.tasks import describe
+
+    listing = {
+        "tasks": describe(),
+        "optimizers": [
+            {"name": name, "label": m.label, "default_lr": m.default, "grid": m.grid, "passes_per_step": m.passes_per_step}
+            for name, m in METHODS.items()
+        ],
+    }
+    if options.json:
+        print(json.dumps(listing))
+    else:
+        print_tasks(listing)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

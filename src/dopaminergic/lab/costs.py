@@ -1,0 +1,182 @@
+"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over inference."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
+from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.lab.optimizers import METHODS
+from dopaminergic.lab.runner import environment
+from dopaminergic.lab.tasks import make_task
+from dopaminergic.optimizer import ForwardOptimizer
+
+FORWARD: dict[str, type[ForwardOptimizer]] = {
+    "dopamine": Dopamine,
+    "dopamine2": Dopamine2,
+    "wp": WeightPerturbation,
+    "spsa": SPSA,
+    "es": EvolutionStrategy,
+}
+BACKWARD: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+TINY_RATE = 1e-12  # so small that the weights, and with them the time of a pass, stay as they are
+
+Loss = Callable[[], torch.Tensor]
+
+
+def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callable[[], Any]:
+    """One training step of a method, as a function of nothing.
+
+    Args:
+        name: in `METHODS`.
+        model: what is trained.
+        loss: its loss on a fixed batch.
+        **settings: of a forward-only optimizer.
+    """
+    if name in FORWARD:
+        optimizer = FORWARD[name](model.parameters(), lr=TINY_RATE, **settings)
+        return lambda: optimizer.step(loss)
+    backward = BACKWARD[name](model.parameters(), lr=TINY_RATE)
+
+    def step() -> None:
+        backward.zero_grad()
+        loss().backward()
+        backward.step()
+
+    return step
+
+
+def time_ratios(steps: dict[str, Callable[[], Any]], loss: Loss, rounds: int) -> dict[str, dict[str, float]]:
+    """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
+
+    The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
+
+    Args:
+        steps: by name.
+        loss: the forward pass.
+        rounds: how many times each is measured.
+    """
+
+    def forwards() -> None:
+        for _ in range(2):
+            with torch.no_grad():
+                float(loss())
+
+    everything = {"forwards": forwards, **steps}
+    for work in everything.values():
+        work()
+    began = time.perf_counter()
+    forwards()
+    repeats = max(1, int(0.02 / max(time.perf_counter() - began, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in everything}
+    for _, (name, work) in itertools.product(range(rounds), everything.items()):
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        times[name].append((time.perf_counter() - began) / repeats)
+    found = {}
+    for name in steps:
+        ratios = sorted(t / f for t, f in zip(times[name], times["forwards"], strict=True))
+        found[name] = {"median": median(ratios), "low": ratios[len(ratios) // 4], "high": ratios[-1 - len(ratios) // 4]}
+    return found
+
+
+def peak_memory(name: str, weights: int) -> float | None:
+    """Peak memory of training steps over that of inference, both above what the process held before the model.
+
+    Measured in a process of its own, on a perceptron of about `weights` weights; None where the system does not tell
+    (it is read from Linux's /proc).
+
+    Args:
+        name: in `METHODS`.
+        weights: number of weights.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    command = [sys.executable, "-m", "dopaminergic.lab.costs", name, str(weights)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads(output.stdout)
+
+
+def measure_costs(rounds: int = 15) -> dict[str, Any]:
+    """The costs of every method on the Lorenz task, as `costs.json` keeps them.
+
+    Args:
+        rounds: of `time_ratios`.
+    """
+    task = make_task("lorenz")
+    batch = task.batch(0, 0)
+    steps = {}
+    for name in METHODS:
+        model = task.build(0)
+        steps[name] = stepper(name, model, lambda model=model: task.outcome(model, batch).mean())
+    model = task.build(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = time_ratios(steps, lambda: task.outcome(model, batch).mean(), rounds)
+    finally:
+        torch.set_num_threads(threads)
+    rows = [
+        {
+            "optimizer": name,
+            "task": task.name,
+            "passes_per_step": METHODS[name].passes_per_step,
+            "time_over_two_forwards": times[name]["median"],
+            "peak_memory_over_inference": peak_memory(name, 10_000_000),
+        }
+        for name in METHODS
+    ]
+    return {"environment": {**environment(), "threads": 1, "memory_model": "perceptron of 10 million weights"}, "rows": rows}
+
+
+def _high_water() -> int:
+    """Peak resident memory since the last reset, in kB; resets it."""
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0])
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak
+
+
+def _measure_memory(name: str, weights: int) -> float:
+    torch.set_num_threads(1)
+    width = 1000
+
+    def network(layers: int) -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+
+    inputs = torch.ones(4, width)
+
+    def loss_of(model: nn.Module) -> Loss:
+        return lambda: model(inputs).square().mean()
+
+    def train(model: nn.Module) -> None:
+        step = stepper(name, model, loss_of(model))
+        for _ in range(3):
+            step()
+
+    train(network(1))  # compilers and thread pools are there before the measurement
+    _high_water()
+    before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+    model = network(max(1, weights // width**2))
+    with torch.no_grad():
+        loss_of(model)()
+    inference = _high_water() - before
+    train(model)
+    return round((_high_water() - before) / inference, 4)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_memory(sys.argv[1], int(sys.argv[2]))))

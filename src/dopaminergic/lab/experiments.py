@@ -1,0 +1,97 @@
+"""The paper's two experiments as plans: which tasks, budgets and seeds; and running a plan from start to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dopaminergic.lab.optimizers import METHODS
+from dopaminergic.lab.records import read_records
+from dopaminergic.lab.runner import Job, run_jobs
+from dopaminergic.lab.tuning import report_job, tuning_job
+
+REPORT_SEEDS = 1000  # tuning seeds count from 0, reported ones from here, so that they never meet
+
+
+class Study(NamedTuple):
+    """One task with every optimizer on it.
+
+    Attributes:
+        task: name in `TASKS`.
+        settings: those that differ from the task's defaults.
+        budget: forward passes of each run.
+        tuning_seeds: runs for each of the seven learning rates.
+        report_seeds: runs of the chosen one.
+        optimizers: names in `METHODS`.
+    """
+
+    task: str
+    settings: dict[str, Any]
+    budget: int
+    tuning_seeds: int
+    report_seeds: int
+    optimizers: tuple[str, ...] = tuple(METHODS)
+
+    def tuning_jobs(self) -> list[Job]:
+        """The grid of each optimizer."""
+        seeds = range(self.tuning_seeds)
+        return [tuning_job(self.task, self.settings, name, seeds, self.budget) for name in self.optimizers]
+
+    def report_jobs(self, records: list[dict[str, Any]]) -> list[Job]:
+        """The runs that are reported, once the tuning records are there."""
+        seeds = range(REPORT_SEEDS, REPORT_SEEDS + self.report_seeds)
+        return [report_job(records, self.task, self.settings, name, seeds, self.budget) for name in self.optimizers]
+
+
+def studies(part: str, size: str) -> list[Study]:
+    """The studies of `reproduce`.
+
+    Args:
+        part: `"xor"`, `"chaos"` or `"all"`.
+        size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of record).
+    """
+    chaos_tasks = ("lorenz", "rossler", "mackey-glass")
+    if size == "quick":
+        xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
+        chaos = [Study("lorenz", {}, 2000, 1, 3, ("dopamine", "dopamine2", "wp", "sgd", "adam"))]
+    elif size == "default":
+        xor = [
+            Study("xor-2-2-1", {}, 5000, 20, 100),
+            Study("xor-2-8-1", {}, 5000, 10, 50),
+            Study("continuous-xor", {}, 6000, 3, 10),
+            Study("cluster-xor", {}, 3000, 3, 10),
+        ]
+        chaos = [Study(task, {}, 20_000 if task == "lorenz" else 6000, 2, 6) for task in chaos_tasks]
+    else:
+        xor = [
+            Study("xor-2-2-1", {}, 5000, 40, 500),
+            Study("xor-2-2-1", {"loss": "bce"}, 5000, 20, 200),
+            Study("xor-2-8-1", {}, 5000, 20, 200),
+            Study("xor-2-8-1", {"loss": "bce"}, 5000, 20, 200),
+            Study("continuous-xor", {}, 20_000, 5, 20),
+            Study("cluster-xor", {}, 5000, 5, 40),
+            Study("temporal-xor", {}, 10_000, 3, 20),
+        ]
+        chaos = [Study(task, {}, 20_000, 5, 20) for task in chaos_tasks]
+        chaos += [Study("henon", {}, 20_000, 3, 20), Study("sunspots", {}, 10_000, 3, 20)]
+        chaos += [Study("lorenz-vpt", {}, 12_000, 1, 5, ("dopamine", "dopamine2", "wp", "sgd", "adam"))]
+    return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
+
+
+def run_studies(
+    plan: list[Study], folder: Path, workers: int, progress: Callable[[str, int, int, list[str]], None]
+) -> None:
+    """Tune, then run what is reported; what is done already is skipped.
+
+    Args:
+        plan: the studies.
+        folder: see `run_jobs`.
+        workers: parallel processes.
+        progress: called with the phase, the replica-passes done and in all, and the running jobs.
+    """
+    tuning = [job for study in plan for job in study.tuning_jobs()]
+    run_jobs(tuning, folder, workers, lambda *now: progress("tuning", *now))
+    records = read_records(folder / "records.jsonl").records
+    reported = [job for study in plan for job in study.report_jobs(records)]
+    run_jobs(reported, folder, workers, lambda *now: progress("reported runs", *now))

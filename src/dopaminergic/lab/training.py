@@ -1,0 +1,94 @@
+"""One run in this process: train, checkpoint, resume, record."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dopaminergic.lab.optimizers import find_method
+from dopaminergic.lab.runner import Job, Replica, run_job
+from dopaminergic.lab.tasks import make_task
+
+
+def train(
+    task: str,
+    settings: dict[str, Any],
+    optimizer: str,
+    *,
+    lr: float | None,
+    seed: int,
+    budget: int | None,
+    folder: Callable[[], Path],
+    resume: bool,
+    progress: Callable[[str, int, int, list[str]], None],
+) -> dict[str, Any]:
+    """Train one network and append its record.
+
+    Args:
+        task: name in `TASKS`.
+        settings: settings of the task.
+        optimizer: name in `METHODS`.
+        lr: learning rate; None for the optimizer's default, or the middle of its grid.
+        seed: of weights, batches and directions, >= 0.
+        budget: forward passes; None for the task's.
+        folder: makes and returns the folder, once everything else is known to be right.
+        resume: continue from the checkpoint there, if there is one; else it is an error that there is one.
+        progress: called with a title, the passes done and in all, and details.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: an argument is wrong, or there is a checkpoint and `resume` is false.
+    """
+    method, built = find_method(optimizer), make_task(task, **settings)
+    if lr is None:
+        lr = method.default if method.default is not None else method.grid[len(method.grid) // 2]
+    if seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {seed}")
+    if lr < 0:
+        raise ValueError(f"--lr must be >= 0, got {lr:g}")
+    variant = "default" if lr == method.default else "tuned"
+    budget = budget or built.budget
+    job = Job(task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True)
+    out = folder()
+    path = out / "checkpoints" / f"{job.name}.pt"
+    if path.exists() and not resume:
+        raise ValueError(f"{path} holds an unfinished run of this kind: continue it with --resume, or delete it")
+    path.parent.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
+    title, began = f"{built.title}, {method.label}", time.monotonic()
+
+    def report(passes: int) -> None:
+        progress(title, passes, budget, [f"{passes / (time.monotonic() - began):,.0f} passes/s"])
+
+    with _asked_to_stop() as asked:
+        finished = run_job(job, path.parent, report, stop=lambda: bool(asked))
+    if finished is None:
+        raise KeyboardInterrupt
+    finished.keep(out)
+    path.unlink(missing_ok=True)
+    progress(title, budget, budget, [])
+    return finished.records[0]
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that Ctrl-C puts something into, so that a run ends between two steps and is saved; a second one is final."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,19 @@
+"""What all tests share: one thread, and one run for each row of the table of optimizers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from optimizers import ROWS, Row
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small are slower with several, and sums may differ."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    """Every optimizer in turn."""
+    return request.param

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dopaminergic.lab import plots
+from dopaminergic.lab.drawing import COLOURS, _apart
+from dopaminergic.lab.figures import draw_all
+from dopaminergic.lab.records import LABELS, append_records, by_task
+from dopaminergic.lab.report import tables, write_report
+
+HOSTILE = "<script>alert('1')</script>"
+METHODS = (("dopamine", "default"), ("dopamine", "tuned"), ("wp", "tuned"), ("adam", "tuned"))
+
+
+def run(task: str, method: tuple[str, str], seed: int, error: float | None, **others: Any) -> dict[str, Any]:
+    base = {"schema": 1, "task": task, "task_settings": {}, "optimizer": method[0],
+            "variant": method[1], "role": "report",
+            "settings": {"lr": 0.1, "sigma": 1e-3},
+            "seed": seed, "budget": 300, "forward_passes": 300,
+            "curve": {"passes": [100, 200, 300], "error": [1.0, 0.5, error]}, "traces": None, "solved_at": None,
+            "metrics": {"nrmse": error, "vpt": 1 / error if error else None}, "diverged": error is None,
+            "seconds": 6.0, "replicas": 3, "versions": {"torch": "2.13.0"}, "commit": "abc123", "dtype": "float32",
+            "created": "2026-11-23T22:00:00+00:00"}  # fmt: skip
+    return base | others
+
+
+def results(n: int = 3) -> list[dict[str, Any]]:
+    """Lorenz with medians .3, .2, .4 and .1, and Roessler, where WP diverges."""
+    medians = dict(zip(METHODS, (0.3, 0.2, 0.4, 0.1), strict=True))
+    records = [run("lorenz", m, s, e + 0.01 * (s - n // 2)) for m, e in medians.items() for s in range(n)]
+    return records + [run("rossler", m, s, None if m[0] == "wp" else 0.25) for m in METHODS for s in range(n)]
+
+
+def everything() -> list[dict[str, Any]]:
+    trace = {"passes": [0, 2, 4], "rpe": [1e-3, None, -2e-3], "learning_rate": [0.1, 0.2, 0.1]}
+    xor = [run("xor-2-2-1", m, s, 0.0 if s else 0.25, solved_at=200 if s else None) for m in METHODS for s in range(3)]
+    tuning = [
+        run("lorenz", m, s, 0.1 * rate if rate < 10 else None, role="tuning", settings={"lr": rate})
+        for m in METHODS[1:] for s in (50, 51) for rate in (0.1, 1.0, 10.0)
+    ]  # fmt: skip
+    return results() + xor + tuning + [run("lorenz", METHODS[0], 9, 0.3, traces=trace)]
+
+
+def pictures() -> list[dict[str, Any]]:
+    time = np.linspace(0, 12, 60)
+    state = np.stack([np.sin(time), np.cos(time), np.sin(2 * time)], axis=1)
+    free = {
+        "name": "free_run",
+        "optimizer": "dopamine",
+        "variant": "default",
+        "seed": 100,
+        "lyapunov_time": 2.0,
+        "sample_time": 0.5,
+    }
+    grid = np.linspace(0, 1, 9)
+    return [
+        free | {"task": "lorenz-vpt", "truth": state, "forecast": 0.5 * state},
+        free | {"task": "mackey-glass-vpt", "truth": state[:, :1], "forecast": np.full((60, 1), np.nan)},
+        {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp", "variant": "tuned", "seed": 1,
+         "extent": [-1.5, 1.5], "probability": np.outer(grid, grid)},
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    append_records(tmp_path / "records.jsonl", everything())
+    append_records(tmp_path / "pictures.jsonl", pictures())
+    rows = [{"optimizer": name, "task": "lorenz", "passes_per_step": 2,
+             "time_over_two_forwards": 1.05,
+             "peak_memory_over_inference": 1.0} for name in ("dopamine", "adam")]  # fmt: skip
+    (tmp_path / "costs.json").write_text(json.dumps({"environment": {"threads": 1}, "rows": rows}))
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and show of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        if tag not in ("meta", "img", "br", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
+    path = write_report(folder, commands=["dopaminergic reproduce --seeds 3"])
+    assert path == folder / "report.html"
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.tags.count("img") == len(list((folder / "figures").glob("*.png"))) == 16
+    for words in ("The paper's claims, judged", "n = 3 to 4: fewer than the 20 seeds",
+                  "dopaminergic reproduce --seeds 3",
+                  "abc123", "2.13.0", "lr 0.100, sigma 0.00100", "threads"):  # fmt: skip
+        assert words in page.words, words
+    targets = set(re.findall(r'id="([^"]+)"', text))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= targets
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    append_records(tmp_path / "records.jsonl", [
+        run(HOSTILE, (HOSTILE, HOSTILE), seed, 0.1, settings={HOSTILE: HOSTILE}, commit=HOSTILE,
+            versions={HOSTILE: HOSTILE},
+            metrics={HOSTILE: 1.0}, task_settings={}, created=HOSTILE, dtype=HOSTILE)
+        for seed in range(2)
+    ])  # fmt: skip
+    text = write_report(tmp_path, commands=[HOSTILE]).read_text("utf-8")
+    assert "<script" not in text.lower()
+    assert "script" not in Page(text).tags
+    assert HOSTILE in Page(text).words
+
+
+def test_a_folder_without_runs_says_what_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folder: no finished run in .*records\.jsonl; `dopaminergic reproduce`"):
+        write_report(tmp_path)
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(ValueError, match="no finished run"):
+        write_report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    append_records(tmp_path / "records.jsonl", [record for record in everything() if record["role"] == "tuning"])
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"schema": 1, "task": "lor')
+    words = Page(write_report(tmp_path, tmp_path / "out").read_text("utf-8")).words
+    for each in ("Tuning seeds only", "No pictures.jsonl", "No costs.json", "1 damaged line of records.jsonl left out"):
+        assert each in words
+    assert words.count("Not measured: ") == 6
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["figures", "report.html", "summary.json"]
+
+
+def test_the_summary_has_the_medians(folder: Path) -> None:
+    write_report(folder)
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    rows = {(row["title"], row["optimizer"], row["variant"]): row for row in summary["results"]}
+    lorenz = rows["Lorenz", "wp", "tuned"]
+    assert lorenz["error"]["value"] == pytest.approx(0.4)
+    assert lorenz["n"] == lorenz["error"]["n"] == 3
+    assert (lorenz["error"]["low"], lorenz["error"]["high"]) == pytest.approx((0.39, 0.41))
+    diverged = rows["Rössler", "wp", "tuned"]
+    assert diverged["diverged"] == 3
+    assert diverged["error"]["value"] is None
+    solved = rows["XOR 2-2-1", "adam", "tuned"]
+    assert solved["solved"]["value"] == pytest.approx(2 / 3)
+    assert solved["passes_to_threshold"]["value"] == 200
+    assert [claim["claim"] for claim in summary["claims"]] == ["C1", "C2", "C3", "C4", "C5", "C6"]
+
+
+def test_the_best_of_a_row_is_marked() -> None:
+    errors, others = tables(results())
+    assert errors.columns == ["Dopamine, default", "Dopamine, tuned", "WP", "Adam"]
+    (name, unit, cells), (_, _, rossler) = errors.rows
+    assert (name, unit, [cell.text for cell in cells]) == ("Lorenz", "NRMSE", ["0.300", "0.200", "0.400", "0.100"])
+    assert [cell.best for cell in cells] == [False, False, False, True]
+    assert [cell.best_without_gradients for cell in cells] == [False, True, False, False]
+    assert rossler[2].text == "diverges"
+    assert [cell.best for cell in rossler] == [True, True, False, True]
+    # Valid prediction time is 1 / error here: the highest is best.
+    assert [cell.text for cell in others.rows[0][2]] == ["3.33", "5", "2.50", "10"]
+    assert [cell.best for cell in others.rows[0][2]] == [False, False, False, True]
+
+
+def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Path) -> None:
+    drawings = draw_all(folder, tmp_path / "drawn")
+    assert len({drawing.path for drawing in drawings}) == len(drawings)
+    for path, title, caption, *_ in drawings:
+        with Image.open(path) as image:
+            assert (image.format, image.width <= 1200) == ("PNG", True), title
+            assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20, title
+        assert "n = " in caption, title
+
+
+def test_drawing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    first, second = (draw_all(folder, tmp_path / name) for name in ("first", "second"))
+    assert [each.path.read_bytes() for each in first] == [each.path.read_bytes() for each in second]
+
+
+def test_every_optimizer_has_a_colour_of_its_own() -> None:
+    assert set(COLOURS) == set(LABELS)
+    assert len(set(COLOURS.values())) == len(LABELS)
+
+
+def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
+    cells = by_task([run("lorenz", ("wp", "tuned"), s, e) for s, e in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))])["Lorenz"]
+    axes = plots.learning_curves(cells).axes[0]
+    assert list(axes.lines[0].get_ydata()) == [1.0, 0.5, 0.3]  # type: ignore[arg-type]
+    heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].tolist()
+    assert {0.2, 0.4} <= set(heights)
+    assert not {0.1, 0.5 + 1e-9} & set(heights)
+
+
+def test_labels_are_pushed_apart_in_their_order() -> None:
+    placed = _apart(np.array([0.5, 0.52, 0.1, 0.51]), 0.1)
+    assert list(np.argsort(placed)) == [2, 0, 3, 1]
+    assert np.diff(np.sort(placed)).min() >= 0.1 - 1e-6
+    assert placed[2] == pytest.approx(0.1)
+    crowded = _apart(np.full(5, 1.0), 0.25)
+    assert crowded == pytest.approx([0, 0.25, 0.5, 0.75, 1.0], abs=1e-3)
+
+
+def test_the_time_a_forecast_leaves_is_in_lyapunov_times() -> None:
+    truth = np.ones((10, 1))
+    picture = {"truth": truth, "forecast": truth.copy(), "sample_time": 0.5, "lyapunov_time": 2.0}
+    assert math.isinf(plots.departure_time(picture))
+    picture["forecast"][6:] = 1.41
+    picture["forecast"][4] = 0.61
+    assert plots.departure_time(picture) == 6 * 0.5 / 2.0
+    picture["forecast"][3] = np.nan
+    assert plots.departure_time(picture) == 3 * 0.5 / 2.0
+    assert plots.departure_time(picture | {"forecast": truth[:2].tolist()}) == 2 * 0.5 / 2.0
+
+
+def test_the_sensitivity_takes_the_best_other_settings() -> None:
+    grid = ((0.1, 1, 0.5), (0.1, 2, 0.3), (1.0, 1, 0.7), (1.0, 2, None))
+    runs = [
+        run("lorenz", ("wp", "tuned"), seed, error, settings={"lr": rate, "sigma": sigma})
+        for seed in range(3)
+        for rate, sigma, error in grid
+    ]
+    assert plots.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]

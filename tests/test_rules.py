@@ -1,0 +1,236 @@
+"""The rules without a model: closed forms, invariances, and whole runs against the formulas written out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from optimizers import ROWS, Row, drawn, randn
+from torch import Tensor, nn
+
+from dopaminergic import Dopamine, Dopamine2, WeightPerturbation
+from dopaminergic.baselines import antithetic, ranked, weight_perturbation
+from dopaminergic.dopamine import (
+    Dopamine2State,
+    DopamineState,
+    dopamine,
+    dopamine2,
+    learning_rate_gain,
+    variance_factor,
+)
+
+START = DopamineState(*[0.0] * len(DopamineState._fields))
+START2 = Dopamine2State(*[0.0] * (len(Dopamine2State._fields) - 1), gain=1.0)
+KNOBS: dict[str, Any] = {"tau": 0.25, "kappa": 0.02, "beta": 0.99, "limits": (1e-3, 1e3)}
+
+
+def test_the_first_error_is_the_regret_in_units_of_itself() -> None:
+    for errors in (dopamine(START, 2.0, [2.5]), dopamine2(START2, 2.0, [2.5])):
+        assert errors.rpes == [0.5]
+        assert errors.scale == pytest.approx(0.5 + 1e-8 * 2.0, rel=1e-14)
+    assert dopamine(START, 2.0, [2.5]).level == pytest.approx(2.0)
+    assert dopamine2(START2, 2.0, [2.5]).level == 1.0
+
+
+def test_the_second_error_by_hand() -> None:
+    state = dopamine(START, 2.0, [2.5]).state
+    errors = dopamine(state, 1.0, [0.8, 1.4], loss_floor=0.25)
+    m = 0.5  # the expected regret does not know of these trials
+    square = (0.99 * 0.01 * 0.25 + 0.01 * (0.04 + 0.16) / 2) / (0.99 * 0.01 + 0.01)
+    assert errors.rpes == pytest.approx([-0.2 - m, 0.4 - m])
+    assert errors.scale == pytest.approx(math.sqrt(square) + 1e-8 * 2.0)
+    assert errors.level == pytest.approx((0.09 * 2.0 + 0.1 * 1.0) / 0.19 - 0.25)
+    again = dopamine2(dopamine2(START2, 2.0, [2.5]).state, 1.0, [0.8, 1.4])
+    assert again.rpes == pytest.approx(errors.rpes)
+    assert again.scale == pytest.approx(errors.scale)
+
+
+def test_what_is_expected_is_the_mean_of_all_regrets_so_far() -> None:
+    state = START
+    for regret in (0.3, -0.1, 0.7):
+        state = dopamine(state, 1.0, [1.0 + regret]).state
+    weights = [0.99**2, 0.99, 1.0]
+    m = sum(w * r for w, r in zip(weights, (0.3, -0.1, 0.7), strict=True)) / sum(weights)
+    assert dopamine(state, 1.0, [1.0]).rpes[0] == pytest.approx(-m)
+
+
+def test_nothing_left_to_gain_stops_dopamine() -> None:
+    assert dopamine(START, 0.3, [0.4], loss_floor=0.5).level == 0.0
+
+
+@pytest.mark.parametrize("improvement", [0.1, 0.025, -0.2, 7.0])
+def test_actual_against_expected_improvement_sets_the_gain(improvement: float) -> None:
+    state = dopamine2(learning_rate_gain(START2, 1.0, **KNOBS), 1.0, [1.1]).state._replace(expected=0.1)
+    after = learning_rate_gain(state, 1.0 - improvement, **KNOBS)
+    error = (improvement - 0.25 * 0.1) / (abs(improvement) + 0.1)
+    assert after.gain == pytest.approx(math.exp(0.02 * error), rel=1e-12)
+    third = learning_rate_gain(after._replace(last_loss=0.0, expected=0.4), 0.3, **KNOBS)
+    sizes = [(0.99 * a + b) / 1.99 for a, b in ((abs(improvement), 0.3), (0.1, 0.4))]
+    assert third.gain / after.gain == pytest.approx(math.exp(0.02 * (-0.3 - 0.1) / sum(sizes)), rel=1e-12)
+
+
+def test_a_surprise_counts_three_standard_sizes_at_most() -> None:
+    state = dopamine2(START2, 1.0, [1.1]).state._replace(expected=1e-9)
+    for _ in range(300):
+        state = learning_rate_gain(state._replace(last_loss=1.0), 1.0 - 1e-9, **KNOBS)
+    crash = learning_rate_gain(state._replace(last_loss=1.0), 1.0 + 1e3, **KNOBS)
+    assert crash.gain / state.gain == pytest.approx(math.exp(-0.06), rel=1e-9)
+
+
+def test_the_gain_waits_for_the_first_improvement_and_stays_in_its_limits() -> None:
+    assert learning_rate_gain(START2, 5.0, **KNOBS) == START2
+    state = dopamine2(START2, 1.0, [1.1]).state._replace(expected=1.0, gain=1e-3)
+    assert learning_rate_gain(state, 2.0, **KNOBS).gain == 1e-3
+    state = state._replace(expected=0.0, gain=1e3)
+    assert learning_rate_gain(state, 0.5, **KNOBS).gain == 1e3
+
+
+def test_baselines_in_closed_form() -> None:
+    assert weight_perturbation(1.0, [1.5, 0.25]) == [0.5, -0.75]
+    assert antithetic([1.5, 2.0], [0.5, 3.0]) == [0.5, -0.5]
+
+
+def test_ranks_see_only_the_order() -> None:
+    # Ranks among 6: plus 5, 0, 2 and minus 1, 4, 3, over 5.
+    plus, minus = [9.0, -3.0, 1.0], [0.0, 4.0, 2.0]
+    assert ranked(plus, minus) == pytest.approx([0.4, -0.4, -0.1])
+    assert ranked([math.exp(x) for x in plus], [math.exp(x) for x in minus]) == ranked(plus, minus)
+
+
+def test_equal_losses_have_equal_ranks() -> None:
+    assert ranked([2.0, 2.0], [2.0, 2.0]) == [0.0, 0.0]
+    assert ranked([1.0, 2.0], [1.0, 0.0]) == pytest.approx([0.0, 0.5])
+
+
+def test_variance_factor_is_the_mean_square_of_the_estimate() -> None:
+    """Averages of all sign patterns of 3 weights, taken two at a time: E|g_hat|^2 / |g|^2 = (d + K - 1) / K."""
+    g = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    z = torch.tensor([[1.0 - 2 * (i >> b & 1) for b in range(3)] for i in range(8)], dtype=torch.float64)
+    estimates = (z @ g)[:, None] * z
+    pairs = (estimates[:, None] + estimates[None]) / 2
+    assert float((estimates**2).sum(-1).mean() / (g @ g)) == pytest.approx(variance_factor(3, 1))
+    assert float((pairs**2).sum(-1).mean() / (g @ g)) == pytest.approx(variance_factor(3, 2))
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+SCALES = (0.5, 2.0, 1.0, 3.0, 0.1)
+
+
+def bowl(w: list[float]) -> float:
+    return sum(a * x * x for a, x in zip(SCALES, w, strict=True)) + 0.3 * w[0] * w[3] + 1.0
+
+
+def torch_bowl(w: Tensor) -> Tensor:
+    return (torch.tensor(SCALES, dtype=torch.float64) * w * w).sum() + 0.3 * w[0] * w[3] + 1.0
+
+
+def trained(row: Row, settings: dict[str, Any], steps: int) -> list[Tensor]:
+    w = nn.Parameter(randn(5, seed=3))
+    optimizer = row.make([w], seed=11, **settings)
+    weights = []
+    for _ in range(steps):
+        optimizer.step(lambda: torch_bowl(w))
+        weights.append(w.detach().clone())
+    return weights
+
+
+CASES = [
+    (row, settings)
+    for row in ROWS
+    for settings in ({}, {"directions": 1}, {"directions": 3}, {"lr": 0.02}, {"sigma": 0.05}, {"noise": "gaussian"})
+]
+
+
+@pytest.mark.parametrize(("row", "settings"), CASES, ids=[f"{row.name}-{settings}" for row, settings in CASES])
+def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, Any]) -> None:
+    w = nn.Parameter(randn(5, seed=3))
+    optimizer = row.make([w], seed=11, **settings)
+    by_hand = {key: value for key, value in settings.items() if key != "noise"}
+    expected = row.plain(
+        bowl, w.tolist(), lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(), 5, **by_hand
+    )
+    # Losses near 10 are differenced over 1e-3: rounding of 2e-15 becomes 1e-11 of a regret.
+    for got, want in zip(trained(row, settings, 5), expected, strict=True):
+        torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_the_scale_of_the_loss_changes_nothing(rule: Any) -> None:
+    runs = []
+    for scale in (1.0, 128.0):  # a power of two: exact, bit for bit
+        w = nn.Parameter(randn(5, seed=3))
+        optimizer = rule([w])
+        for _ in range(40):
+            optimizer.step(lambda w=w, scale=scale: scale * torch_bowl(w))
+        runs.append(w.detach())
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_a_hundredfold_loss_changes_nothing_but_rounding(rule: Any) -> None:
+    runs = []
+    for scale in (1.0, 100.0):
+        w = nn.Parameter(randn(5, seed=3))
+        optimizer = rule([w])
+        for _ in range(40):
+            optimizer.step(lambda w=w, scale=scale: scale * torch_bowl(w))
+        runs.append(w.detach())
+    torch.testing.assert_close(*runs, rtol=1e-8, atol=1e-9)
+
+
+def test_a_constant_in_the_loss_does_not_change_dopamine2() -> None:
+    runs = []
+    for offset in (0.0, 1.0):
+        w = nn.Parameter(randn(5, seed=3))
+        optimizer = Dopamine2([w])
+        for _ in range(40):
+            optimizer.step(lambda w=w, offset=offset: torch_bowl(w) + offset)
+        runs.append(w.detach())
+    # The floor of the scale, 1e-8 of the first loss, is 1e-5 of a regret of 1e-3.
+    torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-5)
+
+
+def test_dopamine_does_depend_on_the_offset_as_documented() -> None:
+    runs = []
+    for floor in (0.0, 1.0):
+        w = nn.Parameter(randn(5, seed=3))
+        optimizer = Dopamine([w], loss_floor=floor, cap=10.0)
+        optimizer.step(lambda w=w: torch_bowl(w))
+        runs.append((w.detach() - randn(5, seed=3)).norm())
+    loss = float(torch_bowl(randn(5, seed=3)))
+    assert float(runs[1] / runs[0]) == pytest.approx((loss - 1.0) / loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_no_weight_moves_farther_than_the_cap(rule: Any) -> None:
+    w = nn.Parameter(randn(5, seed=3))
+    rule([w], lr=1e6, cap=0.02).step(lambda: torch_bowl(w))
+    # One direction, whose signal is 1 in the first step but for the floor of the scale.
+    torch.testing.assert_close((w.detach() - randn(5, seed=3)).abs(), torch.full_like(w, 0.02), rtol=1e-4, atol=0)
+
+
+def test_several_directions_are_averaged() -> None:
+    """The step with K = 3 is the mean of the three steps with one direction each."""
+    w = nn.Parameter(randn(5, seed=3))
+    optimizer = WeightPerturbation([w], lr=0.1, directions=3)
+    optimizer.step(lambda: torch_bowl(w))
+    old, parts = randn(5, seed=3), []
+    for k in range(3):
+        z = drawn(optimizer, w, 0, step=0, direction=k)
+        parts.append(-0.1 * (torch_bowl(old + 1e-3 * z) - torch_bowl(old)) / 1e-3 * z)
+    torch.testing.assert_close(w.detach() - old, torch.stack(parts).mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_rpe_and_learning_rate_are_told() -> None:
+    w = nn.Parameter(randn(5, seed=3))
+    optimizer = Dopamine([w])
+    optimizer.step(lambda: torch_bowl(w))
+    old = randn(5, seed=3)
+    delta = float(torch_bowl(old + 1e-3 * drawn(optimizer, w, 0, step=0)) - torch_bowl(old))
+    assert optimizer.last_rpe == pytest.approx(delta, rel=1e-9)
+    # The update is -rate * delta / sigma * z, whatever set the rate.
+    moved = float((w.detach() - old)[0] / drawn(optimizer, w, 0, step=0)[0])
+    assert moved == pytest.approx(-optimizer.last_learning_rate * delta / 1e-3, rel=1e-9)
