@@ -114,10 +114,11 @@ def plain_dopamine(
     sigma: float = 1e-3,
     loss_floor: float = 0.0,
     cap: float = 0.1,
+    beta: float = 0.99,
     directions: int = 1,
 ) -> Iterator[Vector]:
-    # algorithms.md has the scale decay by .9; the library's is as slow as the expected regret's.
-    expected, square, outcome, first = RunningMean(0.99), RunningMean(0.99), RunningMean(0.9), abs(loss(w))
+    # One decay for all means, where algorithms.md has .9 for the scale and the outcome.
+    expected, square, outcome, first = RunningMean(beta), RunningMean(beta), RunningMean(beta), abs(loss(w))
     for t in range(steps):
         base, zs = loss(w), [draw(t, k) for k in range(directions)]
         deltas = [loss(along(w, sigma, z)) - base for z in zs]

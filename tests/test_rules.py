@@ -41,7 +41,7 @@ def test_the_second_error_by_hand() -> None:
     square = (0.99 * 0.01 * 0.25 + 0.01 * (0.04 + 0.16) / 2) / (0.99 * 0.01 + 0.01)
     assert errors.rpes == pytest.approx([-0.2 - m, 0.4 - m])
     assert errors.scale == pytest.approx(math.sqrt(square) + 1e-8 * 2.0)
-    assert errors.level == pytest.approx((0.09 * 2.0 + 0.1 * 1.0) / 0.19 - 0.25)
+    assert errors.level == pytest.approx((0.99 * 2.0 + 1.0) / 1.99 - 0.25)
     again = dopamine2(dopamine2(START2, 2.0, [2.5]).state, 1.0, [0.8, 1.4])
     assert again.rpes == pytest.approx(errors.rpes)
     assert again.scale == pytest.approx(errors.scale)
@@ -140,7 +140,16 @@ def trained(row: Row, settings: dict[str, Any], steps: int) -> list[Tensor]:
 CASES = [
     (row, settings)
     for row in ROWS
-    for settings in ({}, {"directions": 1}, {"directions": 3}, {"lr": 0.02}, {"sigma": 0.05}, {"noise": "gaussian"})
+    for settings in (
+        {},
+        {"directions": 1},
+        {"directions": 3},
+        {"lr": 0.02},
+        {"lr": 0.5},
+        {"sigma": 0.05},
+        {"noise": "gaussian"},
+        {"noise": "rademacher"},
+    )
 ]
 
 
@@ -152,9 +161,11 @@ def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, An
     expected = row.plain(
         bowl, w.tolist(), lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(), 5, **by_hand
     )
-    # Losses near 10 are differenced over 1e-3: rounding of 2e-15 becomes 1e-11 of a regret.
+    # Losses near 10 are differenced over 1e-3: rounding of 2e-15 becomes 1e-11 of a regret. Normals may differ by a few
+    # ulp of float32 from the definition's.
+    near = 1e-10 if optimizer.settings["noise"] == "rademacher" else 2e-6
     for got, want in zip(trained(row, settings, 5), expected, strict=True):
-        torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near)
 
 
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])

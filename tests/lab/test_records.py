@@ -125,6 +125,7 @@ def test_the_metric_of_the_curves_is_found_by_its_value() -> None:
     runs = [record(error=None), record(error=0.25, metrics={"vpt": 2.0, "loss": None, "nrmse": 0.25})]
     assert module.metric_name(runs) == "nrmse"
     assert module.metric_name([record(error=0.25, metrics={"vpt": 2.0})]) == "error"
+    assert module.metric_name([record(error=0.25, metrics={"loss": 0.25003, "mse": 0.250001})]) == "mse"
 
 
 def test_a_run_that_was_repeated_counts_once_by_its_last_record() -> None:

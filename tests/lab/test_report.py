@@ -117,7 +117,7 @@ def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.tags.count("img") == len(list((folder / "figures").glob("*.png"))) == 16
-    for words in ("The paper's claims, judged", "n = 3 to 4: fewer than the 20 seeds",
+    for words in ("The paper's claims, judged", "n = 3 to 4 seeds: fewer than the 20",
                   "dopaminergic reproduce --seeds 3",
                   "abc123", "2.13.0", "lr 0.100, sigma 0.00100", "threads"):  # fmt: skip
         assert words in page.words, words

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dopaminergic.lab.tasks import make_task
-from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting, RealForecasting, linear_errors
+from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
+from dopaminergic.lab.tasks.real import RealForecasting, linear_errors
 from dopaminergic.lab.tasks.series import (
     SYSTEMS,
     Series,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dopaminergic.lab.tasks import make_task
-from dopaminergic.lab.tasks.forecasting import RealForecasting
+from dopaminergic.lab.tasks.real import RealForecasting
 from dopaminergic.lab.tasks.series import read_series
 
 

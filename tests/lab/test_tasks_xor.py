@@ -91,7 +91,7 @@ def test_continuous_xor_is_learned() -> None:
 @pytest.mark.parametrize(("sd", "accuracy"), [(0.3, 0.9991), (0.5, 0.9555), (1.0, 0.733)])
 def test_cluster_xor_has_the_stated_bayes_error(sd: float, accuracy: float) -> None:
     task = ClusterXor(sd=sd)
-    bayes = task.settings["bayes_error"]
+    bayes = task.bayes_error
     assert 1 - bayes == pytest.approx(accuracy, abs=6e-5 if sd < 1 else 6e-4)
     points, classes = task.test
     best = ((points.prod(-1, keepdim=True) > 0).float() != classes).double().mean().item()

@@ -64,6 +64,10 @@ def _quartiles(runs: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.
     return np.array(passes, dtype=float), np.quantile(errors, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
 
 
+def _metric(cells: Cells) -> str:
+    return metric_title([run for runs in cells.values() for run in runs])
+
+
 def learning_curves(cells: Cells) -> Figure:
     """Median test error against forward passes with the interquartile band, one line per optimizer.
 
@@ -89,7 +93,8 @@ def learning_curves(cells: Cells) -> Figure:
                 ends.append((middle[-1], name, hue))
             else:
                 axes.plot(passes[there][-1], middle[there][-1], "x", color=hue, markersize=8, markeredgewidth=2)
-                axes.annotate(f"{name} diverges", (passes[there][-1], middle[there][-1]), xytext=(0, -16), ha="center",
+                axes.annotate(f"{name} diverges", (passes[there][-1], middle[there][-1]), xytext=(0, -18),
+                              ha="center" if passes[there][-1] > 0.3 * passes[-1] else "left",
                               textcoords="offset points", color=hue, fontsize=11,
                               bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
         axes.set_yscale("log")
@@ -97,7 +102,7 @@ def learning_curves(cells: Cells) -> Figure:
         budget = max(run["budget"] for runs in cells.values() for run in runs)
         passes_axis(axes, start, budget, has_threshold(run for runs in cells.values() for run in runs))
         readable_log(axes, "y", zero)
-        axes.set_ylabel(f"Test {metric_title(next(iter(cells.values())))}")
+        axes.set_ylabel(f"Test {_metric(cells)}")
         label_lines(axes, ends)
         return figure
 
@@ -140,7 +145,7 @@ def final_errors(cells: Cells) -> Figure:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         readable_log(axes, "x", zero)
-        axes.set_xlabel(f"Final test {metric_title(next(iter(cells.values())))}")
+        axes.set_xlabel(f"Final test {_metric(cells)}")
         return figure
 
 
@@ -211,7 +216,7 @@ def sensitivity(cells: Cells) -> Figure:
         readable_log(axes, "y", zero)
         readable_log(axes, "x")
         axes.set_xlabel("Learning rate")
-        axes.set_ylabel(f"Final test {metric_title(next(iter(cells.values())))}")
+        axes.set_ylabel(f"Final test {_metric(cells)}")
         legend_below(figure, axes, list(curves))
         return figure
 
@@ -381,9 +386,11 @@ def decision_boundaries(pictures: Sequence[Record]) -> Figure:
         pictures: "decision_boundary" pictures of one task; rows of `probability` go with y, columns with x, upwards.
     """
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        columns = 2 if len(pictures) < 3 else 3
+        columns = 2 if len(pictures) < 3 else 3 if len(pictures) < 7 else 4
         rows = math.ceil(len(pictures) / columns)
-        figure, panels = new_figure(WIDE, 0.35 + 2.7 * rows, rows, columns, sharex=True, sharey=True)
+        figure, panels = new_figure(
+            WIDE, 0.35 + 0.25 * rows + 7.2 / columns * rows, rows, columns, sharex=True, sharey=True
+        )
         panels = np.asarray(panels).ravel()
         image = None
         for index, panel in enumerate(panels):

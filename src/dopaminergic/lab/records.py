@@ -187,9 +187,11 @@ def metric_name(records: Iterable[Mapping[str, Any]]) -> str:
     """Name of the metric that the curves show: the one whose final value is the curve's; "error" if none is."""
     for record in records:
         last = final_error(record)
-        for name, value in record.get("metrics", {}).items():
-            if value is not None and math.isfinite(last) and math.isclose(value, last, rel_tol=1e-6):
-                return name
+        values = {name: value for name, value in record.get("metrics", {}).items() if value is not None}
+        # Curves may be stored with fewer digits than metrics are.
+        close = {name: abs(value - last) for name, value in values.items() if math.isclose(value, last, rel_tol=1e-3)}
+        if close and math.isfinite(last):
+            return min(close, key=lambda name: close[name])
     return "error"
 
 

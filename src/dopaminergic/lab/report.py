@@ -278,8 +278,8 @@ def missing(records: Sequence[Record], costs: dict[str, Any], drawings: Sequence
         )
     sizes = sorted({len(runs) for cells in tasks.values() for runs in cells.values()})
     if sizes and sizes[0] < ENOUGH_SEEDS:
-        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
-        notes.append(f"{n}: fewer than the {ENOUGH_SEEDS} seeds needed for a claim, so the verdicts are provisional.")
+        n = f"n = {plural(sizes[0], 'seed')}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]} seeds"
+        notes.append(f"{n}: fewer than the {ENOUGH_SEEDS} needed for a claim, so the verdicts are provisional.")
     if not any(record["role"] == "tuning" for record in records):
         notes.append("No tuning runs: the sensitivity to the learning rate is not shown.")
     kinds = (("forecasting", is_forecasting), ("XOR", is_xor))
@@ -299,15 +299,13 @@ def missing(records: Sequence[Record], costs: dict[str, Any], drawings: Sequence
 
 def settings_rows(records: Iterable[Record]) -> list[tuple[str, str, str]]:
     """(method, settings, tasks) of the runs shown; a default set is one row."""
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: dict[tuple[Method, str], list[str]] = {}
     for title, cells in by_task(records).items():
         for method, runs in cells.items():
             for words in dict.fromkeys(_words(run["settings"]) for run in runs):
-                rows.setdefault((method_title(method), words), []).append(title)
-    order = {method: rank for rank, method in enumerate(dict.fromkeys(name for name, _ in rows))}
-    return sorted(
-        ((name, words, ", ".join(titles)) for (name, words), titles in rows.items()), key=lambda row: order[row[0]]
-    )
+                rows.setdefault((method, words), []).append(title)
+    ordered = sorted(rows, key=lambda row: _rank(row[0]))
+    return [(method_title(method), words, ", ".join(rows[method, words])) for method, words in ordered]
 
 
 def _words(settings: dict[str, Any]) -> str:

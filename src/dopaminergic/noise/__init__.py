@@ -64,7 +64,7 @@ class Combination:
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = None
-        self._seed = int(seeds[0])
+        self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets)
         if plain and fast_kernels() is not None:
             sources = [t.data_ptr() for t in (targets if copies is None else copies)]
@@ -89,7 +89,7 @@ class Combination:
             return
         plan = self._saving if save else self._plan
         combine, combine_one = self.fast
-        if len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
+        if self._one_replica and len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
             direction, multiple = terms[0]
             combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save)
             return

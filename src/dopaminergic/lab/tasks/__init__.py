@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from dopaminergic.lab.tasks.digits import Digits
-from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting, Sunspots, UserSeries
+from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
+from dopaminergic.lab.tasks.real import Sunspots, UserSeries
 from dopaminergic.lab.tasks.task import Task
 from dopaminergic.lab.tasks.xor import ClusterXor, ContinuousXor, TemporalXor, Xor
 
@@ -63,3 +64,17 @@ def make_task(name: str, **settings: object) -> Task:
     if missing:
         raise TypeError(f"{name}: needs the setting {' and '.join(sorted(missing))}")
     return TASKS[name](**settings)
+
+
+def describe() -> list[dict[str, object]]:
+    """What there is to learn, for listings: name, title, metric, budget in forward passes, settings."""
+    listing: list[dict[str, object]] = []
+    for name, maker in TASKS.items():
+        settings = [key for key, value in inspect.signature(maker).parameters.items() if value.kind is value.KEYWORD_ONLY]
+        if name == "series":
+            about = {"title": "your own series, CSV or Parquet", "metric": "nrmse", "budget": 20_000}
+        else:
+            task = make_task(name)
+            about = {"title": task.title, "metric": task.metric, "budget": task.budget}
+        listing.append({"name": name, **about, "settings": ", ".join(settings)})
+    return listing

@@ -168,7 +168,7 @@ class ContinuousXor(PlaneXor):
 class ClusterXor(PlaneXor):
     """Gaussian clusters at (±1, ±1), of class 1 where the centre's x y > 0; few points to train on, 10,000 to test.
 
-    `bayes_error` in the settings is what the best classifier errs: 1 - (p² + (1 - p)²), p = Phi(1/sd).
+    `bayes_error` is what the best classifier errs: 1 - (p² + (1 - p)²), p = Phi(1/sd).
 
     Args:
         sd: standard deviation of a cluster in each coordinate.
@@ -197,7 +197,8 @@ class ClusterXor(PlaneXor):
             raise ValueError(f"train_points: expected a positive multiple of 4, got {train_points!r}")
         p = (1 + math.erf(1 / sd / math.sqrt(2))) / 2
         settings: dict[str, Any] = {"sd": sd, "train_points": train_points, "hidden": hidden, "batch_size": batch_size}
-        settings |= {"data_seed": data_seed, "dtype": dtype, "bayes_error": 1 - (p**2 + (1 - p) ** 2)}
+        settings |= {"data_seed": data_seed, "dtype": dtype}
+        self.bayes_error = 1 - (p**2 + (1 - p) ** 2)
         self._define("cluster-xor", f"cluster XOR, sd {sd}", 20_000, 100, settings)
         self.hidden_units, self.batch_size = hidden, batch_size
         self.train, self.test = self._points(train_points, 2 * data_seed), self._points(10_000, 1)

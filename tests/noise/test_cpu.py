@@ -1,0 +1,108 @@
+"""The fast kernel against the definition: the same bits, through the optimizers that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dopaminergic.noise as noise
+from dopaminergic import WeightPerturbation
+from dopaminergic.noise import reference
+
+pytest.importorskip("numba")
+SHAPES = [(1,), (127,), (128,), (129,), (3, 700), (2047,), (2049,), (5, 5, 5), (70_000,)]
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture
+def without_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if numba were not installed."""
+    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    yield
+
+
+def trained(dtype: torch.dtype, kind: str, steps: int = 3, **settings: Any) -> list[Tensor]:
+    parameters = [nn.Parameter(randn(*shape, seed=i, dtype=dtype)) for i, shape in enumerate(SHAPES)]
+    groups = [{"params": parameters[:4], "sigma": 0.01}, {"params": parameters[4:]}]
+    optimizer = WeightPerturbation(groups, noise=kind, lr=1e-4, **settings)
+    for _ in range(steps):
+        optimizer.step(lambda: sum((p.double() ** 2).sum() for p in parameters))  # pyright: ignore
+    return [p.detach() for p in parameters]
+
+
+SETTINGS = [{}, {"directions": 3}, {"weight_decay": 5.0}, {"directions": 2, "seed": (1 << 63) - 1}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_signs_have_the_bits_of_the_reference(
+    dtype: torch.dtype, settings: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    fast = trained(dtype, "rademacher", **settings)
+    request.getfixturevalue("without_fast")
+    slow = trained(dtype, "rademacher", **settings)
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_normals_equal_the_reference_to_a_few_ulp(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    fast = moved(dtype)
+    request.getfixturevalue("without_fast")
+    for a, b in zip(fast, moved(dtype), strict=True):
+        # Four ulp of float32 of a normal of size 4.
+        assert float((a - b).abs().max()) <= 4 * 2.0**-21
+
+
+def moved(dtype: torch.dtype) -> list[Tensor]:
+    """What the closure sees of the normals: weights start at 0 and sigma is 1."""
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
+    seen: list[list[Tensor]] = []
+
+    def closure() -> float:
+        seen.append([p.detach().double().clone() for p in parameters])
+        return 0.0
+
+    WeightPerturbation(parameters, sigma=1.0, noise="gaussian", seed=4).step(closure)
+    return seen[1]
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_a_fleet_draws_each_replicas_numbers(kind: str) -> None:
+    seeds = [3, 1 << 45, 12]
+    w = nn.Parameter(torch.zeros(3, 5, 77))
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        seen.append(w.detach().clone())
+        return torch.zeros(3)
+
+    WeightPerturbation([w], sigma=1.0, noise=kind, seed=seeds).step(closure)
+    draw = reference.rademacher if kind == "rademacher" else reference.gaussian
+    for i, seed in enumerate(seeds):
+        expected = draw(5 * 77, seed=seed, step=0).reshape(5, 77)
+        assert float((seen[1][i] - expected).abs().max()) <= (0 if kind == "rademacher" else 4 * 2.0**-21)
+
+
+def test_every_direction_and_step_is_that_of_the_definition() -> None:
+    w = nn.Parameter(torch.zeros(300, dtype=torch.float64))
+    seen: list[Tensor] = []
+
+    def closure() -> float:
+        seen.append(w.detach().clone())
+        return 0.0
+
+    optimizer = WeightPerturbation([w], sigma=0.5, directions=3, seed=8)
+    for _ in range(2):
+        optimizer.step(closure)
+    for step in range(2):
+        for k in range(3):
+            expected = 0.5 * reference.rademacher(300, seed=8, step=step, direction=k).double()
+            assert torch.equal(seen[4 * step + 1 + k], expected)

@@ -1,0 +1,84 @@
+"""Every example runs as users run it, on a small budget, and does what it says it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def printed(name: str, *arguments: str) -> str:
+    """What an example prints; warnings are errors there too."""
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """The numbers that a pattern with one group finds."""
+    return [float(found) for found in re.findall(pattern, text)]
+
+
+def test_drop_in_learns_digits() -> None:
+    text = printed("drop_in.py", "--steps", "400")
+    losses = numbers(r"test loss ([\d.]+)", text)
+    assert len(losses) == 6
+    assert losses[-1] < 0.95 * losses[0]
+    assert numbers(r"accuracy ([\d.]+)%", text)[0] > 30  # guessing: 10
+    assert "after 800 forward passes" in text
+
+
+def test_black_box_learns_to_balance() -> None:
+    text = printed("black_box.py", "--steps", "16")
+    first = numbers(r"step   0  share of the time fallen ([\d.]+)", text)[0]
+    assert numbers(r"new starts: fallen ([\d.]+)", text)[0] < first - 0.1
+    assert "after 256 batches" in text
+
+
+def test_micro_batches_are_the_large_batch() -> None:
+    text = printed("micro_batches.py", "--steps", "100")
+    at_once, micro = re.findall(r"loss ([\d.]+) -> ([\d.]+)", text)
+    assert at_once == micro
+    assert float(at_once[1]) < float(at_once[0])
+    # Sums in another order differ by rounding, which the steps magnify.
+    assert numbers(r"difference of a weight: (\S+)", text)[0] < 1e-5
+
+
+def test_own_loop_resumes_bit_for_bit() -> None:
+    text = printed("own_loop.py", "--steps", "400")
+    [(start, end)] = re.findall(r"loss ([\d.]+) -> ([\d.]+)", text)
+    assert float(end) < float(start) / 2
+    assert "bit for bit the same: True" in text
+
+
+def test_groups_leave_frozen_weights_alone() -> None:
+    text = printed("groups.py", "--steps", "400")
+    [(start, end)] = re.findall(r"mean loss ([\d.]+) -> ([\d.]+)", text)
+    assert float(end) < 0.9 * float(start)
+    moved = [float(change) > 0 for change in re.findall(r"largest change ([\d.]+)", text)]
+    assert moved == [False, False, True, True, True, True]
+    assert "[3.0, 2.0, 3.0]" in text
+
+
+def test_spiking_network_learns_where_no_gradient_reaches() -> None:
+    text = printed("spiking.py", "--steps", "60")
+    losses = numbers(r"loss ([\d.]+)", text)
+    assert losses[-1] < losses[0] - 0.05
+    assert numbers(r"right on ([\d.]+)%", text)[0] > 65  # guessing: 50
+    assert "backpropagation: None" in text
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_short_and_tested(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
+    assert f'printed("{path.name}"' in Path(__file__).read_text()
