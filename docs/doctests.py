@@ -9,7 +9,7 @@ import griffe
 
 
 class Doctests(griffe.Extension):
-    """Puts the `>>>` lines that end a docstring into a section of their own, which Markdown would take for quotations."""
+    """Puts the `>>>` lines that end a docstring into a section; Markdown would take them for quotations."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for every object once its source is read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +15,7 @@ import dopaminergic
 from dopaminergic.lab import cli
 from dopaminergic.lab.experiments import studies
 from dopaminergic.lab.tasks import TASKS
+from optimizers import ROWS, Row
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -52,7 +55,7 @@ def test_commands_have_their_options(words: list[str], capsys: pytest.CaptureFix
     assert end.value.code == 0
     options = {word for word in words if word.startswith("--")}
     assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
-    named = [value for option, value in zip(words, words[1:], strict=False) if option == "--task"]
+    named = [value for option, value in itertools.pairwise(words) if option == "--task"]
     assert set(named) <= set(TASKS)
 
 
@@ -75,6 +78,15 @@ def test_the_table_of_studies_is_what_runs() -> None:
     ]
     written = re.findall(r"^\| (?:quick|default|full) \|.*$", (ROOT / "docs/reproduce.md").read_text(), re.MULTILINE)
     assert written == rows
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_defaults_are_those_of_the_code(row: Row) -> None:
+    section = (ROOT / "docs/algorithms.md").read_text().split(f"\n## {row.name}\n")[1].split("\n## ")[0]
+    written = re.findall(r"`(\w+=[^`]+)`", section.split("Defaults: ")[1].split(". ")[0])
+    parameters = inspect.signature(row.make).parameters.values()
+    settings = [f"{p.name}={p.default!r}" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert written == [each for each in settings if each not in ("seed=0", "weight_decay=0.0")]
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:

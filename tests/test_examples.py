@@ -30,23 +30,23 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_drop_in_learns_digits() -> None:
-    text = printed("drop_in.py", "--steps", "400")
+    text = printed("drop_in.py", "--steps", "250")
     losses = numbers(r"test loss ([\d.]+)", text)
     assert len(losses) == 6
     assert losses[-1] < 0.95 * losses[0]
     assert numbers(r"accuracy ([\d.]+)%", text)[0] > 30  # guessing: 10
-    assert "after 800 forward passes" in text
+    assert "after 500 forward passes" in text
 
 
 def test_black_box_learns_to_balance() -> None:
-    text = printed("black_box.py", "--steps", "16")
+    text = printed("black_box.py", "--steps", "12")
     first = numbers(r"step   0  share of the time fallen ([\d.]+)", text)[0]
     assert numbers(r"new starts: fallen ([\d.]+)", text)[0] < first - 0.1
-    assert "after 256 batches" in text
+    assert "after 192 batches" in text
 
 
 def test_micro_batches_are_the_large_batch() -> None:
-    text = printed("micro_batches.py", "--steps", "100")
+    text = printed("micro_batches.py", "--steps", "60")
     at_once, micro = re.findall(r"loss ([\d.]+) -> ([\d.]+)", text)
     assert at_once == micro
     assert float(at_once[1]) < float(at_once[0])
@@ -67,7 +67,9 @@ def test_groups_leave_frozen_weights_alone() -> None:
     assert float(end) < 0.9 * float(start)
     moved = [float(change) > 0 for change in re.findall(r"largest change ([\d.]+)", text)]
     assert moved == [False, False, True, True, True, True]
-    assert "[3.0, 2.0, 3.0]" in text
+    rates = numbers(r"[\[ ]([\d.]+)[,\]]", text[text.index("learning rates") :])
+    assert rates[1] == 2.0
+    assert rates[0] == rates[2] != 2.0
 
 
 def test_spiking_network_learns_where_no_gradient_reaches() -> None:

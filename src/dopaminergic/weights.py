@@ -58,11 +58,13 @@ class Weights:
         self._blocks: list[Block] = []
         self._layout: list[tuple[Any, ...]] = []
         self._displacement: list[GroupTerm] = []  # of the blocks that are perturbed in place
-        self._any_in_place = self._saved = False
+        self._any_in_place = False
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
-        self._saved, self._step, self._displacement = False, step, []
+        self._step, self._displacement = step, []
+        for block in self._blocks:
+            block.combine.saved[0] = 0
         # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
         layout = [
             (p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous())
@@ -86,8 +88,9 @@ class Weights:
     def restore(self) -> None:
         """Bring the weights back to what they were at `begin`; harmless when they are there already."""
         with _uninterrupted():
-            if self._saved:
-                self._write([], None)
+            for _, in_place, combine in self._blocks:
+                if not in_place and combine.saved[0]:
+                    combine((), 1.0, self._step)
             if self._displacement:
                 self._write_in_place(_negative(self._displacement), None)
                 self._displacement = []
@@ -115,12 +118,10 @@ class Weights:
 
     def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
         """Write the blocks that are computed from a copy; the first time, the copy is made on the way."""
-        save = not self._saved
         for group, in_place, combine in self._blocks:
             if not in_place:
                 own = [(direction, multiples[group]) for direction, multiples in terms]
-                combine(own, 1.0 if scales is None else scales[group], self._step, save)
-        self._saved = True
+                combine(own, 1.0 if scales is None else scales[group], self._step, not combine.saved[0])
 
     def _write_in_place(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)

@@ -200,8 +200,9 @@ def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Pat
         assert "n = " in caption, title
 
 
-def test_drawing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    first, second = (draw_all(folder, tmp_path / name) for name in ("first", "second"))
+def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    append_records(tmp_path / "records.jsonl", results())
+    first, second = (draw_all(tmp_path, tmp_path / name) for name in ("first", "second"))
     assert [each.path.read_bytes() for each in first] == [each.path.read_bytes() for each in second]
 
 
@@ -224,6 +225,7 @@ def test_labels_are_pushed_apart_in_their_order() -> None:
     assert list(np.argsort(placed)) == [2, 0, 3, 1]
     assert np.diff(np.sort(placed)).min() >= 0.1 - 1e-6
     assert placed[2] == pytest.approx(0.1)
+    assert np.mean(placed[[0, 1, 3]]) == pytest.approx(0.51)
     crowded = _apart(np.full(5, 1.0), 0.25)
     assert crowded == pytest.approx([0, 0.25, 0.5, 0.75, 1.0], abs=1e-3)
 

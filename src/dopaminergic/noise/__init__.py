@@ -64,6 +64,7 @@ class Combination:
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = None
+        self.saved = np.zeros(1, np.uint8)  # whether the copies hold this step's weights; the owner sets it back to 0
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets)
         if plain and fast_kernels() is not None:
@@ -91,11 +92,11 @@ class Combination:
         combine, combine_one = self.fast
         if self._one_replica and len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
             direction, multiple = terms[0]
-            combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save)
+            combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save, self.saved)
             return
         scales, multiples = self._arrays(terms, scale)
         directions = np.array([direction for direction, _ in terms], np.uint32)
-        combine(self._dtype, plan, self.seeds, scales, multiples, directions, step, self.signs, save)
+        combine(self._dtype, plan, self.seeds, scales, multiples, directions, step, self.signs, save, self.saved)
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
         replicas = len(self.seeds)
@@ -106,10 +107,12 @@ class Combination:
     def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool) -> None:
         scales, multiples = self._arrays(terms, scale)
         directions = [direction for direction, _ in terms]
-        for i, target in enumerate(self.targets):
-            source = target if self.copies is None else self.copies[i]
-            if save:
+        sources = self.targets if self.copies is None else self.copies
+        if save:
+            for target, source in zip(self.targets, sources, strict=True):
                 source.copy_(target)
+            self.saved[0] = 1
+        for i, (target, source) in enumerate(zip(self.targets, sources, strict=True)):
             self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step)
 
     def _combine_slowly(

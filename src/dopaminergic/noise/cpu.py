@@ -86,7 +86,7 @@ def _add_normals(tile, words, coefficient):
 
 
 @numba.njit(nogil=True, cache=True)
-def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save):
+def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save, saved):
     """target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
 
     Args:
@@ -100,6 +100,7 @@ def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, s
         step: step number.
         signs: Rademacher if true, else Gaussian.
         save: write the sources to the copies on the way.
+        saved: uint8 `(1,)`, set to 1 by a call that saves: within the call, so that no signal falls in between.
     """
     words = np.empty((4, LANES), np.uint32)
     multiples, factors = np.empty(coefficients.shape, dtype.dtype), np.empty(scales.shape, dtype.dtype)
@@ -129,12 +130,14 @@ def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, s
                         _add_signs(tile, words, multiples[k, r])
                     else:
                         _add_normals(tile, words, multiples[k, r])
+    if save:
+        saved[0] = 1
 
 
 @numba.njit(nogil=True, cache=True)
-def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, save):
+def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, save, saved):
     """`combine` for one replica and one direction, from plain numbers: on a tiny model, arrays cost more than the work."""
     seeds, scales, coefficients = np.empty(1, np.uint64), np.empty(1), np.empty((1, 1))
     directions = np.empty(1, np.uint32)
     seeds[0], scales[0], coefficients[0, 0], directions[0] = seed, scale, coefficient, direction
-    combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save)
+    combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save, saved)
