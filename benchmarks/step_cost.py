@@ -37,7 +37,8 @@ def main() -> None:
                 steps["wp, Gaussian"] = stepper(optimizer, model, loss, noise="gaussian")
         results[name] = time_ratios(steps, build(name)[1], options.rounds)
     text = json.dumps(
-        {"what": "time of a step / time of two forward passes", "environment": environment(), "results": results}, indent=1
+        {"what": "time of a step / time of two forward passes", "environment": environment(), "results": results},
+        indent=1,
     )
     print(text)
     if options.out:

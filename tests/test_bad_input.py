@@ -59,9 +59,7 @@ OWN: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
 
 
 @pytest.mark.parametrize(("settings", "error", "words"), COMMON, ids=[str(case[0]) for case in COMMON])
-def test_settings_out_of_range(
-    row: Row, settings: dict[str, Any], error: type[Exception], words: list[str]
-) -> None:
+def test_settings_out_of_range(row: Row, settings: dict[str, Any], error: type[Exception], words: list[str]) -> None:
     w = nn.Parameter(randn(4))
     with pytest.raises(error) as caught:
         row.make([w], **settings)
@@ -183,9 +181,7 @@ OUTCOMES: list[tuple[Any, type[Exception], list[str]]] = [
 
 
 @pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=[str(case[0]) for case in OUTCOMES])
-def test_a_closure_that_returns_no_loss(
-    row: Row, returned: Any, error: type[Exception], words: list[str]
-) -> None:
+def test_a_closure_that_returns_no_loss(row: Row, returned: Any, error: type[Exception], words: list[str]) -> None:
     problem = Regression()
     optimizer = row.make(problem.model.parameters())
     optimizer.step(problem.loss)

@@ -19,7 +19,7 @@ X, Y = randn(8, 3, seed=50), randn(8, seed=51)
 class Perceptrons:
     """R copies of a 3-4-1 network with stacked weights; R = None: one network, without that dimension.
 
-    Written with sums over the last dimension only, so that a replica and a single network add in the same order.
+    Written in sums and products of one element at a time, whose bits do not depend on where in memory they are.
     """
 
     def __init__(self, replicas: list[int] | None) -> None:
@@ -36,12 +36,22 @@ class Perceptrons:
         return self
 
     def predictions(self) -> Tensor:
-        hidden = torch.tanh((X[:, None] * self.W[..., None, :, :]).sum(-1) + self.b[..., None, :])
-        return (hidden * self.v[..., None, :]).sum(-1)
+        """`(R, n)`, or `(n,)` for one network."""
+        out = torch.zeros(())
+        for h in range(4):
+            u = self.b[..., h, None]
+            for i in range(3):
+                u = u + self.W[..., h, i, None] * X[:, i]
+            out = out + self.v[..., h, None] * (u / (1 + u * u))
+        return out
 
     def losses(self) -> Tensor:
         """`(R,)`, or 0-d for one network."""
-        return ((self.predictions() - Y) ** 2).sum(-1) / len(Y)
+        errors = self.predictions() - Y
+        total = torch.zeros(())
+        for n in range(len(Y)):
+            total = total + errors[..., n] * errors[..., n]
+        return total / len(Y)
 
 
 CASES: list[dict[str, Any]] = [

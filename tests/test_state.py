@@ -87,7 +87,16 @@ def test_a_fresh_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
         expected[row.name] = problem.weights()
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
     torch.save(saved, before)
-    arguments = [sys.executable, "-W", "error", "-c", FRESH_PROCESS, str(Path(__file__).parent), str(before), str(after)]
+    arguments = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        FRESH_PROCESS,
+        str(Path(__file__).parent),
+        str(before),
+        str(after),
+    ]
     subprocess.run(arguments, check=True, timeout=300)
     ends = torch.load(after, weights_only=True)
     for row in ROWS:
@@ -181,7 +190,9 @@ def test_schedulers_have_their_effect(row: Row) -> None:
 def test_other_schedulers_run(make: Any) -> None:
     problem = Regression()
     optimizer = Dopamine(problem.model.parameters())
-    settings = {"max_lr": 3.0, "total_steps": 5, "cycle_momentum": False} if "OneCycle" in make.__name__ else {"T_max": 5}
+    settings = (
+        {"max_lr": 3.0, "total_steps": 5, "cycle_momentum": False} if "OneCycle" in make.__name__ else {"T_max": 5}
+    )
     scheduler, rates = make(optimizer, **settings), []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -217,14 +228,18 @@ def test_groups_and_named_parameters_are_saved_too(row: Row) -> None:
 
         def make(problem: Regression) -> ForwardOptimizer:
             named = list(problem.model.named_parameters())
-            return row.make([{"params": named[:2], "lr": 0.02, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}])
+            return row.make(
+                [{"params": named[:2], "lr": 0.02, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}]
+            )
 
         optimizer = make(problem)
         run(problem, optimizer, 3)
         if stopped:
             saved = through_a_file([problem.model.state_dict(), optimizer.state_dict()])
             problem = Regression(seed=1)
-            optimizer = row.make([{"params": p} for p in (list(problem.model.named_parameters())[i : i + 2] for i in (0, 2))])
+            optimizer = row.make(
+                [{"params": p} for p in (list(problem.model.named_parameters())[i : i + 2] for i in (0, 2))]
+            )
             problem.model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
         run(problem, optimizer, 3)

@@ -20,6 +20,7 @@ from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt
 
 RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise
+CLIP = 2.0  # of Dopamine2's errors, in units of their scale: one outlier must not undo many steps
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
@@ -322,7 +323,7 @@ class Dopamine2(ForwardOptimizer):
         tau, kappa = settings["tau"], settings["kappa"]
         state = learning_rate_gain(state, losses.base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
         after, rpes, s, gain = dopamine2(state, losses.base, losses.plus, beta=beta)
-        signals = [clip(rpe / s, -1.0, 1.0) for rpe in rpes]
+        signals = [clip(rpe / s, -CLIP, CLIP) for rpe in rpes]
         factor = variance_factor(sum([g.size for g in groups]), len(rpes))
         steps = [clip(g.lr * gain / factor, 0.0, settings["cap"]) for g in groups]
         rates = [step * g.sigma / s for step, g in zip(steps, groups, strict=True)]

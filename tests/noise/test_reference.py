@@ -81,7 +81,9 @@ def test_directions_at_different_places_are_uncorrelated(draw: Any, what: str) -
 
 
 def test_seeds_that_differ_in_high_bits_differ() -> None:
-    assert not torch.equal(reference.rademacher(64, seed=1, step=0), reference.rademacher(64, seed=1 + (1 << 40), step=0))
+    assert not torch.equal(
+        reference.rademacher(64, seed=1, step=0), reference.rademacher(64, seed=1 + (1 << 40), step=0)
+    )
 
 
 def test_streams_share_no_words() -> None:

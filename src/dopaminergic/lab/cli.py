@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
+    options.line = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -66,9 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dopaminergic {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=text, description=text[:1].upper() + text[1:] + ".", epilog=f"examples:\n{examples}", formatter_class=keep
+            name,
+            help=text,
+            description=text[:1].upper() + text[1:] + ".",
+            epilog=f"examples:\n{examples}",
+            formatter_class=keep,
         )
         sub.set_defaults(run=run)
         return sub
@@ -82,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("part", nargs="?", choices=("all", "xor", "chaos"), default="all", help="which experiment (all)")
     size = sub.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", const="quick", dest="size", help="a look, in under a minute")
-    size.add_argument("--full", action="store_const", const="full", dest="size", help="the run of record, 20 seeds or more")
+    size.add_argument(
+        "--full", action="store_const", const="full", dest="size", help="the run of record, 20 seeds or more"
+    )
     sub.set_defaults(size="default")
     sub.add_argument("--out", type=Path, help="folder for records and report (runs/reproduce, with -quick or -full)")
     sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
@@ -205,7 +214,7 @@ def _measure_costs(folder: Path, size: str, progress: Any) -> None:
 
     if not (folder / "costs.json").exists():
         progress("costs of a step", 0, 1, [])
-        costs = measure_costs(rounds=5 if size == "quick" else 15)
+        costs = measure_costs(5, ("dopamine", "adam")) if size == "quick" else measure_costs()
         write_whole(folder / "costs.json", json.dumps(costs, indent=1))
         progress("costs of a step", 1, 1, [])
 
@@ -214,7 +223,8 @@ def _finish(folder: Path, options: argparse.Namespace) -> int:
     from dopaminergic.lab.progress import print_summary
     from dopaminergic.lab.report import write_report
 
-    page = write_report(folder, getattr(options, "out", None) if options.command == "report" else None)
+    out = options.out if options.command == "report" else None
+    page = write_report(folder, out, [] if options.command == "report" else ["dopaminergic " + " ".join(options.line)])
     summary = json.loads((page.parent / "summary.json").read_text())
     if options.json:
         print(json.dumps({"report": str(page), **summary}))
@@ -288,7 +298,13 @@ def _tasks(options: argparse.Namespace) -> int:
     listing = {
         "tasks": describe(),
         "optimizers": [
-            {"name": name, "label": m.label, "default_lr": m.default, "grid": m.grid, "passes_per_step": m.passes_per_step}
+            {
+                "name": name,
+                "label": m.label,
+                "default_lr": m.default,
+                "grid": m.grid,
+                "passes_per_step": m.passes_per_step,
+            }
             for name, m in METHODS.items()
         ],
     }

@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,15 +107,18 @@ def peak_memory(name: str, weights: int) -> float | None:
     if not Path("/proc/self/clear_refs").exists():
         return None
     command = [sys.executable, "-m", "dopaminergic.lab.costs", name, str(weights)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    output = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     return json.loads(output.stdout)
 
 
-def measure_costs(rounds: int = 15) -> dict[str, Any]:
+def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -> dict[str, Any]:
     """The costs of every method on the Lorenz task, as `costs.json` keeps them.
 
     Args:
         rounds: of `time_ratios`.
+        memory_of: the methods whose memory is measured, which takes some seconds for each.
     """
     task = make_task("lorenz")
     batch = task.batch(0, 0)
@@ -129,17 +133,22 @@ def measure_costs(rounds: int = 15) -> dict[str, Any]:
         times = time_ratios(steps, lambda: task.outcome(model, batch).mean(), rounds)
     finally:
         torch.set_num_threads(threads)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        memory = dict(zip(memory_of, pool.map(lambda name: peak_memory(name, 10_000_000), memory_of), strict=True))
     rows = [
         {
             "optimizer": name,
             "task": task.name,
             "passes_per_step": METHODS[name].passes_per_step,
             "time_over_two_forwards": times[name]["median"],
-            "peak_memory_over_inference": peak_memory(name, 10_000_000),
+            "peak_memory_over_inference": memory.get(name),
         }
         for name in METHODS
     ]
-    return {"environment": {**environment(), "threads": 1, "memory_model": "perceptron of 10 million weights"}, "rows": rows}
+    return {
+        "environment": {**environment(), "threads": 1, "memory_model": "perceptron of 10 million weights"},
+        "rows": rows,
+    }
 
 
 def _high_water() -> int:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.records import read_records
-from dopaminergic.lab.runner import Job, run_jobs
+from dopaminergic.lab.runner import Crew, Job
 from dopaminergic.lab.tuning import report_job, tuning_job
 
-REPORT_SEEDS = 1000  # tuning seeds count from 0, reported ones from here, so that they never meet
+# Tuning seeds count from 0 and reported ones from here, so that they never meet; the default settings of Dopamine and
+# Dopamine2 were chosen on seeds from 1000 to 1400, which are not reported either.
+REPORT_SEEDS = 5000
 
 
 class Study(NamedTuple):
@@ -52,17 +54,20 @@ def studies(part: str, size: str) -> list[Study]:
         size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of record).
     """
     chaos_tasks = ("lorenz", "rossler", "mackey-glass")
+    few = ("dopamine", "dopamine2", "wp", "sgd", "adam")
     if size == "quick":
         xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
-        chaos = [Study("lorenz", {}, 2000, 1, 3, ("dopamine", "dopamine2", "wp", "sgd", "adam"))]
+        chaos = [Study("lorenz", {}, 2000, 1, 3, few)]
     elif size == "default":
         xor = [
-            Study("xor-2-2-1", {}, 5000, 20, 100),
-            Study("xor-2-8-1", {}, 5000, 10, 50),
+            Study("xor-2-2-1", {}, 5000, 10, 100),
+            Study("xor-2-8-1", {}, 5000, 5, 50),
             Study("continuous-xor", {}, 6000, 3, 10),
             Study("cluster-xor", {}, 3000, 3, 10),
         ]
-        chaos = [Study(task, {}, 20_000 if task == "lorenz" else 6000, 2, 6) for task in chaos_tasks]
+        chaos = [Study("lorenz", {}, 20_000, 2, 6)]
+        chaos += [Study(task, {}, 5000, 1, 5) for task in chaos_tasks[1:]]
+        chaos += [Study("lorenz-vpt", {}, 1500, 1, 1, few[1:])]
     else:
         xor = [
             Study("xor-2-2-1", {}, 5000, 40, 500),
@@ -73,9 +78,9 @@ def studies(part: str, size: str) -> list[Study]:
             Study("cluster-xor", {}, 5000, 5, 40),
             Study("temporal-xor", {}, 10_000, 3, 20),
         ]
-        chaos = [Study(task, {}, 20_000, 5, 20) for task in chaos_tasks]
-        chaos += [Study("henon", {}, 20_000, 3, 20), Study("sunspots", {}, 10_000, 3, 20)]
-        chaos += [Study("lorenz-vpt", {}, 12_000, 1, 5, ("dopamine", "dopamine2", "wp", "sgd", "adam"))]
+        chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
+        chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
+        chaos += [Study("lorenz-vpt", {}, 12_000, 1, 3, few)]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 
 
@@ -86,12 +91,13 @@ def run_studies(
 
     Args:
         plan: the studies.
-        folder: see `run_jobs`.
+        folder: see `Crew.run`.
         workers: parallel processes.
         progress: called with the phase, the replica-passes done and in all, and the running jobs.
     """
-    tuning = [job for study in plan for job in study.tuning_jobs()]
-    run_jobs(tuning, folder, workers, lambda *now: progress("tuning", *now))
-    records = read_records(folder / "records.jsonl").records
-    reported = [job for study in plan for job in study.report_jobs(records)]
-    run_jobs(reported, folder, workers, lambda *now: progress("reported runs", *now))
+    with Crew(workers) as crew:
+        tuning = [job for study in plan for job in study.tuning_jobs()]
+        crew.run(tuning, folder, lambda *now: progress("tuning", *now))
+        records = read_records(folder / "records.jsonl").records
+        reported = [job for study in plan for job in study.report_jobs(records)]
+        crew.run(reported, folder, lambda *now: progress("reported runs", *now))

@@ -69,7 +69,14 @@ def print_tasks(listing: dict[str, Any]) -> None:
     for task in listing["tasks"]:
         tasks.add_row(task["name"], task["title"], task["metric"], f"{task['budget']:,}", task["settings"])
     optimizers = Table(
-        "optimizer", "name", "passes a step", "default lr", "tuned over", title="Optimizers", title_justify="left", box=None
+        "optimizer",
+        "name",
+        "passes a step",
+        "default lr",
+        "tuned over",
+        title="Optimizers",
+        title_justify="left",
+        box=None,
     )
     for each in listing["optimizers"]:
         default = "-" if each["default_lr"] is None else f"{each['default_lr']:g}"

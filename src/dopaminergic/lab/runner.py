@@ -14,7 +14,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -209,72 +208,100 @@ def unfinished(jobs: Iterable[Job], folder: Path) -> list[Job]:
     return sorted((job for job in jobs if missing(job)), key=lambda job: -job.work)
 
 
-def run_jobs(jobs: Iterable[Job], folder: Path, workers: int, progress: Callable[[int, int, list[str]], None]) -> None:
-    """Run all jobs that are not done yet, and append their records.
+class Crew:
+    """Worker processes that take one job after another, since starting one costs as much as a small job.
 
     Args:
-        jobs: what to run; see `unfinished`.
-        folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
-        workers: parallel processes, each of one thread.
-        progress: called with replica-passes done, replica-passes in all, and the names of the running jobs.
-
-    Raises:
-        KeyboardInterrupt: after every worker has saved a checkpoint.
-        RuntimeError: a worker failed; what is finished is kept.
+        workers: how many processes, each of one thread.
     """
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    waiting = unfinished(jobs, folder)
-    total, finished = sum(job.work for job in waiting), 0
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    running: dict[Connection, tuple[Any, Job, int]] = {}
-    try:
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.stop = context.Event()
+        self.processes: dict[Connection, Any] = {}
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(theirs, self.stop, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes[ours] = process
+
+    def __enter__(self) -> Crew:
+        """The crew itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let every worker save a checkpoint and end."""
+        self.stop.set()
+        for connection, process in self.processes.items():
+            connection.close()
+            process.join()
+
+    def run(self, jobs: Iterable[Job], folder: Path, progress: Callable[[int, int, list[str]], None]) -> None:
+        """Run all jobs that are not done yet, and append their records.
+
+        Args:
+            jobs: what to run; see `unfinished`.
+            folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
+            progress: called with replica-passes done, replica-passes in all, and the names of the running jobs.
+
+        Raises:
+            RuntimeError: a worker failed; what is finished is kept.
+        """
+        checkpoints = folder / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        waiting = unfinished(jobs, folder)
+        total, finished = sum(job.work for job in waiting), 0
+        running: dict[Connection, Job] = {}
+        done: dict[Connection, int] = {}
         while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_worker, args=(job, checkpoints, theirs, stop, os.getpid()))
-                process.start()
-                theirs.close()
-                running[ours] = (process, job, 0)
+            for connection in [c for c in self.processes if c not in running][: len(waiting)]:
+                running[connection], done[connection] = waiting.pop(0), 0
+                connection.send((running[connection], checkpoints))
             for connection in wait(list(running), timeout=1.0):
                 assert isinstance(connection, Connection)
-                process, job, _ = running[connection]
-                try:
-                    message = connection.recv()
-                except EOFError:
-                    process.join()
-                    raise RuntimeError(
-                        f"the process running {job.name} ended with code {process.exitcode} (killed, or out of memory?); run "
-                        "the same command again to continue"
-                    ) from None
+                job = running[connection]
+                message = self._receive(connection, job)
                 if isinstance(message, int):
-                    running[connection] = (process, job, message * len(job.replicas))
+                    done[connection] = message * len(job.replicas)
                     continue
-                del running[connection]
-                process.join()
-                if isinstance(message, str):
-                    raise RuntimeError(f"{job.name} failed: {message}")
                 message.keep(folder)
                 (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
                 finished += job.work
-            names = [f"{job.task} {job.optimizer}" for _, job, _ in running.values()]
-            progress(finished + sum(done for _, _, done in running.values()), total, names)
-    finally:
-        stop.set()
-        for process, _, _ in running.values():
+                del running[connection], done[connection]
+            names = [f"{job.task} {job.optimizer}" for job in running.values()]
+            progress(finished + sum(done.values()), total, names)
+
+    def _receive(self, connection: Connection, job: Job) -> int | Finished:
+        try:
+            message = connection.recv()
+        except EOFError:
+            process = self.processes.pop(connection)
             process.join()
+            raise RuntimeError(
+                f"the process running {job.name} ended with code {process.exitcode} (killed, or out of memory?); "
+                "run the same command again to continue"
+            ) from None
+        if isinstance(message, str):
+            raise RuntimeError(f"{job.name} failed: {message}")
+        return message
 
 
-def _worker(job: Job, checkpoints: Path, connection: Connection, stop: Any, parent: int) -> None:
+def _worker(connection: Connection, stop: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets `stop`
     torch.set_num_threads(1)
-    try:
-        lines = run_job(job, checkpoints, report=connection.send, stop=lambda: stop.is_set() or os.getppid() != parent)
-        if lines is not None:
-            connection.send(lines)
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
-    except BrokenPipeError:  # the parent is gone; the checkpoint is what remains
-        sys.exit(1)
+
+    def stopping() -> bool:
+        return stop.is_set() or os.getppid() != parent
+
+    while True:
+        try:
+            job, checkpoints = connection.recv()
+            finished = run_job(job, checkpoints, report=connection.send, stop=stopping)
+            if finished is None:
+                return
+            connection.send(finished)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # nothing more to do, or the parent is gone; the checkpoint is what remains
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")

@@ -35,7 +35,7 @@ FAST_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 @functools.cache
 def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
-    """numba's kernels for many directions or replicas and for one, or None without numba (said once in the log)."""
+    """Numba's kernels for many directions or replicas and for one, or None without numba (said once in the log)."""
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
             "numba is not installed: noise comes from the slower torch reference, with the same bits "
@@ -59,7 +59,12 @@ class Combination:
     """
 
     def __init__(
-        self, targets: list[Tensor], parameters: list[int], seeds: np.ndarray, kind: str, copies: list[Tensor] | None = None
+        self,
+        targets: list[Tensor],
+        parameters: list[int],
+        seeds: np.ndarray,
+        kind: str,
+        copies: list[Tensor] | None = None,
     ) -> None:
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"

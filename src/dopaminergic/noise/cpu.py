@@ -56,7 +56,7 @@ def _turn(words, block, parameter, step, selector, key0, key1):
 
 @numba.njit
 def _add_signs(tile, words, coefficient):
-    """tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
+    """Tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
     full = tile.size == LANES * 128
     for lane in range(LANES):
         for w in range(4):
@@ -87,7 +87,7 @@ def _add_normals(tile, words, coefficient):
 
 @numba.njit(nogil=True, cache=True)
 def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save, saved):
-    """target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
+    """Target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
 
     Args:
         dtype: any array of the weights' dtype; only its type is looked at.

@@ -70,7 +70,9 @@ def describe() -> list[dict[str, object]]:
     """What there is to learn, for listings: name, title, metric, budget in forward passes, settings."""
     listing: list[dict[str, object]] = []
     for name, maker in TASKS.items():
-        settings = [key for key, value in inspect.signature(maker).parameters.items() if value.kind is value.KEYWORD_ONLY]
+        settings = [
+            key for key, value in inspect.signature(maker).parameters.items() if value.kind is value.KEYWORD_ONLY
+        ]
         if name == "series":
             about = {"title": "your own series, CSV or Parquet", "metric": "nrmse", "budget": 20_000}
         else:
