@@ -75,7 +75,10 @@ def test_three_replicas_are_three_runs_bit_for_bit(row: Row, settings: dict[str,
             assert single.step(alone.losses) == float(loss[i])
         assert same([p[i] for p in copies(fleet.parameters)], copies(alone.parameters))
         assert float(optimizer.last_rpe[i]) == single.last_rpe
-        assert float(torch.as_tensor(optimizer.last_learning_rate).expand(3)[i]) == single.last_learning_rate
+        assert (
+            float(torch.as_tensor(optimizer.last_learning_rate, dtype=torch.float64).expand(3)[i])
+            == single.last_learning_rate
+        )
         assert optimizer.forward_passes == single.forward_passes
 
 

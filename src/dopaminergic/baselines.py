@@ -90,8 +90,8 @@ class WeightPerturbation(ForwardOptimizer):
 class SPSA(ForwardOptimizer):
     """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
 
-    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of both losses. The update
-    that MeZO uses (Spall 1992; Malladi et al. 2023).
+    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of both losses. It is
+    the update that MeZO uses (Spall 1992; Malladi et al. 2023).
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.

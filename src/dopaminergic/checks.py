@@ -65,13 +65,13 @@ def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
     for i, p in enumerate(settings["params"]):
         if not p.is_floating_point():
             raise TypeError(
-                f"{rule}: parameter {i} (shape {tuple(p.shape)}) has dtype {p.dtype}, which cannot be perturbed; leave it out: "
-                "[p for p in model.parameters() if p.is_floating_point()]"
+                f"{rule}: parameter {i} (shape {tuple(p.shape)}) has dtype {p.dtype}, which cannot be perturbed; "
+                "leave it out: [p for p in model.parameters() if p.is_floating_point()]"
             )
         if replicas is not None and (p.ndim == 0 or p.shape[0] != replicas):
             raise ValueError(
-                f"{rule}: with {replicas} seeds every parameter needs a first dimension of {replicas}, one entry for each "
-                f"replica, but parameter {i} has shape {tuple(p.shape)}; stack the replicas, or give a single seed"
+                f"{rule}: with {replicas} seeds every parameter needs a first dimension of {replicas}, one entry for "
+                f"each replica, but parameter {i} has shape {tuple(p.shape)}; stack the replicas, or give a single seed"
             )
 
 
@@ -88,9 +88,10 @@ def some_trainable(rule: str, groups: Iterable[dict[str, Any]]) -> None:
 def state_dict(rule: str, saved: Any, expected: dict[str, Any]) -> None:
     """Raise unless a saved state belongs to an optimizer like this one."""
     if not isinstance(saved, dict) or "forward" not in saved:
+        has = list(saved) if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(
-            f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are "
-            f"{list(saved) if isinstance(saved, dict) else type(saved).__name__}); pass what {rule}.state_dict() returned"
+            f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are {has}); pass what "
+            f"{rule}.state_dict() returned"
         )
     for key, what in (("optimizer", "optimizer"), ("shapes", "parameter shapes"), ("dtypes", "parameter dtypes")):
         if saved["forward"][key] != expected[key]:

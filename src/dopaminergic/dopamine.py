@@ -27,8 +27,8 @@ TINY = 1e-300  # keeps a quotient of zeros at zero
 class DopamineState(NamedTuple):
     """What `Dopamine` remembers; all 0 at the start.
 
-    A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values and one of weights, and
-    read as their quotient.
+    A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values and one of weights,
+    and read as their quotient.
 
     Attributes:
         regret: decayed sum of regrets.

@@ -190,11 +190,12 @@ class ForwardOptimizer(Optimizer):
         """Evaluate and update; or, without a closure, apply what the last `probe` found.
 
         Args:
-            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an `Outcome`. It is called
-                without gradients, with the same random numbers each time, and may do anything else.
+            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an `Outcome`. It is
+                called without gradients, with the same random numbers each time, and may do anything else.
 
         Returns:
-            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a fleet; None without a closure.
+            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a fleet; None without a
+            closure.
 
         Raises:
             TypeError: the closure returned something that is not a loss.
@@ -206,7 +207,7 @@ class ForwardOptimizer(Optimizer):
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateUsage]
+            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
         return self._step(closure)
@@ -225,7 +226,8 @@ class ForwardOptimizer(Optimizer):
             closure: as for `step`.
 
         Returns:
-            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by `state_dict`.
+            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by
+            `state_dict`.
         """
         return self._guarded(lambda before: self._probe_only(closure, before))
 
@@ -276,7 +278,7 @@ class ForwardOptimizer(Optimizer):
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
         groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.sizes, strict=True)]
-        displacements = [[g.sigma for g in groups]]
+        displacements: list[list[Multiple]] = [[g.sigma for g in groups]]
         if self.needs_minus:
             displacements.append([-g.sigma for g in groups])
         # Common random numbers: every evaluation starts where torch's generators are now.
@@ -288,10 +290,7 @@ class ForwardOptimizer(Optimizer):
                 for generator, state in zip(weights.generators, random_states, strict=True):
                     generator.set_state(state)
                 tried.append(self._loss(closure))
-        if self.needs_base:
-            losses = Losses(tried[0], tried[1:], [])
-        else:
-            losses = Losses(None, tried[::2], tried[1::2])
+        losses = Losses(tried[0], tried[1:], []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
         return losses, self._decide(before, losses, tried, groups)
 
     def _loss(self, closure: Closure) -> Scalar:
@@ -341,8 +340,8 @@ class ForwardOptimizer(Optimizer):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update would not "
-                "be; the step was skipped and the weights are as before. Further ones are counted in `skipped_steps`.",
+                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update is "
+                "not; the step was skipped, the weights are as before. Further ones are counted in `skipped_steps`.",
                 RuntimeWarning,
                 stacklevel=6,
             )
@@ -358,7 +357,7 @@ class ForwardOptimizer(Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that a run needs to continue bit for bit; safe for `torch.load(weights_only=True)`."""
+        """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
         progress = self._progress._asdict()
         rule = progress.pop("rule")
         forward = {"settings": dict(self.settings), "rule": list(rule) if rule else None, "progress": progress}

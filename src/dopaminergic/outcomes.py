@@ -117,10 +117,10 @@ def mean_loss(returned: Any, rule: str) -> float:
             return float(losses)
         if losses.numel() == 0 or (losses.ndim > 1 and losses is returned):
             raise ValueError(
-                f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor of "
-                "per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
+                f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor "
+                "of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
             )
-        return float(losses.mean())
+        return float(losses.reshape(1, -1).mean(1))  # in the order of a fleet of one
     if isinstance(losses, numbers.Real):
         return float(losses)
     hint = (
@@ -151,7 +151,7 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
         )
     if losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
         raise ValueError(
-            f"{rule}: the closure of a fleet of {replicas} returned shape {tuple(losses.shape)}; its first dimension must be "
-            f"{replicas}"
+            f"{rule}: the closure of a fleet of {replicas} returned shape {tuple(losses.shape)}; its first dimension "
+            f"must be {replicas}"
         )
     return losses.reshape(replicas, -1).mean(1).to("cpu", torch.float64)

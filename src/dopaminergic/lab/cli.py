@@ -18,10 +18,13 @@ EXAMPLES = """examples:
   dopaminergic reproduce xor --full           the XOR experiments of record
   dopaminergic train --task lorenz --optimizer dopamine2
   dopaminergic train --csv sales.csv --column units --optimizer dopamine
-  dopaminergic compare --task continuous-xor --optimizers dopamine,wp,adam --seeds 5
+  dopaminergic compare --task continuous-xor --optimizers dopamine,adam
   dopaminergic report runs/reproduce
   dopaminergic tasks
 """
+
+
+Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce",
         _reproduce,
         "run the paper's two experiments and write a report",
-        "  dopaminergic reproduce\n  dopaminergic reproduce chaos --out runs/chaos\n  dopaminergic reproduce --quick --json",
+        "  dopaminergic reproduce\n"
+        "  dopaminergic reproduce chaos --out runs/chaos\n"
+        "  dopaminergic reproduce --quick --json",
     )
     sub.add_argument("part", nargs="?", choices=("all", "xor", "chaos"), default="all", help="which experiment (all)")
     size = sub.add_mutually_exclusive_group()

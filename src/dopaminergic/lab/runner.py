@@ -1,8 +1,8 @@
 """Runs fleets to the end of their budget, in parallel processes, and writes a record for each replica.
 
-Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are checkpoints beside it, and
-a rerun of the same plan skips the first and continues the second. Workers stop at a checkpoint on Ctrl-C, and when the
-process that started them is gone.
+Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are checkpoints beside it,
+and a rerun of the same plan skips the first and continues the second. Workers stop at a checkpoint on Ctrl-C, and when
+the process that started them is gone.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def train(
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that Ctrl-C puts something into, so that a run ends between two steps and is saved; a second one is final."""
+    """A list that Ctrl-C puts something into, so that a run ends between two steps; a second Ctrl-C is final."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

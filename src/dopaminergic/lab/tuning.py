@@ -52,8 +52,7 @@ def best_learning_rate(records: list[Record], task: str, settings: dict[str, Any
         raise ValueError(f"no tuning records of {optimizer} on {task}")
     # Continuous tasks that have a threshold too are ranked by it only while some run misses it.
     scores = {lr: score(runs, known.threshold is not None) for lr, runs in sorted(by_rate.items())}
-    best = min(scores, key=lambda lr: scores[lr] if math.isfinite(scores[lr]) else math.inf)
-    return best
+    return min(scores, key=lambda lr: scores[lr] if math.isfinite(scores[lr]) else math.inf)
 
 
 def report_job(

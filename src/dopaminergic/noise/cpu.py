@@ -5,7 +5,7 @@ are turned 16 blocks at a time, which fills the vector registers; the tile of we
 first-level cache however many directions are added to it.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, s
 
 @numba.njit(nogil=True, cache=True)
 def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, save, saved):
-    """`combine` for one replica and one direction, from plain numbers: on a tiny model, arrays cost more than the work."""
+    """`combine` for one replica and one direction, from numbers: on a tiny model, arrays cost more than the work."""
     seeds, scales, coefficients = np.empty(1, np.uint64), np.empty(1), np.empty((1, 1))
     directions = np.empty(1, np.uint32)
     seeds[0], scales[0], coefficients[0, 0], directions[0] = seed, scale, coefficient, direction

@@ -1,0 +1,117 @@
+"""Fleets: replicas know nothing of each other, equal single runs, and resume bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dopaminergic import Dopamine, Dopamine2
+from dopaminergic.lab.fleet import Fleet
+from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, half_decades
+from dopaminergic.lab.tasks import make_task
+
+SEEDS = [11, 12, 13]
+RATES = {"dopamine": [5.0, 1.0, 9.0], "dopamine2": [1.5, 3.0, 0.5], "adam": [0.01, 0.1, 0.03], "wp": [0.3, 0.1, 1.0]}
+
+
+@pytest.mark.parametrize("kind", [Dopamine, Dopamine2])
+@pytest.mark.parametrize("name", ["xor-2-8-1", "lorenz"])
+def test_a_fleet_of_one_is_the_single_run_bit_for_bit(kind: type[Dopamine] | type[Dopamine2], name: str) -> None:
+    task = make_task(name, dtype="float64")
+    single, stacked = task.build(7), task.build([7])
+    alone, fleet = kind(single.parameters(), seed=7), kind(stacked.parameters(), seed=[7])
+    for step in range(30):
+        one, many = task.batch(7, step), task.batch(torch.tensor([7]), step)
+        loss = alone.step(lambda one=one: task.outcome(single, one))
+        losses = fleet.step(lambda many=many: task.outcome(stacked, many))
+        assert loss == losses.item()
+    for p, q in zip(single.parameters(), stacked.parameters(), strict=True):
+        assert torch.equal(p, q[0])
+
+
+@pytest.mark.parametrize("optimizer", RATES)
+def test_replicas_do_not_know_of_each_other(optimizer: str) -> None:
+    """Sums of a batched product may run in another order than those of a single one, hence the tolerance: float64."""
+    task = make_task("xor-2-8-1", dtype="float64")
+    together = Fleet(task, optimizer, SEEDS, RATES[optimizer], budget=120)
+    for _ in together.run():
+        pass
+    for r, (seed, rate) in enumerate(zip(SEEDS, RATES[optimizer], strict=True)):
+        alone = Fleet(task, optimizer, [seed], [rate], budget=120)
+        for _ in alone.run():
+            pass
+        for p, q in zip(together.model.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(p[r], q[0], rtol=1e-7, atol=1e-9)
+        assert together.solved_at[r] == alone.solved_at[0]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_backpropagation_is_torchs_own_with_a_learning_rate_for_each_replica(kind: type[torch.optim.Optimizer]) -> None:
+    task, rates = make_task("xor-2-8-1", dtype="float64"), [0.3, 0.02]
+    stacked = task.build([1, 2])
+    fleet = Backpropagation(stacked.parameters(), kind, torch.tensor(rates, dtype=torch.float64))
+    singles = [task.build(seed) for seed in (1, 2)]
+    plain = [kind(model.parameters(), lr=rate) for model, rate in zip(singles, rates, strict=True)]  # pyright: ignore[reportCallIssue]
+    for _ in range(25):
+        fleet.step(lambda: task.outcome(stacked, task.batch(0, 0)))
+        for model, optimizer in zip(singles, plain, strict=True):
+            optimizer.zero_grad()
+            task.outcome(model, task.batch(0, 0)).mean().backward()
+            optimizer.step()
+    assert fleet.forward_passes == 75
+    for r, model in enumerate(singles):
+        for p, q in zip(stacked.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(p[r], q, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["dopamine", "dopamine2", "es", "adam"])
+def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    task, rate = make_task("continuous-xor"), METHODS[optimizer].grid[3]
+    whole = Fleet(task, optimizer, SEEDS, [rate] * 3, budget=640)
+    for _ in whole.run():
+        pass
+    first = Fleet(task, optimizer, SEEDS, [rate] * 3, budget=640)
+    while first.passes < 300:
+        first.step()
+    first.save(tmp_path / "checkpoint.pt")
+    second = Fleet(task, optimizer, SEEDS, [rate] * 3, budget=640)
+    second.load(tmp_path / "checkpoint.pt")
+    for _ in second.run():
+        pass
+    for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert whole.curve == second.curve
+    assert whole.traces == second.traces
+    assert torch.equal(whole.solved_at, second.solved_at)
+
+
+def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).save(path)
+    with pytest.raises(ValueError, match="belongs to xor-2-8-1 with seeds"):
+        Fleet(make_task("xor-2-8-1"), "wp", [1, 3], [0.1, 0.1], budget=100).load(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).load(path)
+
+
+def test_solved_is_the_first_time_below_the_threshold() -> None:
+    fleet = Fleet(make_task("xor-2-8-1"), "adam", [1, 2], [0.1, 1e-9], budget=300)
+    for _ in fleet.run():
+        pass
+    assert 10 <= fleet.solved_at[0] <= 300
+    assert fleet.solved_at[1].isinf()
+
+
+def test_every_method_is_tuned_over_seven_rates_of_three_decades() -> None:
+    for method in METHODS.values():
+        assert len(method.grid) == 7
+        assert method.grid[-1] / method.grid[0] == pytest.approx(1000)
+        assert method.default is None or method.default in half_decades(method.grid[0])
+
+
+def test_an_unknown_optimizer_is_told_the_nearest() -> None:
+    with pytest.raises(ValueError, match="no optimizer 'dopamin'; did you mean dopamine or dopamine2"):
+        find_method("dopamin")

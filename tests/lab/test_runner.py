@@ -1,0 +1,124 @@
+"""The runner: records are complete, a killed run goes on where it stopped, tuning never meets reported seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dopaminergic.lab.experiments import Study, run_studies, studies
+from dopaminergic.lab.records import read_records
+from dopaminergic.lab.runner import Job, Replica, run_job, unfinished
+from dopaminergic.lab.tuning import best_learning_rate, score
+
+STUDY = Study("xor-2-8-1", {}, 300, 2, 3, ("dopamine", "adam"))
+
+
+def silent(*now: Any) -> None:
+    """No progress bar."""
+
+
+def without_circumstances(records: list[dict[str, Any]]) -> list[str]:
+    """Records without the time of day and the like, in an order of their own."""
+    drop = ("seconds", "created", "commit", "versions")
+    return sorted(json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study, run to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    run_studies([STUDY], folder, workers=2, progress=silent)
+    return folder
+
+
+def test_every_replica_has_a_record(folder: Path) -> None:
+    records = read_records(folder / "records.jsonl").records
+    tuning = [r for r in records if r["role"] == "tuning"]
+    report = [r for r in records if r["role"] == "report"]
+    assert len(tuning) == 2 * 7 * 2
+    assert len(report) == 3 * 2 + 3  # Dopamine by default and tuned, Adam tuned
+    assert {r["seed"] for r in tuning}.isdisjoint({r["seed"] for r in report})
+    assert all(r["forward_passes"] <= 300 and r["curve"]["passes"][-1] == r["forward_passes"] for r in records)
+    assert all(r["versions"]["torch"] and r["settings"]["lr"] > 0 for r in records)
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_finished_plan_is_not_run_again(folder: Path) -> None:
+    before = (folder / "records.jsonl").read_bytes()
+    run_studies([STUDY], folder, workers=1, progress=silent)
+    assert (folder / "records.jsonl").read_bytes() == before
+
+
+def test_the_tuned_rate_is_the_one_with_the_best_score(folder: Path) -> None:
+    records = read_records(folder / "records.jsonl").records
+    best = best_learning_rate(records, "xor-2-8-1", {}, "adam")
+    scores = {}
+    for record in records:
+        if record["role"] == "tuning" and record["optimizer"] == "adam":
+            scores.setdefault(record["settings"]["lr"], []).append(record)
+    assert score(scores[best], True) == min(score(runs, True) for runs in scores.values())
+    with pytest.raises(ValueError, match="no tuning records of sgd"):
+        best_learning_rate(records, "xor-2-8-1", {}, "sgd")
+
+
+def test_a_stopped_job_goes_on_and_ends_as_if_never_stopped(tmp_path: Path) -> None:
+    job = Job(
+        "lorenz", {}, "dopamine2", 400, (Replica(1, 1.5, "default", "report"), Replica(2, 0.5, "tuned", "report"))
+    )
+    whole = run_job(job, tmp_path, silent, stop=lambda: False)
+    assert run_job(job, tmp_path, silent, stop=lambda: True) is None
+    assert (tmp_path / f"{job.name}.pt").exists()
+    rest = run_job(job, tmp_path, silent, stop=lambda: False)
+    assert whole is not None
+    assert rest is not None
+    assert without_circumstances(whole.records) == without_circumstances(rest.records)
+
+
+def test_a_record_cut_in_the_middle_is_run_again(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "records.jsonl").read_bytes()
+    (tmp_path / "records.jsonl").write_bytes(content[:-40])
+    jobs = STUDY.tuning_jobs() + STUDY.report_jobs(read_records(folder / "records.jsonl").records)
+    assert len(unfinished(jobs, folder)) == 0
+    assert len(unfinished(jobs, tmp_path)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_runs_end_like_an_uninterrupted_one(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dopaminergic", "compare", "--task", "xor-2-8-1", "--optimizers", "wp,adam"]
+    command += ["--seeds", "2", "--tuning-seeds", "1", "--budget", "3000", "--workers", "2", "--json", "--out"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    cut = tmp_path / "cut"
+    for seconds in (6.0, 9.0):
+        process = subprocess.Popen(
+            [*command, str(cut)], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(number)
+        process.communicate()
+        time.sleep(0.5)
+    subprocess.run([*command, str(cut)], env=surroundings, check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole")], env=surroundings, check=True, capture_output=True)
+    ours, theirs = (read_records(tmp_path / name / "records.jsonl").records for name in ("cut", "whole"))
+    assert without_circumstances(ours) == without_circumstances(theirs)
+
+
+@pytest.mark.parametrize("size", ["quick", "default", "full"])
+@pytest.mark.parametrize("part", ["xor", "chaos", "all"])
+def test_plans_hold_what_they_are_for(part: str, size: str) -> None:
+    plan = studies(part, size)
+    tasks = {study.task for study in plan}
+    assert ("lorenz" in tasks) == (part != "xor")
+    assert ("xor-2-8-1" in tasks) == (part != "chaos")
+    assert all({"dopamine2", "wp", "adam"} <= set(study.optimizers) for study in plan)
+    if size == "full":
+        assert all(s.report_seeds >= 20 for s in plan if s.task not in ("digits", "lorenz-vpt"))

@@ -1,0 +1,145 @@
+"""16-bit weights: exact after a probe, and small updates survive in expectation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from optimizers import Row, copies, perceptron, randn, same
+from torch import Tensor, nn
+
+from dopaminergic import SPSA, WeightPerturbation
+
+HALVES = [torch.bfloat16, torch.float16]
+STANDARD_ERRORS = 5.0
+dtypes = pytest.mark.parametrize("dtype", HALVES, ids=str)
+
+
+class Half:
+    """A network with 16-bit weights whose loss is computed in float64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.model = perceptron(3, 6, 1, dtype=dtype)
+        self.x, self.y = randn(16, 3).to(dtype), randn(16, 1, seed=1)
+
+    def loss(self) -> Tensor:
+        return ((self.model(self.x).double() - self.y) ** 2).mean()
+
+
+@dtypes
+def test_a_thousand_probes_do_not_move_a_bit(row: Row, dtype: torch.dtype) -> None:
+    half = Half(dtype)
+    old, optimizer = copies(half.model.parameters()), row.make(half.model.parameters())
+    for _ in range(1000 // row.passes(optimizer.settings["directions"]) + 1):
+        optimizer.probe(half.loss)
+    assert same(copies(half.model.parameters()), old)
+
+
+@dtypes
+def test_no_learning_rate_no_change(row: Row, dtype: torch.dtype) -> None:
+    half = Half(dtype)
+    old = copies(half.model.parameters())
+    optimizer = row.make(half.model.parameters(), lr=0.0, weight_decay=0.5, directions=2)
+    for _ in range(20):
+        optimizer.step(half.loss)
+    assert same(copies(half.model.parameters()), old)
+
+
+@dtypes
+def test_an_exception_is_undone_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
+    half, calls = Half(dtype), 0
+    old, optimizer = copies(half.model.parameters()), row.make(half.model.parameters())
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        return half.loss() if calls < 2 else half.loss() / (1 // 0)
+
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(closure)
+    assert same(copies(half.model.parameters()), old)
+
+
+@dtypes
+def test_perturbed_weights_are_neighbours_of_the_exact_ones(dtype: torch.dtype) -> None:
+    """Rounding goes to one of the two nearest 16-bit numbers, and is right on average."""
+    w, sigma, seen = nn.Parameter(torch.full((20_000,), 0.75, dtype=dtype)), 3e-4, []
+
+    def closure() -> float:
+        seen.append(w.detach().double())
+        return 0.0
+
+    WeightPerturbation([w], sigma=sigma).step(closure)
+    moved = seen[1] - 0.75
+    step = float(torch.finfo(dtype).eps) / 2  # of numbers in [1/2, 1)
+    assert float(moved.abs().max()) <= math.ceil(sigma / step) * step
+    error = moved.abs().mean() - sigma
+    assert abs(float(error)) < STANDARD_ERRORS * step / 2 / math.sqrt(len(moved))
+
+
+def mean_update(make: Any, dtype: torch.dtype, gradient: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of one step over many seeds, for a linear loss; both over the learning rate."""
+    replicas = 10_000
+    start = torch.linspace(0.6, 0.9, len(gradient)) * torch.tensor([1.0, -1.0]).repeat(len(gradient))[: len(gradient)]
+    w = nn.Parameter(start.repeat(replicas, 1).to(dtype))
+    old = w.detach().double()
+    make([w], seed=range(replicas), **settings).step(lambda: (w.double() * gradient).sum(1))
+    change = (w.detach().double() - old) / settings["lr"]
+    return change.mean(0), change.std(0) / math.sqrt(replicas)
+
+
+@dtypes
+def test_updates_far_below_the_resolution_survive_in_expectation(dtype: torch.dtype) -> None:
+    """Steps of 1e-6 on weights whose neighbours are 4e-3 (5e-4) away: rounding to nearest would lose every one."""
+    gradient = torch.tensor([1.0, -2.0, 0.5, 0.25, 1.5, -1.0, 0.75, 2.0], dtype=torch.float64)
+    mean, error = mean_update(WeightPerturbation, dtype, gradient, lr=2e-5, sigma=0.25)
+    assert float(((mean + gradient) / error).abs().max()) < STANDARD_ERRORS
+    slope = (mean @ gradient) / (gradient @ gradient)
+    assert float(slope) == pytest.approx(-1.0, abs=0.5)  # and they do move
+
+
+@dtypes
+@pytest.mark.parametrize("make", [WeightPerturbation, SPSA])
+def test_the_update_is_rounded_with_other_numbers_than_the_perturbation(make: Any, dtype: torch.dtype) -> None:
+    """Sharing them would move just those weights that had been perturbed, and bias the update by a factor."""
+    gradient = torch.linspace(0.5, 1.0, 4, dtype=torch.float64)
+    fine = 1.0 if dtype == torch.bfloat16 else 0.125  # the ratio of the resolutions
+    mean, error = mean_update(make, dtype, gradient, lr=2e-4 * fine, sigma=1e-3 * fine)
+    size = gradient @ gradient
+    slope, spread = float(mean @ gradient / size), float(((error * gradient).square().sum()).sqrt() / size)
+    assert abs(slope + 1.0) < STANDARD_ERRORS * spread
+
+
+@dtypes
+def test_large_16_bit_models_are_exact_too(dtype: torch.dtype) -> None:
+    """Above 1 MiB as below: a copy is kept, since going back in place would drift."""
+    w = nn.Parameter(randn(600_000, dtype=torch.float32).to(dtype))
+    old, optimizer = w.detach().clone(), WeightPerturbation([w])
+    optimizer.probe(lambda: float(w[0]))
+    assert torch.equal(w.detach(), old)
+
+
+@dtypes
+def test_overflow_does_not_make_nan(dtype: torch.dtype) -> None:
+    """The largest numbers and infinities stay what they are, or become infinite; NaN is never made."""
+    largest = torch.finfo(dtype).max
+    w = nn.Parameter(torch.tensor([largest, -largest, math.inf, -math.inf, 0.0, 1.0], dtype=dtype))
+    old = w.detach().clone()
+    optimizer = WeightPerturbation([w], sigma=0.5, lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(lambda: float(w[5]))
+    assert not w.detach().isnan().any()
+    assert torch.equal(w.detach()[2:4], old[2:4])
+
+
+@dtypes
+def test_training_goes_down(row: Row, dtype: torch.dtype) -> None:
+    half = Half(dtype)
+    optimizer, before = row.make(half.model.parameters(), **row.learns), float(half.loss())
+    for _ in range(150):
+        optimizer.step(half.loss)
+    assert float(half.loss()) < 0.7 * before

@@ -1,0 +1,110 @@
+"""Imports go one way: the core needs torch and numpy alone, the lab needs the core, and numba is optional."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from optimizers import ROWS, Regression, same
+
+import dopaminergic
+
+ROOT = Path(dopaminergic.__file__).parent
+LEAVES = ("lab", "integrations")  # nobody inside imports them
+ENTRANCE = ROOT / "__main__.py"  # `python -m dopaminergic` is the lab's command line
+CORE = [
+    path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
+]
+ALLOWED = {"torch", "numpy", "dopaminergic"} | set(sys.stdlib_module_names)
+OWN = {"noise/cpu.py": {"numba"}, "noise/gpu.py": {"triton"}}  # only these, and only when they are there
+LAB = ["matplotlib", "rich", "pandas", "scipy", "sklearn", "statsmodels", "pyarrow", "jinja2", "optuna"]
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, at whatever depth of its code."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide what is imported"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_imports_torch_and_numpy_only(path: Path) -> None:
+    allowed = ALLOWED | OWN.get(path.relative_to(ROOT).as_posix(), set())
+    assert {name.split(".")[0] for name in imported(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_never_imports_the_lab(path: Path) -> None:
+    leaves = tuple(f"dopaminergic.{leaf}" for leaf in LEAVES)
+    assert not [name for name in imported(path) if name.startswith(leaves)]
+
+
+def test_numba_is_imported_by_one_file_only() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in CORE if {"numba"} & {n.split(".")[0] for n in imported(path)}}
+    assert users == {"noise/cpu.py"}
+
+
+def test_rules_know_no_tensors_of_weights() -> None:
+    """A rule is a function of losses: neither the noise nor the weights are in its reach."""
+    for name in ("dopamine.py", "baselines.py", "scalars.py"):
+        assert not [i for i in imported(ROOT / name) if i.startswith(("dopaminergic.noise", "dopaminergic.weights"))]
+
+
+def test_all_public_names_are_there() -> None:
+    assert set(dopaminergic.__all__) <= set(dir(dopaminergic))
+    assert len(dopaminergic.__all__) == len(set(dopaminergic.__all__))
+    assert {row.name for row in ROWS} <= set(dopaminergic.__all__)
+
+
+BARE = """
+import logging, sys
+for name in sys.argv[2].split(","):
+    sys.modules[name] = None  # as if it were not installed
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append((record.levelname, record.getMessage()))
+logging.getLogger("dopaminergic").addHandler(handler)
+import torch
+torch.set_num_threads(1)
+import dopaminergic
+assert not said, "importing alone says nothing"
+sys.path.insert(0, sys.argv[1])
+from optimizers import ROWS, Regression
+ends = {}
+for row in ROWS:
+    problem = Regression(dtype=torch.float32)
+    optimizer = row.make(problem.model.parameters(), noise="rademacher", directions=2, seed=3)
+    for _ in range(3):
+        optimizer.step(problem.loss)
+    ends[row.name] = problem.weights()
+assert len(said) == 1 and said[0][0] == "WARNING" and "numba" in said[0][1] and "pip install" in said[0][1], said
+loaded = {name.split(".")[0] for name, module in sys.modules.items() if module is not None}
+assert not loaded & set(sys.argv[2].split(",")), loaded
+assert not [name for name in sys.modules if name.startswith("dopaminergic.lab")]
+torch.save(ends, sys.argv[3])
+"""
+
+
+def test_without_numba_and_the_lab_the_bits_are_the_same(tmp_path: Path) -> None:
+    """One line in the log says that it is slower."""
+    file = tmp_path / "bare.pt"
+    arguments = [str(Path(__file__).parent), ",".join(["numba", *LAB]), str(file)]
+    subprocess.run([sys.executable, "-W", "error", "-c", BARE, *arguments], check=True, timeout=300)
+    slow = torch.load(file, weights_only=True)
+    for row in ROWS:
+        problem = Regression(dtype=torch.float32)
+        optimizer = row.make(problem.model.parameters(), noise="rademacher", directions=2, seed=3)
+        for _ in range(3):
+            optimizer.step(problem.loss)
+        assert same(slow[row.name], problem.weights()), row.name
