@@ -5,6 +5,7 @@ A new optimizer gets a row here and is then covered by every test that takes the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ class RunningMean:
 
 
 def plain_weight_perturbation(
-    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float = 0.01, sigma: float = 1e-3, directions: int = 1
+    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float, sigma: float, directions: int
 ) -> Iterator[Vector]:
     for t in range(steps):
         new = w
@@ -81,7 +82,7 @@ def plain_weight_perturbation(
 
 
 def plain_spsa(
-    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float = 0.01, sigma: float = 1e-3, directions: int = 1
+    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float, sigma: float, directions: int
 ) -> Iterator[Vector]:
     for t in range(steps):
         new = w
@@ -93,7 +94,7 @@ def plain_spsa(
 
 
 def plain_evolution_strategy(
-    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float = 1e-3, sigma: float = 0.02, directions: int = 8
+    loss: Loss, w: Vector, draw: Draw, steps: int, *, lr: float, sigma: float, directions: int
 ) -> Iterator[Vector]:
     for t in range(steps):
         zs = [draw(t, k) for k in range(directions)]
@@ -110,12 +111,12 @@ def plain_dopamine(
     draw: Draw,
     steps: int,
     *,
-    lr: float = 3.0,
-    sigma: float = 1e-3,
-    loss_floor: float = 0.0,
-    cap: float = 0.1,
-    beta: float = 0.99,
-    directions: int = 1,
+    lr: float,
+    sigma: float,
+    loss_floor: float,
+    cap: float,
+    beta: float,
+    directions: int,
 ) -> Iterator[Vector]:
     # One decay for all means, where algorithms.md has .9 for the scale and the outcome.
     expected, square, outcome, first = RunningMean(beta), RunningMean(beta), RunningMean(beta), abs(loss(w))
@@ -141,15 +142,16 @@ def plain_dopamine2(
     draw: Draw,
     steps: int,
     *,
-    lr: float = 4.0,
-    sigma: float = 1e-3,
-    tau: float = 0.25,
-    kappa: float = 0.02,
-    cap: float = 0.1,
-    directions: int = 1,
+    lr: float,
+    sigma: float,
+    tau: float,
+    kappa: float,
+    cap: float,
+    beta: float,
+    directions: int,
 ) -> Iterator[Vector]:
-    expected, square, first = RunningMean(0.99), RunningMean(0.99), abs(loss(w))
-    actual_size, expected_size, g, last, P = RunningMean(0.99), RunningMean(0.99), 1.0, None, 0.0
+    expected, square, first = RunningMean(beta), RunningMean(beta), abs(loss(w))
+    actual_size, expected_size, g, last, P = RunningMean(beta), RunningMean(beta), 1.0, None, 0.0
     for t in range(steps):
         base, zs = loss(w), [draw(t, k) for k in range(directions)]
         if last is not None:
@@ -163,7 +165,7 @@ def plain_dopamine2(
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))
         s = math.sqrt(square.value) + 1e-8 * first
-        cs = [min(max((d - m) / s, -1), 1) for d in deltas]
+        cs = [min(max((d - m) / s, -2), 2) for d in deltas]  # at two deviations, where algorithms.md has one
         # algorithms.md's learning rate is lr / d here, so that one default serves networks of any size.
         step = min(lr * g * directions / (len(w) + directions - 1), cap)
         P = average([step * c * (d - m) / sigma for c, d in zip(cs, deltas, strict=True)])
@@ -211,7 +213,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def perceptron(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """A tanh network whose weights are the same at each call."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype), nn.Tanh()]
     model = nn.Sequential(*layers[:-1])
     with torch.no_grad():

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import Row, copies, perceptron, randn, same
 from torch import Tensor, nn
 
 from dopaminergic import SPSA, WeightPerturbation
+from optimizers import Row, copies, randn, same
 
 HALVES = [torch.bfloat16, torch.float16]
 STANDARD_ERRORS = 5.0
@@ -19,39 +19,40 @@ dtypes = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
 
 class Half:
-    """A network with 16-bit weights whose loss is computed in float64."""
+    """A least-squares problem with 16-bit weights whose loss, 0 at best, is computed in float64."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.model = perceptron(3, 6, 1, dtype=dtype)
-        self.x, self.y = randn(16, 3).to(dtype), randn(16, 1, seed=1)
+        self.w = nn.Parameter(randn(8, seed=1).to(dtype))
+        self.x, self.true = randn(32, 8), randn(8, seed=2)
 
     def loss(self) -> Tensor:
-        return ((self.model(self.x).double() - self.y) ** 2).mean()
+        return ((self.x @ (self.w.double() - self.true)) ** 2).mean().detach()
 
 
 @dtypes
-def test_a_thousand_probes_do_not_move_a_bit(row: Row, dtype: torch.dtype) -> None:
+def test_hundreds_of_probes_do_not_move_a_bit(row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
-    old, optimizer = copies(half.model.parameters()), row.make(half.model.parameters())
-    for _ in range(1000 // row.passes(optimizer.settings["directions"]) + 1):
+    old, optimizer, probes = copies([half.w]), row.make([half.w]), 0
+    while probes < 250:
         optimizer.probe(half.loss)
-    assert same(copies(half.model.parameters()), old)
+        probes += row.passes(optimizer.settings["directions"])
+    assert same(copies([half.w]), old)
 
 
 @dtypes
 def test_no_learning_rate_no_change(row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
-    old = copies(half.model.parameters())
-    optimizer = row.make(half.model.parameters(), lr=0.0, weight_decay=0.5, directions=2)
+    old = copies([half.w])
+    optimizer = row.make([half.w], lr=0.0, weight_decay=0.5, directions=2)
     for _ in range(20):
         optimizer.step(half.loss)
-    assert same(copies(half.model.parameters()), old)
+    assert same(copies([half.w]), old)
 
 
 @dtypes
 def test_an_exception_is_undone_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
     half, calls = Half(dtype), 0
-    old, optimizer = copies(half.model.parameters()), row.make(half.model.parameters())
+    old, optimizer = copies([half.w]), row.make([half.w])
 
     def closure() -> Tensor:
         nonlocal calls
@@ -60,7 +61,7 @@ def test_an_exception_is_undone_bit_for_bit(row: Row, dtype: torch.dtype) -> Non
 
     with pytest.raises(ZeroDivisionError):
         optimizer.step(closure)
-    assert same(copies(half.model.parameters()), old)
+    assert same(copies([half.w]), old)
 
 
 @dtypes
@@ -139,7 +140,9 @@ def test_overflow_does_not_make_nan(dtype: torch.dtype) -> None:
 @dtypes
 def test_training_goes_down(row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
-    optimizer, before = row.make(half.model.parameters(), **row.learns), float(half.loss())
-    for _ in range(150):
+    # Rounding multiplies the variance of the estimate, which a fixed learning rate must allow for.
+    settings = {**row.learns, "lr": 0.02} if row.estimates else row.learns
+    optimizer, before = row.make([half.w], **settings), float(half.loss())
+    while optimizer.forward_passes < 400:
         optimizer.step(half.loss)
-    assert float(half.loss()) < 0.7 * before
+    assert float(half.loss()) < 0.5 * before

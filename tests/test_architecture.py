@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from optimizers import ROWS, Regression, same
 
 import dopaminergic
+from optimizers import ROWS, Regression, same
 
 ROOT = Path(dopaminergic.__file__).parent
 LEAVES = ("lab", "integrations")  # nobody inside imports them
 ENTRANCE = ROOT / "__main__.py"  # `python -m dopaminergic` is the lab's command line
 CORE = [
-    path
-    for path in sorted(ROOT.rglob("*.py"))
-    if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
+    path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
 ]
 ALLOWED = {"torch", "numpy", "dopaminergic"} | set(sys.stdlib_module_names)
 OWN = {"noise/cpu.py": {"numba"}, "noise/gpu.py": {"triton"}}  # only these, and only when they are there
@@ -51,7 +49,9 @@ def test_the_core_never_imports_the_lab(path: Path) -> None:
 
 
 def test_numba_is_imported_by_one_file_only() -> None:
-    users = {path.relative_to(ROOT).as_posix() for path in CORE if {"numba"} & {n.split(".")[0] for n in imported(path)}}
+    users = {
+        path.relative_to(ROOT).as_posix() for path in CORE if {"numba"} & {n.split(".")[0] for n in imported(path)}
+    }
     assert users == {"noise/cpu.py"}
 
 
@@ -85,7 +85,7 @@ ends = {}
 for row in ROWS:
     problem = Regression(dtype=torch.float32)
     optimizer = row.make(problem.model.parameters(), noise="rademacher", directions=2, seed=3)
-    for _ in range(3):
+    for _ in range(2):
         optimizer.step(problem.loss)
     ends[row.name] = problem.weights()
 assert len(said) == 1 and said[0][0] == "WARNING" and "numba" in said[0][1] and "pip install" in said[0][1], said
@@ -105,6 +105,6 @@ def test_without_numba_and_the_lab_the_bits_are_the_same(tmp_path: Path) -> None
     for row in ROWS:
         problem = Regression(dtype=torch.float32)
         optimizer = row.make(problem.model.parameters(), noise="rademacher", directions=2, seed=3)
-        for _ in range(3):
+        for _ in range(2):
             optimizer.step(problem.loss)
         assert same(slow[row.name], problem.weights()), row.name

@@ -1,4 +1,4 @@
-"""What users get wrong in the core: the exception names the argument, the rule, the value and a way out; nothing is lost."""
+"""What users get wrong in the core: errors name argument, rule, value and a way out, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizers import Regression, Row, copies, randn, same
 from torch import Tensor, nn
 
 from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, WeightPerturbation
+from optimizers import Regression, Row, copies, randn, same
 
 COMMON: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"sigma": 0}, ValueError, ["sigma", "> 0", "0"]),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizers import Regression, Row, copies, perceptron, randn, same
 from torch import Tensor, nn
 
 from dopaminergic import SPSA, Dopamine, Outcome, WeightPerturbation, cross_entropy, outcome, squared_error
+from optimizers import Regression, Row, copies, perceptron, randn, same
 
 # ---- what it returns -------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def test_numbers_of_other_kinds_are_losses() -> None:
     w = nn.Parameter(randn(3))
     optimizer = WeightPerturbation([w], lr=0.0)
     for value in (2, np.float32(2), np.int64(2), torch.tensor(2), torch.tensor(2.0, dtype=torch.float16)):
-        assert optimizer.step(lambda value=value: value) == 2.0
+        assert optimizer.step(lambda value=value: value) == 2.0  # pyright: ignore[reportArgumentType]
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -227,15 +227,15 @@ def test_global_generators_are_neither_read_nor_set(row: Row, noise: str) -> Non
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  (the global generator is what this is about)
-            before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+            np.random.seed(seed)
+            before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
             problem = Regression()
             optimizer = row.make(problem.model.parameters(), noise=noise)
             for _ in range(2):
                 optimizer.step(problem.loss)
             runs.append(problem.weights())
             assert torch.equal(torch.get_rng_state(), before[0])
-            assert (str(np.random.get_state()), random.getstate()) == before[1:]  # noqa: NPY002
+            assert (str(np.random.get_state()), random.getstate()) == before[1:]
     assert same(*runs)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import RULES, Row, copies, randn, same
 from torch import Tensor, nn
 
 from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, WeightPerturbation, squared_error
+from optimizers import RULES, Row, copies, randn, same
 
 SEEDS = [5, 9, 1 << 40]
 X, Y = randn(8, 3, seed=50), randn(8, seed=51)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import ROWS, Row, drawn, randn
 from torch import Tensor, nn
 
-from dopaminergic import Dopamine, Dopamine2, WeightPerturbation
+from dopaminergic import Dopamine, Dopamine2, WeightPerturbation, scalars
 from dopaminergic.baselines import antithetic, ranked, weight_perturbation
 from dopaminergic.dopamine import (
     Dopamine2State,
@@ -20,6 +19,7 @@ from dopaminergic.dopamine import (
     learning_rate_gain,
     variance_factor,
 )
+from optimizers import ROWS, Row, drawn, randn
 
 START = DopamineState(*[0.0] * len(DopamineState._fields))
 START2 = Dopamine2State(*[0.0] * (len(Dopamine2State._fields) - 1), gain=1.0)
@@ -157,7 +157,9 @@ CASES = [
 def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, Any]) -> None:
     w = nn.Parameter(randn(5, seed=3))
     optimizer = row.make([w], seed=11, **settings)
-    by_hand = {key: value for key, value in settings.items() if key != "noise"}
+    group, own = optimizer.param_groups[0], optimizer.settings
+    by_hand = {key: group[key] for key in ("lr", "sigma")}
+    by_hand |= {key: value for key, value in own.items() if key not in ("noise", "seed")}
     expected = row.plain(
         bowl, w.tolist(), lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(), 5, **by_hand
     )
@@ -221,6 +223,17 @@ def test_no_weight_moves_farther_than_the_cap(rule: Any) -> None:
     rule([w], lr=1e6, cap=0.02).step(lambda: torch_bowl(w))
     # One direction, whose signal is 1 in the first step but for the floor of the scale.
     torch.testing.assert_close((w.detach() - randn(5, seed=3)).abs(), torch.full_like(w, 0.02), rtol=1e-4, atol=0)
+
+
+def test_one_number_and_a_fleets_give_the_same_bits() -> None:
+    """torch's own square root errs in the last bit for some numbers, and so may its exponential."""
+    values = randn(3000, seed=2).abs().tolist()
+    rows = torch.tensor(values, dtype=torch.float64).reshape(-1, 3)
+    for function in (scalars.sqrt, scalars.exp, scalars.absolute, lambda x: scalars.clip(x, 0.3, 0.9)):
+        fleets = torch.cat([function(row) for row in rows]).tolist()
+        assert fleets == [function(x) for x in values]
+    chosen = scalars.select(rows[0] > rows[0].median(), 0.1, 1.0)
+    assert sorted(torch.as_tensor(chosen).tolist()) == [0.1, 1.0, 1.0]
 
 
 def test_several_directions_are_averaged() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import ROWS, Regression, Row, same
 from torch import nn
 from torch.optim import lr_scheduler
 
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
+from optimizers import ROWS, Regression, Row, same
 
 SETTINGS: dict[str, Any] = {"directions": 2, "noise": "rademacher", "seed": 77, "weight_decay": 0.01}
 

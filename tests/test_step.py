@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import LARGE, Bowl, Regression, Row, copies, drawn, randn, same
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
+from optimizers import LARGE, Bowl, Regression, Row, copies, drawn, randn, same
 
 DOUBLE = torch.float64
 
@@ -469,6 +469,7 @@ def test_the_profiler_sees_the_step() -> None:
     optimizer = Dopamine(problem.model.parameters())
     with torch.autograd.profiler.profile() as profile:
         optimizer.step(problem.loss)
+    assert profile is not None
     assert profile.function_events is not None
     assert "Optimizer.step#Dopamine.step" in {event.name for event in profile.function_events}
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from optimizers import ROWS, Bowl, Regression, Row, copies, perceptron, randn, same
 from torch import Tensor, nn
 
 import dopaminergic.noise as noise
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
+from optimizers import ROWS, Bowl, Regression, Row, copies, perceptron, randn, same
 
 PACKAGE = noise.__file__.rsplit("/", 2)[0]
 
@@ -22,7 +22,7 @@ PACKAGE = noise.__file__.rsplit("/", 2)[0]
 class Trained(NamedTuple):
     """Weights, what is minimised, and whether an interrupted step is undone bit for bit."""
 
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor]
     groups: Any
     loss: Callable[[], Tensor]
     exact: bool = True
@@ -277,6 +277,7 @@ def test_no_copy_of_a_large_model_is_kept() -> None:
     optimizer = WeightPerturbation([bowl.w])
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         optimizer.step(lambda: float(bowl.w[0]))
+    assert profile is not None
     assert profile.function_events is not None
     largest = max((event.cpu_memory_usage for event in profile.function_events), default=0)
     assert largest < bowl.w.numel() * bowl.w.element_size() // 4

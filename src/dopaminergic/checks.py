@@ -94,6 +94,8 @@ def state_dict(rule: str, saved: Any, expected: dict[str, Any]) -> None:
             f"{rule}.state_dict() returned"
         )
     for key, what in (("optimizer", "optimizer"), ("shapes", "parameter shapes"), ("dtypes", "parameter dtypes")):
+        if key not in saved["forward"]:
+            raise ValueError(f"{rule}: the state_dict is damaged, it lacks the {what}; save it again")
         if saved["forward"][key] != expected[key]:
             raise ValueError(
                 f"{rule}: the state_dict is of another {what}: it has {_short(saved['forward'][key])}, this one has "

@@ -238,7 +238,7 @@ class ForwardOptimizer(Optimizer):
             return work(before)
         except BaseException:
             if self._progress is before:
-                self._weights.restore()
+                self._weights.restore(before.step)
             raise
         finally:
             torch.set_grad_enabled(gradients)
@@ -252,7 +252,7 @@ class ForwardOptimizer(Optimizer):
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
         losses, self._pending = self._evaluate(closure, before)
-        self._weights.restore()
+        self._weights.restore(before.step)
         return losses.mean()
 
     def _apply_pending(self, before: Progress) -> None:
@@ -379,8 +379,9 @@ class ForwardOptimizer(Optimizer):
         self._weights, self._pending = self._make_weights(), None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers and addresses belong to this process and these tensors; a copy makes its own.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_weights", "_pending")}
+        # Buffers and addresses belong to this process and these tensors, and the `step` that a scheduler puts in place to
+        # this optimizer; a copy makes its own.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_weights", "_pending", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

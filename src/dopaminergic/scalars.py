@@ -8,7 +8,7 @@ Sums, products and these functions give the same bits for both, so a fleet's rep
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ def mean(values: list[Scalar]) -> Scalar:
 
 
 def sqrt(x: Scalar) -> Scalar:
-    """Square root."""
-    return math.sqrt(x) if isinstance(x, float) else torch.sqrt(x)
+    """Square root; numpy's for a fleet, since torch's is not always the nearest number."""
+    return math.sqrt(x) if isinstance(x, float) else torch.from_numpy(np.sqrt(x.numpy()))
 
 
 def exp(x: Scalar) -> Scalar:
@@ -56,5 +56,6 @@ def finite(x: Scalar) -> Scalar:
 def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
     """`yes` where the condition holds, else `no`."""
     if isinstance(condition, Tensor):
-        return torch.where(condition, cast(Any, yes), cast(Any, no))
+        # Two plain numbers would make a float32 tensor.
+        return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64) for x in (yes, no)))
     return yes if condition else no

@@ -62,9 +62,7 @@ class Weights:
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
-        self._step, self._displacement = step, []
-        for block in self._blocks:
-            block.combine.saved[0] = 0
+        self._step = step
         # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
         layout = [
             (p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous())
@@ -78,19 +76,21 @@ class Weights:
     def move(self, terms: list[GroupTerm]) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`."""
         if not self._any_in_place:
-            self._write(terms, None)
+            self._write(terms, None, rounding=1 + terms[0][0])
             return
         with _uninterrupted():
-            self._write(terms, None)
+            self._write(terms, None, rounding=1 + terms[0][0])
             self._write_in_place([*terms, *_negative(self._displacement)], None)
             self._displacement = terms
 
-    def restore(self) -> None:
-        """Bring the weights back to what they were at `begin`; harmless when they are there already."""
+    def restore(self, step: int) -> None:
+        """Bring the weights back to what they were when `step` began; harmless when they are there already."""
         with _uninterrupted():
             for _, in_place, combine in self._blocks:
-                if not in_place and combine.saved[0]:
-                    combine((), 1.0, self._step)
+                # Copies of another step are no way back: this one was interrupted before it touched the weights.
+                if not in_place and combine.saved[0] == step:
+                    combine((), 1.0, step)
+                    combine.saved[0] = -1
             if self._displacement:
                 self._write_in_place(_negative(self._displacement), None)
                 self._displacement = []
@@ -116,12 +116,13 @@ class Weights:
             self._displacement = []
             commit()
 
-    def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
+    def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None, rounding: int = 0) -> None:
         """Write the blocks that are computed from a copy; the first time, the copy is made on the way."""
         for group, in_place, combine in self._blocks:
             if not in_place:
                 own = [(direction, multiples[group]) for direction, multiples in terms]
-                combine(own, 1.0 if scales is None else scales[group], self._step, not combine.saved[0])
+                scale = 1.0 if scales is None else scales[group]
+                combine(own, scale, self._step, combine.saved[0] != self._step, rounding)
 
     def _write_in_place(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)

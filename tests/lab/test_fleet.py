@@ -9,7 +9,7 @@ import torch
 
 from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.lab.fleet import Fleet
-from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, half_decades
+from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method
 from dopaminergic.lab.tasks import make_task
 
 SEEDS = [11, 12, 13]
@@ -109,7 +109,7 @@ def test_every_method_is_tuned_over_seven_rates_of_three_decades() -> None:
     for method in METHODS.values():
         assert len(method.grid) == 7
         assert method.grid[-1] / method.grid[0] == pytest.approx(1000)
-        assert method.default is None or method.default in half_decades(method.grid[0])
+        assert method.default is None or method.grid[1] < method.default < method.grid[-2]
 
 
 def test_an_unknown_optimizer_is_told_the_nearest() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,10 +21,9 @@ def randn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture
-def without_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if numba were not installed."""
     monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    yield
 
 
 def trained(dtype: torch.dtype, kind: str, steps: int = 3, **settings: Any) -> list[Tensor]:

@@ -107,7 +107,7 @@ def _backward(kind: Callable[..., torch.optim.Optimizer]) -> Callable[[Any, Tens
 
 
 METHODS: dict[str, Method] = {
-    "dopamine": Method("Dopamine", _forward(Dopamine), half_decades(0.5), 5.0, 2),
+    "dopamine": Method("Dopamine", _forward(Dopamine), half_decades(0.5), 3.5, 2),
     "dopamine2": Method("Dopamine2", _forward(Dopamine2), half_decades(0.15), 1.5, 2),
     "wp": Method("WP", _forward(WeightPerturbation), half_decades(0.003), None, 2),
     "spsa": Method("SPSA", _forward(SPSA), half_decades(0.003), None, 2),

@@ -69,7 +69,7 @@ class Combination:
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = None
-        self.saved = np.zeros(1, np.uint8)  # whether the copies hold this step's weights; the owner sets it back to 0
+        self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets)
         if plain and fast_kernels() is not None:
@@ -81,7 +81,9 @@ class Combination:
             self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
             self.fast = fast_kernels()
 
-    def __call__(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool = False) -> None:
+    def __call__(
+        self, terms: Sequence[Term], scale: Multiple, step: int, save: bool = False, rounding: int = 0
+    ) -> None:
         """Do it.
 
         Args:
@@ -89,9 +91,11 @@ class Combination:
             scale: a number, or float64 `(R,)`.
             step: step number in [0, 2^32).
             save: the targets hold the sources; copy them first.
+            rounding: which random numbers round 16-bit weights. An update must not share them with the perturbation:
+                weights that were rounded up while the loss was measured would be rounded up again.
         """
         if self.fast is None:
-            self._slowly(terms, scale, step, save)
+            self._slowly(terms, scale, step, save, rounding)
             return
         plan = self._saving if save else self._plan
         combine, combine_one = self.fast
@@ -109,16 +113,16 @@ class Combination:
         rows = np.stack(multiples) if multiples else np.zeros((0, replicas))
         return np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy(), rows
 
-    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool) -> None:
+    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool, rounding: int) -> None:
         scales, multiples = self._arrays(terms, scale)
         directions = [direction for direction, _ in terms]
         sources = self.targets if self.copies is None else self.copies
         if save:
             for target, source in zip(self.targets, sources, strict=True):
                 source.copy_(target)
-            self.saved[0] = 1
+            self.saved[0] = step
         for i, (target, source) in enumerate(zip(self.targets, sources, strict=True)):
-            self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step)
+            self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step, rounding)
 
     def _combine_slowly(
         self,
@@ -129,6 +133,7 @@ class Combination:
         coefficients: np.ndarray,
         directions: Sequence[int],
         step: int,
+        rounding: int,
     ) -> None:
         draw = reference.rademacher if self.kind == "rademacher" else reference.gaussian
         exact = target.dtype if target.dtype in FAST_DTYPES else torch.float32
@@ -143,17 +148,25 @@ class Combination:
                 z = draw(chunk.shape[1], seed=seed, step=step, direction=direction, parameter=parameter, first=start)
                 chunk = chunk + coefficient[k] * z.to(exact)
             if target.dtype in MANTISSA_BITS_DROPPED:
-                chunk = _round_stochastically(chunk, target.dtype, seed, step, parameter, start)
+                chunk = _round_stochastically(chunk, target.dtype, seed, step, rounding, parameter, start)
             new[:, start : start + CHUNK] = chunk
         if new.data_ptr() != target.data_ptr():
             target.copy_(new.reshape(target.shape))
 
 
-def _round_stochastically(x: Tensor, dtype: torch.dtype, seed: Tensor, step: int, parameter: int, first: int) -> Tensor:
+def _round_stochastically(
+    x: Tensor, dtype: torch.dtype, seed: Tensor, step: int, rounding: int, parameter: int, first: int
+) -> Tensor:
     """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
     dropped, blocks = MANTISSA_BITS_DROPPED[dtype], -(-x.shape[1] // reference.NORMALS_PER_BLOCK)
     words = reference.words(
-        blocks, seed=seed, stream=reference.ROUNDING, step=step, parameter=parameter, first=first // 4
+        blocks,
+        seed=seed,
+        stream=reference.ROUNDING,
+        step=step,
+        direction=rounding,
+        parameter=parameter,
+        first=first // reference.NORMALS_PER_BLOCK,
     )
     noise = (words[:, : x.shape[1]] >> (32 - dropped)).to(torch.int32)
     bits = (x.contiguous().view(torch.int32) + noise) & ~((1 << dropped) - 1)

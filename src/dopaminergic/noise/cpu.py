@@ -100,7 +100,7 @@ def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, s
         step: step number.
         signs: Rademacher if true, else Gaussian.
         save: write the sources to the copies on the way.
-        saved: uint8 `(1,)`, set to 1 by a call that saves: within the call, so that no signal falls in between.
+        saved: int64 `(1,)`, set to `step` by a call that saves: within the call, so that no signal falls in between.
     """
     words = np.empty((4, LANES), np.uint32)
     multiples, factors = np.empty(coefficients.shape, dtype.dtype), np.empty(scales.shape, dtype.dtype)
@@ -131,7 +131,7 @@ def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, s
                     else:
                         _add_normals(tile, words, multiples[k, r])
     if save:
-        saved[0] = 1
+        saved[0] = step
 
 
 @numba.njit(nogil=True, cache=True)
