@@ -102,6 +102,7 @@ def test_ranks_see_only_the_order() -> None:
 def test_equal_losses_have_equal_ranks() -> None:
     assert ranked([2.0, 2.0], [2.0, 2.0]) == [0.0, 0.0]
     assert ranked([1.0, 2.0], [1.0, 0.0]) == pytest.approx([0.0, 0.5])
+    assert ranked([1.0, 1.0], [0.0, 1.0]) == pytest.approx([1 / 3, 0.0])
 
 
 def test_variance_factor_is_the_mean_square_of_the_estimate() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -16,15 +16,14 @@ from dopaminergic.noise.reference import MAX_DIRECTIONS
 def number(
     rule: str, name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
 ) -> None:
-    """Raise unless `value` is a finite real number, or a tensor of them, in the range."""
-    values = value.flatten().tolist() if isinstance(value, Tensor) else [value]
-    if not values or not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values):
+    """Raise unless `value` is a finite real number in the range."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{rule}: {name} must be a number, got {value!r}")
-    for v in values:
-        if not (math.isfinite(v) and v > above and v >= at_least and v < below):
-            bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (at_least > -math.inf)
-            bounds += [f"< {below:g}"] * (below < math.inf)
-            raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {value!r}")
+    x = float(value)
+    if not (math.isfinite(x) and x > above and x >= at_least and x < below):
+        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (at_least > -math.inf)
+        bounds += [f"< {below:g}"] * (below < math.inf)
+        raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {value!r}")
 
 
 def directions(rule: str, value: Any) -> None:
@@ -41,27 +40,42 @@ def noise(rule: str, value: Any) -> None:
         raise ValueError(f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {value!r}")
 
 
-def seeds(rule: str, value: int | Sequence[int]) -> int | list[int]:
+def parameters(rule: str, params: Any) -> Any:
+    """Return the parameters, a list unless torch has an error of its own for them; raise if there are none."""
+    if isinstance(params, Tensor):
+        return params
+    params = list(params)
+    if not params:
+        raise ValueError(f"{rule}: params is empty; pass model.parameters() of a model that has some")
+    return params
+
+
+def seeds(rule: str, value: Any) -> int | list[int]:
     """Return the seed, or a fleet's seeds as a list; raise unless they are ints in [0, 2^63)."""
-    fleet = [value] if isinstance(value, int) else list(value)
+    single = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not single and (isinstance(value, bool | str) or not isinstance(value, Iterable)):
+        raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {value!r}")
+    fleet = [value] if isinstance(value, numbers.Integral) else list(value)
     if not fleet:
         raise ValueError(f"{rule}: seed is an empty sequence; give one seed for each replica")
     for seed in fleet:
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
             raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {value!r}")
-        if not 0 <= seed < 1 << 63:
+        if not 0 <= int(seed) < 1 << 63:
             raise ValueError(f"{rule}: seed must be in [0, 2^63), got {seed}")
-    return value if isinstance(value, int) else fleet
+    return int(fleet[0]) if single else [int(seed) for seed in fleet]
 
 
 def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
     """Raise unless a parameter group can be perturbed; `replicas` is None for a single model."""
-    number(rule, "lr", settings["lr"], at_least=0)
+    lr = settings["lr"]
+    for rate in lr.flatten().tolist() if isinstance(lr, Tensor) else [lr]:
+        number(rule, "lr", rate, at_least=0)
     number(rule, "sigma", settings["sigma"], above=0)
     number(rule, "weight_decay", settings["weight_decay"], at_least=0)
-    if isinstance(settings["lr"], Tensor) and settings["lr"].shape != (replicas,):
+    if isinstance(lr, Tensor) and lr.shape != (replicas,):
         fits = "a float" if replicas is None else f"a float or a tensor of shape ({replicas},)"
-        raise ValueError(f"{rule}: lr must be {fits}, got a tensor of shape {tuple(settings['lr'].shape)}")
+        raise ValueError(f"{rule}: lr must be {fits}, got a tensor of shape {tuple(lr.shape)}")
     for i, p in enumerate(settings["params"]):
         if not p.is_floating_point():
             raise TypeError(

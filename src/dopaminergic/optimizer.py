@@ -135,14 +135,12 @@ class ForwardOptimizer(Optimizer):
         self._rule_name = type(self).__name__
         checks.directions(self._rule_name, directions)
         checks.noise(self._rule_name, noise)
-        self._fleet = not isinstance(seed, int)
-        self.settings = {
-            "directions": directions,
-            "noise": noise,
-            "seed": checks.seeds(self._rule_name, seed),
-            **settings,
-        }
-        super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
+        seeds = checks.seeds(self._rule_name, seed)
+        self._fleet = isinstance(seeds, list)
+        self.settings = {"directions": directions, "noise": noise, "seed": seeds, **settings}
+        super().__init__(
+            checks.parameters(self._rule_name, params), {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
+        )
         checks.some_trainable(self._rule_name, self.param_groups)
         self._progress = Progress(self._start(), skipped_steps=self.zero().to(torch.int64) if self._fleet else 0)
         self._weights = self._make_weights()
@@ -374,7 +372,7 @@ class ForwardOptimizer(Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "forward"})
         start = self._start()
         self.settings = forward["settings"]
-        self._fleet = not isinstance(self.settings["seed"], int)
+        self._fleet = isinstance(self.settings["seed"], list)
         self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
         self._weights, self._pending = self._make_weights(), None
 

@@ -112,21 +112,24 @@ def mean_loss(returned: Any, rule: str) -> float:
         ValueError: it is a tensor of a shape that is not one.
     """
     losses = returned.losses if isinstance(returned, Outcome) else returned
-    if isinstance(losses, Tensor):
+    if isinstance(losses, Tensor) and not losses.is_complex():
         if losses.ndim == 0:
-            return float(losses)
+            return float(losses.item())  # unlike float(losses), without a warning where a closure wants gradients
         if losses.numel() == 0 or (losses.ndim > 1 and losses is returned):
             raise ValueError(
                 f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor "
                 "of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
             )
-        return float(losses.reshape(1, -1).mean(1))  # in the order of a fleet of one
+        if not losses.is_floating_point():
+            losses = losses.to(torch.float64)
+        return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
     if isinstance(losses, numbers.Real):
         return float(losses)
     hint = (
         "it has no return statement; add `return loss`" if losses is None else "return a number or a tensor of losses"
     )
-    raise TypeError(f"{rule}: the closure returned {losses!r} of type {type(losses).__name__}; {hint}")
+    kind = f"{losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
+    raise TypeError(f"{rule}: the closure returned {losses!r} of type {kind}; {hint}")
 
 
 def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
@@ -154,4 +157,6 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
             f"{rule}: the closure of a fleet of {replicas} returned shape {tuple(losses.shape)}; its first dimension "
             f"must be {replicas}"
         )
+    if not losses.is_floating_point():
+        losses = losses.to(torch.float64)
     return losses.reshape(replicas, -1).mean(1).to("cpu", torch.float64)

@@ -31,7 +31,7 @@ FORWARD: dict[str, type[ForwardOptimizer]] = {
     "spsa": SPSA,
     "es": EvolutionStrategy,
 }
-BACKWARD: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+BACKWARD: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 TINY_RATE = 1e-12  # so small that the weights, and with them the time of a pass, stay as they are
 
 Loss = Callable[[], torch.Tensor]
