@@ -146,3 +146,16 @@ def test_training_goes_down(row: Row, dtype: torch.dtype) -> None:
     while optimizer.forward_passes < 400:
         optimizer.step(half.loss)
     assert float(half.loss()) < 0.5 * before
+
+
+def test_the_smallest_halves_are_not_rounded_away() -> None:
+    """Below 2^-14 neighbours of float16 are 2^-24 apart; an update of a tenth of that must survive in expectation."""
+    w = nn.Parameter(torch.full((20_000,), 3e-6, dtype=torch.float16))
+    optimizer = WeightPerturbation([w], lr=0.0, sigma=1e-6)
+    before = w.detach().double()
+    shift = 2.0**-24 / 10
+    optimizer._weights.begin(0)
+    optimizer._weights.update([], [1.0 - shift / 3e-6], lambda: None)
+    change = (w.detach().double() - before).mean()
+    spread = 2.0**-24 * (0.1 * 0.9 / 20_000) ** 0.5
+    assert abs(float(change) + float(before[0]) * shift / 3e-6) < 5 * spread

@@ -2,6 +2,7 @@
 
 from dopaminergic._version import __version__
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
+from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
@@ -10,11 +11,13 @@ __all__ = [
     "SPSA",
     "Dopamine",
     "Dopamine2",
+    "EstimatorReport",
     "EvolutionStrategy",
     "ForwardOptimizer",
     "Outcome",
     "WeightPerturbation",
     "__version__",
+    "check_estimator",
     "cross_entropy",
     "outcome",
     "squared_error",

@@ -182,8 +182,8 @@ class Dopamine(ForwardOptimizer):
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
-        lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4 on
-            it overshoots on a quadratic without noise.
+        lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4
+            on it overshoots on a quadratic without noise.
         sigma: how far each weight moves in a perturbed pass, > 0.
         loss_floor: the least loss that can be reached.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.

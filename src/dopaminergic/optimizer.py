@@ -338,10 +338,10 @@ class ForwardOptimizer(Optimizer):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update is "
-                "not; the step was skipped, the weights are as before. Further ones are counted in `skipped_steps`.",
+                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
+                "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=10,
             )
 
     # ---- saving and loading -----------------------------------------------------------------------------------------

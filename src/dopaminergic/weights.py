@@ -4,8 +4,8 @@ Two ways back from a perturbation, chosen by size:
 
 - *saved*: small models (up to 1 MiB) and 16-bit weights keep a copy while a step lasts. Going back is a copy, exact to
   the bit, and can be repeated, so an interruption at any moment is harmless.
-- *in place*: large float32 and float64 models subtract the direction again, at no memory. Going back is exact to half a
-  unit in the last place of |w| + sigma. Ctrl-C waits while the arithmetic runs, since it must not be done twice.
+- *in place*: large float32 and float64 models subtract the direction again, at no memory. Going back is exact to a unit
+  in the last place of |w| + sigma for each direction. Ctrl-C waits while the arithmetic runs: it must not be done twice.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Weights:
         self.generators: list[torch.Generator] = []
         self._step = 0
         self._blocks: list[Block] = []
-        self._layout: list[tuple[Any, ...]] = []
+        self._layout: list[list[tuple[Any, ...]]] = []
         self._displacement: list[GroupTerm] = []  # of the blocks that are perturbed in place
         self._any_in_place = False
 
@@ -65,9 +65,8 @@ class Weights:
         self._step = step
         # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
         layout = [
-            (p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous())
+            [(p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous()) for p in group["params"]]
             for group in self.groups
-            for p in group["params"]
         ]
         if layout != self._layout:
             self._arrange()

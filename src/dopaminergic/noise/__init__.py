@@ -170,5 +170,10 @@ def _round_stochastically(
     )
     noise = (words[:, : x.shape[1]] >> (32 - dropped)).to(torch.int32)
     bits = (x.contiguous().view(torch.int32) + noise) & ~((1 << dropped) - 1)
+    rounded = bits.view(torch.float32)
+    if dtype == torch.float16:
+        # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
+        fraction = (words[:, : x.shape[1]] >> 8).to(torch.float32) * 2.0**-24
+        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded)
     # Infinities and NaN hold no fraction to round, and adding to their bits would change what they are.
-    return torch.where(x.isfinite(), bits.view(torch.float32), x).to(dtype)
+    return torch.where(x.isfinite(), rounded, x).to(dtype)
