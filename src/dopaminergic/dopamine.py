@@ -261,7 +261,7 @@ class Dopamine2(ForwardOptimizer):
         sigma: how far each weight moves in a perturbed pass, > 0.
         tau: share in (0, 1) of the expected improvement that is taken for enough.
         kappa: speed of the learning rate's controller, >= 0.
-        cap: the farthest that a weight moves in one step, > 0.
+        cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
         beta: decay in [0, 1) of all running means.
         directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
         noise: `"rademacher"` or `"gaussian"`.

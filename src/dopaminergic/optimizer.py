@@ -377,8 +377,8 @@ class ForwardOptimizer(Optimizer):
         self._weights, self._pending = self._make_weights(), None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers and addresses belong to this process and these tensors, and the `step` that a scheduler puts in place to
-        # this optimizer; a copy makes its own.
+        # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here to this
+        # optimizer; a copy makes its own.
         return {key: value for key, value in self.__dict__.items() if key not in ("_weights", "_pending", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

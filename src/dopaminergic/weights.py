@@ -5,7 +5,8 @@ Two ways back from a perturbation, chosen by size:
 - *saved*: small models (up to 1 MiB) and 16-bit weights keep a copy while a step lasts. Going back is a copy, exact to
   the bit, and can be repeated, so an interruption at any moment is harmless.
 - *in place*: large float32 and float64 models subtract the direction again, at no memory. Going back is exact to a unit
-  in the last place of |w| + sigma for each direction. Ctrl-C waits while the arithmetic runs: it must not be done twice.
+  in the last place of |w| + sigma for each direction. Ctrl-C waits while the arithmetic runs, which must not
+  be done twice.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 from dopaminergic import __version__
 
 EXAMPLES = """examples:
-  dopaminergic reproduce                      both experiments of the paper, then a report (some minutes)
+  dopaminergic reproduce                      both experiments of the paper, and a report
   dopaminergic reproduce --quick              a look, in under a minute
   dopaminergic reproduce xor --full           the XOR experiments of record
   dopaminergic train --task lorenz --optimizer dopamine2
