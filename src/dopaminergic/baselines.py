@@ -60,6 +60,7 @@ class WeightPerturbation(ForwardOptimizer):
         ValueError: an argument is out of range, or nothing can be trained.
         TypeError: an argument, or a parameter, is of the wrong type.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = WeightPerturbation(model.parameters(), lr=0.1)
     >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
@@ -106,6 +107,7 @@ class SPSA(ForwardOptimizer):
         ValueError: an argument is out of range, or nothing can be trained.
         TypeError: an argument, or a parameter, is of the wrong type.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = SPSA(model.parameters(), lr=0.1, directions=3)
     >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
@@ -155,6 +157,7 @@ class EvolutionStrategy(ForwardOptimizer):
         ValueError: an argument is out of range, or nothing can be trained.
         TypeError: an argument, or a parameter, is of the wrong type.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = EvolutionStrategy(model.parameters(), directions=4)
     >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())

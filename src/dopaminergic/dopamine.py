@@ -199,6 +199,7 @@ class Dopamine(ForwardOptimizer):
 
     Defined by this library after the abstract of arXiv 2510.22178 (2025).
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = Dopamine(model.parameters())
     >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
@@ -274,6 +275,7 @@ class Dopamine2(ForwardOptimizer):
 
     Defined by this library after the abstract of arXiv 2510.22178 (2025).
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = Dopamine2(model.parameters())
     >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
