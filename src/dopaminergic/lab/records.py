@@ -238,9 +238,12 @@ def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str,
     """
     chosen = [record for record in unique(records) if role is None or record["role"] == role]
     chosen.sort(key=lambda record: (_task_rank(record["task"]), _method_rank(record)))
+    # Few records differ in what they are runs of: comparing each with each other would take minutes for a large run.
     settings: dict[str, list[dict[str, Any]]] = {}
     for record in chosen:
-        settings.setdefault(record["task"], []).append(_distinguishing(record))
+        known = settings.setdefault(record["task"], [])
+        if _distinguishing(record) not in known:
+            known.append(_distinguishing(record))
     tasks: dict[str, Cells] = {}
     for record in chosen:
         own, all_of_name = _distinguishing(record), settings[record["task"]]
