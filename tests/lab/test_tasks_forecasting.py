@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -34,15 +33,6 @@ LONG = {
     "rossler": ([-6.879894, 4.955815, 0.016525], [4.849372, 4.802657, 3.038951]),
     "mackey-glass": ([0.96566], [0.224904]),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,15 +9,6 @@ from torch import Tensor
 from dopaminergic.lab.networks import Perceptron
 from dopaminergic.lab.tasks import Task, make_task
 from dopaminergic.lab.tasks.xor import ClusterXor, ContinuousXor
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def adam(task: Task, seeds: list[int], lr: float, steps: int) -> dict[str, Tensor]:

@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dopaminergic {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Command, text: str, examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from typing import Any
 
@@ -50,9 +49,8 @@ def best_learning_rate(records: list[Record], task: str, settings: dict[str, Any
             by_rate[record["settings"]["lr"]].append(record)
     if not by_rate:
         raise ValueError(f"no tuning records of {optimizer} on {task}")
-    # Continuous tasks that have a threshold too are ranked by it only while some run misses it.
     scores = {lr: score(runs, known.threshold is not None) for lr, runs in sorted(by_rate.items())}
-    return min(scores, key=lambda lr: scores[lr] if math.isfinite(scores[lr]) else math.inf)
+    return min(scores, key=scores.__getitem__)
 
 
 def report_job(
