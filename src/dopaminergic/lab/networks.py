@@ -75,8 +75,8 @@ class Stackable(nn.Module):
         value = getattr(self, name)
         return value[None] if self.replicas is None else value
 
-    def _stacked_input(self, inputs: Tensor, ndim: int, features: int) -> Tensor:
-        """The inputs with a leading dimension R (expanded, not copied, when the replicas share them)."""
+    def _check_input(self, inputs: Tensor, ndim: int, features: int) -> None:
+        """Raises ValueError unless the inputs have `ndim` dimensions, the last of size `features`, or R before them."""
         allowed = (ndim,) if self.replicas is None else (ndim, ndim + 1)
         fits = inputs.ndim in allowed and inputs.shape[-1] == features
         if not fits or (inputs.ndim > ndim and inputs.shape[0] != self.replicas):
@@ -85,10 +85,15 @@ class Stackable(nn.Module):
             raise ValueError(
                 f"inputs: expected shape {batch}, {features}){stack}, got {tuple(inputs.shape)}; reshape the batch"
             )
+
+    def _stacked_input(self, inputs: Tensor, ndim: int, features: int) -> Tensor:
+        """The inputs with a leading dimension R (expanded, not copied, when the replicas share them)."""
+        self._check_input(inputs, ndim, features)
         return inputs if inputs.ndim > ndim else inputs.expand(self.replicas or 1, *inputs.shape)
 
 
-def _size(name: str, value: int) -> int:
+def whole(name: str, value: int) -> int:
+    """The value, if it is a whole number of at least 1; else a ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     return value
@@ -125,7 +130,7 @@ class Perceptron(Stackable):
             raise ValueError(f"sizes: expected at least an input and an output size, got {list(sizes)}")
         if hidden not in ACTIVATIONS:
             raise ValueError(f"hidden: expected one of {', '.join(ACTIVATIONS)}, got {hidden!r}")
-        self.sizes = tuple(_size("sizes", size) for size in sizes)
+        self.sizes = tuple(whole("sizes", size) for size in sizes)
         self.hidden = hidden
         spread = [1 / math.sqrt(size) for size in self.sizes[:-1]] if deviations is None else list(deviations)
         if len(spread) != len(self.sizes) - 1:
@@ -197,8 +202,8 @@ class Recurrent(Stackable):
         super().__init__()
         if cell not in GATES:
             raise ValueError(f"cell: expected one of {', '.join(GATES)}, got {cell!r}")
-        self.inputs, self.hidden, self.outputs = _size("inputs", inputs), _size("hidden", hidden), outputs
-        self.outputs, self.cell = _size("outputs", outputs), cell
+        self.inputs, self.hidden, self.outputs = whole("inputs", inputs), whole("hidden", hidden), outputs
+        self.outputs, self.cell = whole("outputs", outputs), cell
         width = GATES[cell] * hidden
         shapes: dict[str, tuple[tuple[int, ...], float]] = {
             "input_weight": ((inputs, width), 1 / math.sqrt(inputs)),
