@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch.func import functional_call, vmap
 
 from dopaminergic.lab.tasks import TASKS, Task, make_task
 from dopaminergic.lab.tasks.task import Draws
@@ -71,6 +72,30 @@ def test_every_weight_matters_to_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_many_directions_through_vmap(name: str) -> None:
+    t = task(name)
+    model, batch = t.build([1, 2]), t.batch(torch.tensor([1, 2]), 0)
+    many = {key: torch.stack([p.detach(), 0.9 * p.detach()]) for key, p in model.named_parameters()}
+
+    class Losses(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> torch.Tensor:
+            return t.outcome(self.model, batch).losses
+
+    def losses(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional_call(Losses(), {f"model.{key}": p for key, p in parameters.items()}, ())
+
+    found = vmap(losses)(many)
+    for k in range(2):
+        one = losses({key: p[k] for key, p in many.items()})
+        torch.testing.assert_close(found[k], one, rtol=1e-10, atol=1e-12)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_settings_are_json_and_make_the_same_task(name: str) -> None:
     settings = json.loads(json.dumps(task(name).settings))
     t = make_task(name, **settings)
@@ -81,7 +106,15 @@ def test_settings_are_json_and_make_the_same_task(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("xor-2-2-1", 9), ("xor-2-8-1", 33), ("continuous-xor", 65), ("lorenz", 371), ("digits", 4810), ("sunspots", 89)],
+    [
+        ("xor-2-2-1", 9),
+        ("xor-2-8-1", 33),
+        ("continuous-xor", 65),
+        ("lorenz", 371),
+        ("sunspots", 89),
+        ("digits", 4810),
+        ("digits-conv", 160 + 8224 + 12384 + 970),
+    ],
 )
 def test_parameter_counts(name: str, count: int) -> None:
     assert task(name).parameter_count() == count

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dopaminergic.lab.tasks.digits import Digits
+from dopaminergic.lab.tasks.digits_conv import ConvolutionalDigits
 from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
 from dopaminergic.lab.tasks.real import Sunspots, UserSeries
 from dopaminergic.lab.tasks.task import Task
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mackey-glass-vpt": partial(LongForecasting, "mackey-glass"),
     "sunspots": Sunspots,
     "digits": Digits,
+    "digits-conv": ConvolutionalDigits,
     "series": UserSeries,
 }
 

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dopaminergic.lab.networks import Perceptron, Recurrent, Seeds
+from dopaminergic.lab.networks import Seeds, Stackable
 from dopaminergic.noise.reference import BATCH, MASK, philox
 from dopaminergic.outcomes import Outcome
 
-Model = Perceptron | Recurrent
+Model = Stackable
 Batch = tuple[Tensor, Tensor]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
