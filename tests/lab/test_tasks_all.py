@@ -114,6 +114,7 @@ def test_settings_are_json_and_make_the_same_task(name: str) -> None:
         ("sunspots", 89),
         ("digits", 4810),
         ("digits-conv", 160 + 8224 + 12384 + 970),
+        ("markov-transformer", 12 * 16 + 16 * 16 + 2 * 3216 + 32 + 17 * 12),
     ],
 )
 def test_parameter_counts(name: str, count: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from dopaminergic.lab.tasks.digits import Digits
 from dopaminergic.lab.tasks.digits_conv import ConvolutionalDigits
 from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
+from dopaminergic.lab.tasks.markov import Markov
 from dopaminergic.lab.tasks.real import Sunspots, UserSeries
 from dopaminergic.lab.tasks.task import Task
 from dopaminergic.lab.tasks.xor import ClusterXor, ContinuousXor, TemporalXor, Xor
@@ -33,6 +34,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sunspots": Sunspots,
     "digits": Digits,
     "digits-conv": ConvolutionalDigits,
+    "markov-transformer": Markov,
     "series": UserSeries,
 }
 
