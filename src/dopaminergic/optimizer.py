@@ -213,9 +213,7 @@ class ForwardOptimizer(Optimizer):
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
     def _step(self, closure: Closure | None) -> Any:
-        if closure is None:
-            return self._guarded(self._apply_pending)
-        return self._guarded(lambda before: self._probe_and_update(closure, before))
+        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
 
     def probe(self, closure: Closure) -> Any:
         """First half of a step, for loops that call `step()` themselves: evaluate, and leave the weights as they were.
@@ -227,19 +225,19 @@ class ForwardOptimizer(Optimizer):
             The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by
             `state_dict`.
         """
-        return self._guarded(lambda before: self._probe_only(closure, before))
+        return self._guarded(self._probe_only, closure)
 
-    def _guarded(self, work: Callable[[Progress], Any]) -> Any:
+    def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
         before, gradients = self._progress, torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
+        _set_grad_enabled(False)
         try:
-            return work(before)
+            return work(closure, before)
         except BaseException:
             if self._progress is before:
                 self._weights.restore(before.step)
             raise
         finally:
-            torch.set_grad_enabled(gradients)
+            _set_grad_enabled(gradients)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
@@ -253,7 +251,7 @@ class ForwardOptimizer(Optimizer):
         self._weights.restore(before.step)
         return losses.mean()
 
-    def _apply_pending(self, before: Progress) -> None:
+    def _apply_pending(self, _: None, before: Progress) -> None:
         self._weights.begin(before.step)
         change, self._pending = self._pending, None
         if change is None:
@@ -280,12 +278,12 @@ class ForwardOptimizer(Optimizer):
         if self.needs_minus:
             displacements.append([-g.sigma for g in groups])
         # Common random numbers: every evaluation starts where torch's generators are now.
-        random_states = [generator.get_state() for generator in weights.generators]
+        random_states = [(generator, generator.get_state()) for generator in weights.generators]
         tried = [self._loss(closure)] if self.needs_base else []
         for k in range(self.settings["directions"]):
             for displacement in displacements:
                 weights.move([(k, displacement)])
-                for generator, state in zip(weights.generators, random_states, strict=True):
+                for generator, state in random_states:
                     generator.set_state(state)
                 tried.append(self._loss(closure))
         losses = Losses(tried[0], tried[1:], []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
@@ -396,6 +394,8 @@ class ForwardOptimizer(Optimizer):
             raise
 
 
+# torch.set_grad_enabled is this and the making of a context manager that a step does not need.
+_set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 

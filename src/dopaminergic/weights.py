@@ -12,6 +12,7 @@ Two ways back from a perturbation, chosen by size:
 from __future__ import annotations
 
 import contextlib
+import operator
 import signal
 import threading
 from collections import defaultdict
@@ -26,6 +27,8 @@ from dopaminergic.noise import FAST_DTYPES, Combination, Multiple
 
 SAVED_BYTES = 1 << 20
 
+_DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
+
 # A direction's number with a multiple of it for each group: one number, or float64 (R,), one for each replica.
 GroupTerm = tuple[int, list[Multiple]]
 
@@ -34,7 +37,6 @@ class Block(NamedTuple):
     """Parameters of one group that are treated alike: same dtype, same device, same way back."""
 
     group: int
-    in_place: bool
     combine: Combination
 
 
@@ -56,39 +58,35 @@ class Weights:
         self.sizes: list[int] = []
         self.generators: list[torch.Generator] = []
         self._step = 0
-        self._blocks: list[Block] = []
-        self._layout: list[list[tuple[Any, ...]]] = []
+        self._saved: list[Block] = []
+        self._in_place: list[Block] = []
+        self._layout: list[list[Any]] = []
         self._displacement: list[GroupTerm] = []  # of the blocks that are perturbed in place
-        self._any_in_place = False
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
         self._step = step
-        # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
-        layout = [
-            [(p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous()) for p in group["params"]]
-            for group in self.groups
-        ]
+        layout = [_layout(group["params"]) for group in self.groups]
         if layout != self._layout:
             self._arrange()
             self._layout = layout
 
     def move(self, terms: list[GroupTerm]) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`."""
-        if not self._any_in_place:
-            self._write(terms, None, rounding=1 + terms[0][0])
+        if not self._in_place:
+            self._write_saved(terms, None, 1 + terms[0][0])
             return
         with _uninterrupted():
-            self._write(terms, None, rounding=1 + terms[0][0])
+            self._write_saved(terms, None, 1 + terms[0][0])
             self._write_in_place([*terms, *_negative(self._displacement)], None)
             self._displacement = terms
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
         with _uninterrupted():
-            for _, in_place, combine in self._blocks:
+            for _, combine in self._saved:
                 # Copies of another step are no way back: this one was interrupted before it touched the weights.
-                if not in_place and combine.saved[0] == step:
+                if combine.saved[0] == step:
                     combine((), 1.0, step)
                     combine.saved[0] = -1
             if self._displacement:
@@ -104,34 +102,31 @@ class Weights:
             commit: called once all weights are written; an interruption before it lets `restore` bring the old weights
                 back, after it the step has happened.
         """
-        if not self._any_in_place:
-            self._write(terms, scales)
+        if not self._in_place:
+            self._write_saved(terms, scales)
             commit()
             return
         with _uninterrupted():
-            self._write(terms, scales)
+            self._write_saved(terms, scales)
             # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
             back = self._displacement if scales is None else _scaled(self._displacement, scales)
             self._write_in_place([*terms, *_negative(back)], scales)
             self._displacement = []
             commit()
 
-    def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None, rounding: int = 0) -> None:
+    def _write_saved(self, terms: list[GroupTerm], scales: list[Multiple] | None, rounding: int = 0) -> None:
         """Write the blocks that are computed from a copy; the first time, the copy is made on the way."""
-        for group, in_place, combine in self._blocks:
-            if not in_place:
-                own = [(direction, multiples[group]) for direction, multiples in terms]
-                scale = 1.0 if scales is None else scales[group]
-                combine(own, scale, self._step, combine.saved[0] != self._step, rounding)
+        for group, combine in self._saved:
+            own = [(direction, multiples[group]) for direction, multiples in terms]
+            combine(own, 1.0 if scales is None else scales[group], self._step, rounding)
 
     def _write_in_place(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)
         if not terms and scales is None:
             return
-        for group, in_place, combine in self._blocks:
-            if in_place:
-                own = [(direction, multiples[group]) for direction, multiples in terms]
-                combine(own, 1.0 if scales is None else scales[group], self._step)
+        for group, combine in self._in_place:
+            own = [(direction, multiples[group]) for direction, multiples in terms]
+            combine(own, 1.0 if scales is None else scales[group], self._step)
 
     def _arrange(self) -> None:
         """Sort the trainable parameters into blocks; a parameter keeps its index whoever else is frozen."""
@@ -146,13 +141,27 @@ class Weights:
                     members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p.detach(), index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._blocks = [self._block(key[0], key[3], pairs) for key, pairs in members.items()]
-        self._any_in_place = any(block.in_place for block in self._blocks)
+        self._saved, self._in_place = [], []
+        for (group, _, _, in_place, _), pairs in members.items():
+            (self._in_place if in_place else self._saved).append(self._block(group, in_place, pairs))
 
     def _block(self, group: int, in_place: bool, pairs: list[tuple[Tensor, int]]) -> Block:
         tensors, indices = [t for t, _ in pairs], [i for _, i in pairs]
         copies = None if in_place else [torch.empty_like(t) for t in tensors]
-        return Block(group, in_place, Combination(tensors, indices, self.seeds, self.kind, copies))
+        return Block(group, Combination(tensors, indices, self.seeds, self.kind, copies))
+
+
+def _layout(parameters: list[Tensor]) -> list[Any]:
+    """All that users may change by moving, casting, freezing, viewing or replacing parameters between steps.
+
+    The blocks keep the memory that they write to, so another tensor's memory has another address.
+    """
+    return [
+        *map(Tensor.data_ptr, parameters),
+        *map(Tensor.numel, parameters),
+        *map(Tensor.is_contiguous, parameters),
+        *map(_DTYPE_AND_FROZEN, parameters),
+    ]
 
 
 def _generators(devices: set[torch.device]) -> list[torch.Generator]:

@@ -76,36 +76,31 @@ class Combination:
             sources = [t.data_ptr() for t in (targets if copies is None else copies)]
             own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
             # Addresses are looked up once; they must stay valid as long as this object is used.
-            self._saving = np.array([own, own, sources, sizes, parameters], np.uint64)
-            self._plan = np.array([own, sources, sources, sizes, parameters], np.uint64)
+            self._plan = np.array([own, sources, sizes, parameters], np.uint64)
             self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
             self.fast = fast_kernels()
 
-    def __call__(
-        self, terms: Sequence[Term], scale: Multiple, step: int, save: bool = False, rounding: int = 0
-    ) -> None:
-        """Do it.
+    def __call__(self, terms: Sequence[Term], scale: Multiple, step: int, rounding: int = 0) -> None:
+        """Do it; the first call of a step saves the targets to the copies, which all calls of the step start from.
 
         Args:
             terms: pairs of a direction number in [0, 2^28) and its multiple: a number, or float64 `(R,)`.
             scale: a number, or float64 `(R,)`.
             step: step number in [0, 2^32).
-            save: the targets hold the sources; copy them first.
             rounding: which random numbers round 16-bit weights. An update must not share them with the perturbation:
                 weights that were rounded up while the loss was measured would be rounded up again.
         """
         if self.fast is None:
-            self._slowly(terms, scale, step, save, rounding)
+            self._slowly(terms, scale, step, rounding)
             return
-        plan = self._saving if save else self._plan
         combine, combine_one = self.fast
         if self._one_replica and len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
             direction, multiple = terms[0]
-            combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save, self.saved)
+            combine_one(self._dtype, self._plan, self._seed, scale, multiple, direction, step, self.signs, self.saved)
             return
         scales, multiples = self._arrays(terms, scale)
         directions = np.array([direction for direction, _ in terms], np.uint32)
-        combine(self._dtype, plan, self.seeds, scales, multiples, directions, step, self.signs, save, self.saved)
+        combine(self._dtype, self._plan, self.seeds, scales, multiples, directions, step, self.signs, self.saved)
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
         replicas = len(self.seeds)
@@ -113,11 +108,11 @@ class Combination:
         rows = np.stack(multiples) if multiples else np.zeros((0, replicas))
         return np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy(), rows
 
-    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool, rounding: int) -> None:
+    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, rounding: int) -> None:
         scales, multiples = self._arrays(terms, scale)
         directions = [direction for direction, _ in terms]
         sources = self.targets if self.copies is None else self.copies
-        if save:
+        if self.copies is not None and self.saved[0] != step:
             for target, source in zip(self.targets, sources, strict=True):
                 source.copy_(target)
             self.saved[0] = step
