@@ -25,10 +25,10 @@ from torch.optim.optimizer import (
 )
 
 from dopaminergic import checks
-from dopaminergic.noise import Multiple
+from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.scalars import Scalar, clip, finite, mean, select
-from dopaminergic.weights import GroupTerm, Weights
+from dopaminergic.weights import Weights
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -97,7 +97,7 @@ class Progress(NamedTuple):
 class Change(NamedTuple):
     """What a step does once it is applied: terms and scales of the weights, and what comes after."""
 
-    terms: list[GroupTerm]
+    terms: list[Term]
     scales: list[Multiple] | None
     after: Progress
 
@@ -301,20 +301,20 @@ class ForwardOptimizer(Optimizer):
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
         share = -1.0 / len(signals)
-        terms = [(k, [step * share * signal for step in steps]) for k, signal in enumerate(signals)]
-        usable = usable & finite(sum([sum(row) for _, row in terms]))
+        rows = [[step * share * signal for step in steps] for signal in signals]
+        usable = usable & finite(sum(map(sum, rows)))
         if usable is False:
             return self._skip(before, passes)
         rate, skipped = rates[0], before.skipped_steps
         if self._fleet:
             if not bool(usable.all()):
                 self._warn()
-                terms = [(k, [select(usable, x, 0.0) for x in row]) for k, row in terms]
+                rows = [[select(usable, x, 0.0) for x in row] for row in rows]
                 rule = _chosen(usable, rule, before.rule)
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
-            terms, skipped = [(k, [_array(x) for x in row]) for k, row in terms], skipped + ~usable
+            rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
-        return Change(terms, self._decay(rates, usable), after)
+        return Change(list(enumerate(rows)), self._decay(rates, usable), after)
 
     def _decay(self, rates: list[Scalar], usable: Scalar) -> list[Multiple] | None:
         decays = [group["weight_decay"] for group in self.param_groups]
