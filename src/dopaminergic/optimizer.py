@@ -314,14 +314,8 @@ class ForwardOptimizer(Optimizer):
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
             rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
-        return Change(list(enumerate(rows)), self._decay(rates, usable), after)
-
-    def _decay(self, rates: list[Scalar], usable: Scalar) -> list[Multiple] | None:
         decays = [group["weight_decay"] for group in self.param_groups]
-        if not any(decays):
-            return None
-        shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
-        return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
+        return Change(list(enumerate(rows)), _shrinks(decays, rates, usable) if any(decays) else None, after)
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -401,6 +395,12 @@ _hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: i
 
 def _array(x: Scalar) -> Multiple:
     return x.numpy() if isinstance(x, Tensor) else x
+
+
+def _shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
+    """What weight decay leaves of the weights of each group."""
+    shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
+    return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
 
 
 def _chosen(usable: Tensor, new: Any, old: Any) -> Any:

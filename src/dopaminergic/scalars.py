@@ -17,6 +17,7 @@ from torch import Tensor
 
 # One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
 Scalar = Any
+absolute = abs  # which serves both forms
 __all__ = ["Scalar", "absolute", "clip", "exp", "finite", "mean", "select", "sqrt"]
 
 
@@ -35,11 +36,6 @@ def exp(x: Scalar) -> Scalar:
     if isinstance(x, float):
         return float(np.exp(x))
     return torch.from_numpy(np.exp(x.numpy()))
-
-
-def absolute(x: Scalar) -> Scalar:
-    """Absolute value."""
-    return abs(x)
 
 
 def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
