@@ -283,6 +283,41 @@ def test_replaced_and_cast_weights_are_found_again(row: Row) -> None:
     assert not any(torch.equal(a, b.double()) for a, b in zip(problem.weights(), old, strict=True))
 
 
+VIEWS: dict[str, Any] = {
+    "transposed": lambda w: w.t(),
+    "frozen": lambda w: w,
+    "other numbers": lambda w: w.view(torch.float16),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_of_the_same_memory_is_another_parameter(kind: str) -> None:
+    """The address alone would not tell: it stays the same, and so does the number of weights of some."""
+    memory = randn(6, 4).bfloat16()
+    w, other = nn.Parameter(memory), nn.Parameter(randn(3))
+    optimizer = WeightPerturbation([w, other], sigma=0.25, lr=0.0)
+    visited(optimizer)
+    w.data = VIEWS[kind](w.data)
+    w.requires_grad_(kind != "frozen")
+    before, whole = w.detach().clone(), memory.clone()
+    seen = visited(optimizer)[1][0]
+    z = drawn(optimizer, w, 0, step=1) if kind != "frozen" else torch.zeros_like(w)
+    # Two units in the last place of a 16-bit number below 4: one for the sum and one for the way it is rounded.
+    torch.testing.assert_close(seen.double(), before.double() + 0.25 * z, rtol=0, atol=2.0**-5)
+    assert torch.equal(memory, whole)
+
+
+def test_what_is_cut_off_a_parameter_is_left_alone() -> None:
+    """Even while the closure runs."""
+    memory, rests = randn(6, 4), []
+    w = nn.Parameter(memory)
+    optimizer = WeightPerturbation([w])
+    visited(optimizer)
+    w.data, rest = w.data[:2], memory[2:].clone()
+    optimizer.step(lambda: rests.append(memory[2:].clone()) or 1.0)
+    assert same(rests, [rest, rest])
+
+
 # ---- two halves ------------------------------------------------------------------------------------------------------
 
 

@@ -25,10 +25,10 @@ from torch.optim.optimizer import (
 )
 
 from dopaminergic import checks
-from dopaminergic.noise import Multiple
+from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.scalars import Scalar, clip, finite, mean, select
-from dopaminergic.weights import GroupTerm, Weights
+from dopaminergic.weights import Weights
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -97,7 +97,7 @@ class Progress(NamedTuple):
 class Change(NamedTuple):
     """What a step does once it is applied: terms and scales of the weights, and what comes after."""
 
-    terms: list[GroupTerm]
+    terms: list[Term]
     scales: list[Multiple] | None
     after: Progress
 
@@ -213,9 +213,7 @@ class ForwardOptimizer(Optimizer):
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
     def _step(self, closure: Closure | None) -> Any:
-        if closure is None:
-            return self._guarded(self._apply_pending)
-        return self._guarded(lambda before: self._probe_and_update(closure, before))
+        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
 
     def probe(self, closure: Closure) -> Any:
         """First half of a step, for loops that call `step()` themselves: evaluate, and leave the weights as they were.
@@ -227,19 +225,19 @@ class ForwardOptimizer(Optimizer):
             The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by
             `state_dict`.
         """
-        return self._guarded(lambda before: self._probe_only(closure, before))
+        return self._guarded(self._probe_only, closure)
 
-    def _guarded(self, work: Callable[[Progress], Any]) -> Any:
+    def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
         before, gradients = self._progress, torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
+        _set_grad_enabled(False)
         try:
-            return work(before)
+            return work(closure, before)
         except BaseException:
             if self._progress is before:
                 self._weights.restore(before.step)
             raise
         finally:
-            torch.set_grad_enabled(gradients)
+            _set_grad_enabled(gradients)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
@@ -253,7 +251,7 @@ class ForwardOptimizer(Optimizer):
         self._weights.restore(before.step)
         return losses.mean()
 
-    def _apply_pending(self, before: Progress) -> None:
+    def _apply_pending(self, _: None, before: Progress) -> None:
         self._weights.begin(before.step)
         change, self._pending = self._pending, None
         if change is None:
@@ -280,12 +278,12 @@ class ForwardOptimizer(Optimizer):
         if self.needs_minus:
             displacements.append([-g.sigma for g in groups])
         # Common random numbers: every evaluation starts where torch's generators are now.
-        random_states = [generator.get_state() for generator in weights.generators]
+        random_states = [(generator, generator.get_state()) for generator in weights.generators]
         tried = [self._loss(closure)] if self.needs_base else []
         for k in range(self.settings["directions"]):
             for displacement in displacements:
                 weights.move([(k, displacement)])
-                for generator, state in zip(weights.generators, random_states, strict=True):
+                for generator, state in random_states:
                     generator.set_state(state)
                 tried.append(self._loss(closure))
         losses = Losses(tried[0], tried[1:], []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
@@ -303,27 +301,21 @@ class ForwardOptimizer(Optimizer):
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
         share = -1.0 / len(signals)
-        terms = [(k, [step * share * signal for step in steps]) for k, signal in enumerate(signals)]
-        usable = usable & finite(sum([sum(row) for _, row in terms]))
+        rows = [[step * share * signal for step in steps] for signal in signals]
+        usable = usable & finite(sum(map(sum, rows)))
         if usable is False:
             return self._skip(before, passes)
         rate, skipped = rates[0], before.skipped_steps
         if self._fleet:
             if not bool(usable.all()):
                 self._warn()
-                terms = [(k, [select(usable, x, 0.0) for x in row]) for k, row in terms]
+                rows = [[select(usable, x, 0.0) for x in row] for row in rows]
                 rule = _chosen(usable, rule, before.rule)
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
-            terms, skipped = [(k, [_array(x) for x in row]) for k, row in terms], skipped + ~usable
+            rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
-        return Change(terms, self._decay(rates, usable), after)
-
-    def _decay(self, rates: list[Scalar], usable: Scalar) -> list[Multiple] | None:
         decays = [group["weight_decay"] for group in self.param_groups]
-        if not any(decays):
-            return None
-        shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
-        return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
+        return Change(list(enumerate(rows)), _shrinks(decays, rates, usable) if any(decays) else None, after)
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -396,11 +388,19 @@ class ForwardOptimizer(Optimizer):
             raise
 
 
+# torch.set_grad_enabled is this and the making of a context manager that a step does not need.
+_set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 
 def _array(x: Scalar) -> Multiple:
     return x.numpy() if isinstance(x, Tensor) else x
+
+
+def _shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
+    """What weight decay leaves of the weights of each group."""
+    shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
+    return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
 
 
 def _chosen(usable: Tensor, new: Any, old: Any) -> Any:

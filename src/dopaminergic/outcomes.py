@@ -112,9 +112,11 @@ def mean_loss(returned: Any, rule: str) -> float:
         ValueError: it is a tensor of a shape that is not one.
     """
     losses = returned.losses if isinstance(returned, Outcome) else returned
-    if isinstance(losses, Tensor) and not losses.is_complex():
-        if losses.ndim == 0:
-            return float(losses.item())  # unlike float(losses), without a warning where a closure wants gradients
+    if isinstance(losses, Tensor) and losses.ndim == 0:
+        loss = losses.item()  # unlike float(losses), without a warning where a closure wants gradients
+        if not isinstance(loss, complex):
+            return float(loss)
+    elif isinstance(losses, Tensor) and not losses.is_complex():
         if losses.numel() == 0 or (losses.ndim > 1 and losses is returned):
             raise ValueError(
                 f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor "

@@ -2,6 +2,7 @@
 
 A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor operations on single numbers
 would cost as much as a small network's forward pass; a fleet of R replicas hands it float64 tensors of shape `(R,)`.
+Floats are asked for first, since to ask whether a number is a tensor takes longer than the sum it is needed for.
 Sums, products and these functions give the same bits for both, so a fleet's replica equals the single run.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 # One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
 Scalar = Any
+absolute = abs  # which serves both forms
 __all__ = ["Scalar", "absolute", "clip", "exp", "finite", "mean", "select", "sqrt"]
 
 
@@ -36,26 +38,21 @@ def exp(x: Scalar) -> Scalar:
     return torch.from_numpy(np.exp(x.numpy()))
 
 
-def absolute(x: Scalar) -> Scalar:
-    """Absolute value."""
-    return abs(x)
-
-
 def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     """The nearest number to `x` in [low, high]."""
-    if isinstance(x, Tensor):
-        return x.clamp(torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype))
-    return low if x < low else high if x > high else x
+    if isinstance(x, float) or not isinstance(x, Tensor):
+        return low if x < low else high if x > high else x
+    return x.clamp(torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype))
 
 
 def finite(x: Scalar) -> Scalar:
     """Whether each number is neither infinite nor NaN: a bool, or a bool tensor of shape `(R,)`."""
-    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+    return math.isfinite(x) if isinstance(x, float) or not isinstance(x, Tensor) else torch.isfinite(x)
 
 
 def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
     """`yes` where the condition holds, else `no`."""
-    if isinstance(condition, Tensor):
-        # Two plain numbers would make a float32 tensor.
-        return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64) for x in (yes, no)))
-    return yes if condition else no
+    if isinstance(condition, bool) or not isinstance(condition, Tensor):
+        return yes if condition else no
+    # Two plain numbers would make a float32 tensor.
+    return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64) for x in (yes, no)))

@@ -12,30 +12,22 @@ Two ways back from a perturbation, chosen by size:
 from __future__ import annotations
 
 import contextlib
+import operator
 import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.noise import FAST_DTYPES, Combination, Multiple
+from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
 
 SAVED_BYTES = 1 << 20
 
-# A direction's number with a multiple of it for each group: one number, or float64 (R,), one for each replica.
-GroupTerm = tuple[int, list[Multiple]]
-
-
-class Block(NamedTuple):
-    """Parameters of one group that are treated alike: same dtype, same device, same way back."""
-
-    group: int
-    in_place: bool
-    combine: Combination
+_DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
 
 class Weights:
@@ -56,46 +48,42 @@ class Weights:
         self.sizes: list[int] = []
         self.generators: list[torch.Generator] = []
         self._step = 0
-        self._blocks: list[Block] = []
-        self._layout: list[list[tuple[Any, ...]]] = []
-        self._displacement: list[GroupTerm] = []  # of the blocks that are perturbed in place
-        self._any_in_place = False
+        # One for the parameters of each group that are alike: same dtype, same device.
+        self._saved: list[Combination] = []
+        self._in_place: list[Combination] = []
+        self._layout: list[list[Any]] = []
+        self._displacement: list[Term] = []  # of the blocks that are perturbed in place
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
         self._step = step
-        # Users may move, cast, freeze or replace parameters between steps; an address alone would not show it.
-        layout = [
-            [(p.data_ptr(), p.numel(), p.dtype, p.requires_grad, p.is_contiguous()) for p in group["params"]]
-            for group in self.groups
-        ]
+        layout = [_layout(group["params"]) for group in self.groups]
         if layout != self._layout:
             self._arrange()
             self._layout = layout
 
-    def move(self, terms: list[GroupTerm]) -> None:
+    def move(self, terms: list[Term]) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`."""
-        if not self._any_in_place:
-            self._write(terms, None, rounding=1 + terms[0][0])
-            return
-        with _uninterrupted():
-            self._write(terms, None, rounding=1 + terms[0][0])
-            self._write_in_place([*terms, *_negative(self._displacement)], None)
-            self._displacement = terms
+        for combine in self._saved:
+            combine(terms, None, self._step, rounding=1 + terms[0][0])
+        if self._in_place:
+            with _uninterrupted():
+                self._write_in_place([*terms, *_negative(self._displacement)], None)
+                self._displacement = terms
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
         with _uninterrupted():
-            for _, in_place, combine in self._blocks:
+            for combine in self._saved:
                 # Copies of another step are no way back: this one was interrupted before it touched the weights.
-                if not in_place and combine.saved[0] == step:
-                    combine((), 1.0, step)
+                if combine.saved[0] == step:
+                    combine((), None, step)
                     combine.saved[0] = -1
             if self._displacement:
                 self._write_in_place(_negative(self._displacement), None)
                 self._displacement = []
 
-    def update(self, terms: list[GroupTerm], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
+    def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
         """Restore and, in the same pass, set the weights to scale * weights + terms.
 
         Args:
@@ -104,37 +92,26 @@ class Weights:
             commit: called once all weights are written; an interruption before it lets `restore` bring the old weights
                 back, after it the step has happened.
         """
-        if not self._any_in_place:
-            self._write(terms, scales)
+        for combine in self._saved:
+            combine(terms, scales, self._step)
+        if not self._in_place:
             commit()
             return
         with _uninterrupted():
-            self._write(terms, scales)
             # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
             back = self._displacement if scales is None else _scaled(self._displacement, scales)
             self._write_in_place([*terms, *_negative(back)], scales)
             self._displacement = []
             commit()
 
-    def _write(self, terms: list[GroupTerm], scales: list[Multiple] | None, rounding: int = 0) -> None:
-        """Write the blocks that are computed from a copy; the first time, the copy is made on the way."""
-        for group, in_place, combine in self._blocks:
-            if not in_place:
-                own = [(direction, multiples[group]) for direction, multiples in terms]
-                scale = 1.0 if scales is None else scales[group]
-                combine(own, scale, self._step, combine.saved[0] != self._step, rounding)
-
-    def _write_in_place(self, terms: list[GroupTerm], scales: list[Multiple] | None) -> None:
+    def _write_in_place(self, terms: list[Term], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)
-        if not terms and scales is None:
-            return
-        for group, in_place, combine in self._blocks:
-            if in_place:
-                own = [(direction, multiples[group]) for direction, multiples in terms]
-                combine(own, 1.0 if scales is None else scales[group], self._step)
+        if terms or scales is not None:
+            for combine in self._in_place:
+                combine(terms, scales, self._step)
 
     def _arrange(self) -> None:
-        """Sort the trainable parameters into blocks; a parameter keeps its index whoever else is frozen."""
+        """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
         small = sum(p.numel() * p.element_size() for p in trainable) <= SAVED_BYTES
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
@@ -146,13 +123,25 @@ class Weights:
                     members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p.detach(), index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._blocks = [self._block(key[0], key[3], pairs) for key, pairs in members.items()]
-        self._any_in_place = any(block.in_place for block in self._blocks)
+        self._saved, self._in_place = [], []
+        for (group, _, _, in_place, _), pairs in members.items():
+            tensors, indices = [t for t, _ in pairs], [i for _, i in pairs]
+            copies = None if in_place else [torch.empty_like(t) for t in tensors]
+            combine = Combination(tensors, indices, self.seeds, self.kind, copies, group)
+            (self._in_place if in_place else self._saved).append(combine)
 
-    def _block(self, group: int, in_place: bool, pairs: list[tuple[Tensor, int]]) -> Block:
-        tensors, indices = [t for t, _ in pairs], [i for _, i in pairs]
-        copies = None if in_place else [torch.empty_like(t) for t in tensors]
-        return Block(group, in_place, Combination(tensors, indices, self.seeds, self.kind, copies))
+
+def _layout(parameters: list[Tensor]) -> list[Any]:
+    """All that users may change by moving, casting, freezing, viewing or replacing parameters between steps.
+
+    `Combination` keeps the memory that it writes to, so another tensor's memory has another address.
+    """
+    return [
+        *map(Tensor.data_ptr, parameters),
+        *map(Tensor.numel, parameters),
+        *map(Tensor.is_contiguous, parameters),
+        *map(_DTYPE_AND_FROZEN, parameters),
+    ]
 
 
 def _generators(devices: set[torch.device]) -> list[torch.Generator]:
@@ -160,15 +149,15 @@ def _generators(devices: set[torch.device]) -> list[torch.Generator]:
     return [torch.default_generator, *cuda]
 
 
-def _scaled(terms: list[GroupTerm], scales: list[Multiple]) -> list[GroupTerm]:
+def _scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
     return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
 
 
-def _negative(terms: list[GroupTerm]) -> list[GroupTerm]:
+def _negative(terms: list[Term]) -> list[Term]:
     return [(direction, [-m for m in multiples]) for direction, multiples in terms]
 
 
-def _merged(terms: list[GroupTerm]) -> list[GroupTerm]:
+def _merged(terms: list[Term]) -> list[Term]:
     """Add the multiples of the same direction, so that each direction is drawn once."""
     total: dict[int, list[Multiple]] = {}
     for direction, multiples in terms:

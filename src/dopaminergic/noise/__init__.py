@@ -25,7 +25,8 @@ __all__ = ["KINDS", "Combination", "Multiple", "Term", "fast_kernels"]
 
 # A multiple of a direction: one number, or float64 of shape (R,), one for each replica.
 Multiple = float | np.ndarray
-Term = tuple[int, Multiple]
+# A direction's number, in [0, 2^28), with a multiple of it for each group of parameters.
+Term = tuple[int, list[Multiple]]
 
 KINDS = ("rademacher", "gaussian")
 CHUNK = 1 << 16  # elements; a multiple of every block, small enough to stay in cache
@@ -56,6 +57,7 @@ class Combination:
         seeds: uint64 `(R,)`, below 2^63.
         kind: `"rademacher"` or `"gaussian"`.
         copies: tensors of the same shapes that the targets are saved to, and computed from; None: in place.
+        group: the number of their group.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Combination:
         seeds: np.ndarray,
         kind: str,
         copies: list[Tensor] | None = None,
+        group: int = 0,
     ) -> None:
+        self.group = group
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = None
@@ -76,48 +80,45 @@ class Combination:
             sources = [t.data_ptr() for t in (targets if copies is None else copies)]
             own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
             # Addresses are looked up once; they must stay valid as long as this object is used.
-            self._saving = np.array([own, own, sources, sizes, parameters], np.uint64)
-            self._plan = np.array([own, sources, sources, sizes, parameters], np.uint64)
+            self._plan = np.array([own, sources, sizes, parameters], np.uint64)
             self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
             self.fast = fast_kernels()
 
-    def __call__(
-        self, terms: Sequence[Term], scale: Multiple, step: int, save: bool = False, rounding: int = 0
-    ) -> None:
-        """Do it.
+    def __call__(self, terms: Sequence[Term], scales: list[Multiple] | None, step: int, rounding: int = 0) -> None:
+        """Do it; the first call of a step saves the targets to the copies, which all calls of the step start from.
 
         Args:
-            terms: pairs of a direction number in [0, 2^28) and its multiple: a number, or float64 `(R,)`.
-            scale: a number, or float64 `(R,)`.
+            terms: directions and their multiples for all groups, of which this takes its own.
+            scales: one for each group; None for ones.
             step: step number in [0, 2^32).
-            save: the targets hold the sources; copy them first.
             rounding: which random numbers round 16-bit weights. An update must not share them with the perturbation:
                 weights that were rounded up while the loss was measured would be rounded up again.
         """
+        scale = 1.0 if scales is None else scales[self.group]
         if self.fast is None:
-            self._slowly(terms, scale, step, save, rounding)
+            self._slowly(terms, scale, step, rounding)
             return
-        plan = self._saving if save else self._plan
         combine, combine_one = self.fast
-        if self._one_replica and len(terms) == 1 and isinstance(scale, float) and isinstance(terms[0][1], float):
-            direction, multiple = terms[0]
-            combine_one(self._dtype, plan, self._seed, scale, multiple, direction, step, self.signs, save, self.saved)
+        if self._one_replica and len(terms) == 1 and isinstance(scale, float):
+            direction, multiples = terms[0]
+            multiple = float(multiples[self.group])
+            combine_one(self._dtype, self._plan, self._seed, scale, multiple, direction, step, self.signs, self.saved)
             return
-        scales, multiples = self._arrays(terms, scale)
+        numbers, rows = self._arrays(terms, scale)
         directions = np.array([direction for direction, _ in terms], np.uint32)
-        combine(self._dtype, plan, self.seeds, scales, multiples, directions, step, self.signs, save, self.saved)
+        combine(self._dtype, self._plan, self.seeds, numbers, rows, directions, step, self.signs, self.saved)
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
-        replicas = len(self.seeds)
-        multiples = [np.broadcast_to(np.asarray(multiple, np.float64), (replicas,)) for _, multiple in terms]
-        rows = np.stack(multiples) if multiples else np.zeros((0, replicas))
-        return np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy(), rows
+        replicas, own = len(self.seeds), [multiples[self.group] for _, multiples in terms]
+        rows = [np.broadcast_to(np.asarray(multiple, np.float64), (replicas,)) for multiple in own]
+        scales = np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy()
+        return scales, np.stack(rows) if rows else np.zeros((0, replicas))
 
-    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, save: bool, rounding: int) -> None:
+    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, rounding: int) -> None:
         scales, multiples = self._arrays(terms, scale)
         directions = [direction for direction, _ in terms]
         sources = self.targets if self.copies is None else self.copies
-        if save:
+        if self.copies is not None and self.saved[0] != step:
             for target, source in zip(self.targets, sources, strict=True):
                 source.copy_(target)
             self.saved[0] = step

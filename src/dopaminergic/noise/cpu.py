@@ -1,7 +1,7 @@
 """The same numbers as `reference`, fused with the update of the weights and compiled by numba: one pass over memory.
 
 One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Counters
-are turned 16 blocks at a time, which fills the vector registers; the tile of weights they belong to then stays in the
+are turned 32 blocks at a time, which fills the vector registers; the tile of weights they belong to then stays in the
 first-level cache however many directions are added to it.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER
 
-LANES = 16
+LANES = 32
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -39,9 +39,9 @@ def _pointer(typing_context, address):
 
 
 @numba.njit
-def _turn(words, block, parameter, step, selector, key0, key1):
-    """Philox4x32-10 of `LANES` consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
-    for lane in range(LANES):
+def _turn(words, blocks, block, parameter, step, selector, key0, key1):
+    """Philox4x32-10 of at most `LANES` consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
+    for lane in range(blocks):
         # numba widens every sum of 32-bit integers, hence the conversions back.
         c0, c1, c2, c3 = np.uint32(block + np.uint32(lane)), parameter, step, selector
         k0, k1 = key0, key1
@@ -55,26 +55,30 @@ def _turn(words, block, parameter, step, selector, key0, key1):
 
 
 @numba.njit
+def _signed(coefficient, word, i):
+    """The coefficient times +1 where bit i is set, times -1 elsewhere: one shift into the sign, then one choice."""
+    return coefficient if np.int32(word << np.uint32(31 - i)) < 0 else -coefficient
+
+
+@numba.njit
 def _add_signs(tile, words, coefficient):
     """Tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
-    full = tile.size == LANES * 128
-    for lane in range(LANES):
-        for w in range(4):
-            # A slice, since indices that might be negative keep the loop from becoming vector instructions; and a known
-            # number of turns where the tile is full, for the same reason.
-            word, part = words[w, lane], tile[lane * 128 + w * 32 : lane * 128 + w * 32 + 32]
-            if full:
-                for i in range(32):
-                    part[i] += coefficient * np.float32(np.int32(np.int32((word >> np.uint32(i)) & ONE) * 2 - 1))
-            else:
-                for i in range(part.size):
-                    part[i] += coefficient * np.float32(np.int32(np.int32((word >> np.uint32(i)) & ONE) * 2 - 1))
+    for start in range(0, tile.size, 32):
+        # A slice, since indices that might be negative keep the loop from becoming vector instructions; and a known
+        # number of turns for a whole word, for the same reason.
+        word, part = words[(start >> 5) & 3, start >> 7], tile[start : start + 32]
+        if part.size == 32:
+            for i in range(32):
+                part[i] += _signed(coefficient, word, i)
+        else:
+            for i in range(part.size):
+                part[i] += _signed(coefficient, word, i)
 
 
 @numba.njit
 def _add_normals(tile, words, coefficient):
     """Tile <- tile + coefficient * normals, at most `LANES` blocks of 4 weights."""
-    for lane in range(LANES):
+    for lane in range(-(-tile.size // 4)):
         for pair in range(2):
             uniform = (np.float32(words[2 * pair, lane] >> np.uint32(9)) + HALF) * RADIUS_SCALE
             angle = np.float32(words[2 * pair + 1, lane] >> np.uint32(8)) * ANGLE_SCALE
@@ -85,59 +89,65 @@ def _add_normals(tile, words, coefficient):
                 part[i] += coefficient * normal
 
 
+@numba.njit
+def _combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved):
+    """`combine`, from arrays or from tuples of numbers, which need no memory."""
+    words, real = np.empty((4, LANES), np.uint32), dtype.dtype.type
+    per_block = 128 if signs else 4
+    stream = SIGN_STREAM if signs else NORMAL_STREAM
+    replicas, turn, save = len(seeds), np.uint32(step), saved[0] != step
+    for p in range(plan.shape[1]):
+        size, parameter, copied = np.int64(plan[2, p]), np.uint32(plan[3, p]), plan[0, p] != plan[1, p]
+        target = numba.carray(_pointer(plan[0, p]), (replicas * size,), dtype.dtype)
+        source = numba.carray(_pointer(plan[1, p]), (replicas * size,), dtype.dtype)
+        if copied and save:
+            _copy(source, target)
+        elif copied:
+            _copy(target, source)
+        for r in range(replicas):
+            key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
+            for start in range(0, size, per_block * LANES):
+                tile = target[r * size + start : r * size + min(start + per_block * LANES, size)]
+                if scales[r] != 1.0:
+                    tile *= real(scales[r])
+                for k in range(len(directions)):
+                    block, selector = np.uint32(start // per_block), np.uint32(directions[k] | stream)
+                    _turn(words, -(-tile.size // per_block), block, parameter, turn, selector, key0, key1)
+                    if signs:
+                        _add_signs(tile, words, real(coefficients[k][r]))
+                    else:
+                        _add_normals(tile, words, real(coefficients[k][r]))
+    saved[0] = step
+
+
+@numba.njit
+def _copy(target, source):
+    for i in range(target.size):
+        target[i] = source[i]
+
+
 @numba.njit(nogil=True, cache=True)
-def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save, saved):
+def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved):
     """Target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
 
     Args:
         dtype: any array of the weights' dtype; only its type is looked at.
-        plan: uint64 `(5, P)`: addresses of the targets, of the sources (the same where the update is in place) and of
-            copies; weights per replica (a parameter holds its R replicas one after the other); index in the noise.
+        plan: uint64 `(4, P)`: addresses of the targets and of the sources (the same where the update is in place);
+            weights per replica (a parameter holds its R replicas one after the other); index in the noise.
         seeds: uint64 `(R,)`.
         scales: float64 `(R,)`.
         coefficients: float64 `(K, R)`.
         directions: uint32 `(K,)`.
         step: step number.
         signs: Rademacher if true, else Gaussian.
-        save: write the sources to the copies on the way.
-        saved: int64 `(1,)`, set to `step` by a call that saves: within the call, so that no signal falls in between.
+        saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of another step the targets hold
+            them, and are saved to the sources: within the call, so that no signal falls in between.
     """
-    words = np.empty((4, LANES), np.uint32)
-    multiples, factors = np.empty(coefficients.shape, dtype.dtype), np.empty(scales.shape, dtype.dtype)
-    multiples[:], factors[:] = coefficients, scales
-    per_block = 128 if signs else 4
-    stream = SIGN_STREAM if signs else NORMAL_STREAM
-    replicas, turn = seeds.size, np.uint32(step)
-    for p in range(plan.shape[1]):
-        size, parameter = np.int64(plan[3, p]), np.uint32(plan[4, p])
-        target = numba.carray(_pointer(plan[0, p]), (replicas * size,), dtype.dtype)
-        source = numba.carray(_pointer(plan[1, p]), (replicas * size,), dtype.dtype)
-        for r in range(replicas):
-            key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
-            for start in range(0, size, per_block * LANES):
-                at, to = r * size + start, r * size + min(start + per_block * LANES, size)
-                tile = target[at:to]
-                if plan[0, p] != plan[1, p]:
-                    tile[:] = source[at:to]
-                if save:
-                    numba.carray(_pointer(plan[2, p]), (replicas * size,), dtype.dtype)[at:to] = tile
-                if scales[r] != 1.0:
-                    tile *= factors[r]
-                for k in range(directions.size):
-                    block, selector = np.uint32(start // per_block), np.uint32(directions[k] | stream)
-                    _turn(words, block, parameter, turn, selector, key0, key1)
-                    if signs:
-                        _add_signs(tile, words, multiples[k, r])
-                    else:
-                        _add_normals(tile, words, multiples[k, r])
-    if save:
-        saved[0] = step
+    _combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved)
 
 
 @numba.njit(nogil=True, cache=True)
-def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, save, saved):
+def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, saved):
     """`combine` for one replica and one direction, from numbers: on a tiny model, arrays cost more than the work."""
-    seeds, scales, coefficients = np.empty(1, np.uint64), np.empty(1), np.empty((1, 1))
-    directions = np.empty(1, np.uint32)
-    seeds[0], scales[0], coefficients[0, 0], directions[0] = seed, scale, coefficient, direction
-    combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, save, saved)
+    direction = np.uint32(direction)
+    _combine(dtype, plan, (np.uint64(seed),), (scale,), ((coefficient,),), (direction,), step, signs, saved)
