@@ -251,7 +251,7 @@ def test_several_directions_are_averaged() -> None:
 
 def test_rpe_and_learning_rate_are_told() -> None:
     w = nn.Parameter(randn(5, seed=3))
-    optimizer = Dopamine([w])
+    optimizer = Dopamine([w], sigma=1e-3)
     optimizer.step(lambda: torch_bowl(w))
     old = randn(5, seed=3)
     delta = float(torch_bowl(old + 1e-3 * drawn(optimizer, w, 0, step=0)) - torch_bowl(old))

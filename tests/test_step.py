@@ -327,7 +327,7 @@ def test_probe_and_step_is_step_with_a_closure(row: Row, large: bool) -> None:
     for halves in (False, True):
         problem = Bowl() if large else Regression()
         parameters = [problem.w] if isinstance(problem, Bowl) else list(problem.model.parameters())
-        optimizer = row.make(parameters, weight_decay=0.1, directions=2)
+        optimizer = row.make(parameters, sigma=1e-3, weight_decay=0.1, directions=2)
         losses = []
         for _ in range(2 if large else 4):
             if halves:

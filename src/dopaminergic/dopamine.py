@@ -193,7 +193,8 @@ class Dopamine(ForwardOptimizer):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4
             on it overshoots on a quadratic without noise.
-        sigma: how far each weight moves in a perturbed pass, > 0.
+        sigma: how far each weight moves in a perturbed pass, > 0; small, so that the curvature of the loss adds less to
+            a regret than its slope does.
         loss_floor: the least loss that can be reached.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
         beta: decay in [0, 1) of all running means.
@@ -221,7 +222,7 @@ class Dopamine(ForwardOptimizer):
         params: ParamsT,
         *,
         lr: float = 3.5,
-        sigma: float = 1e-3,
+        sigma: float = 3e-4,
         loss_floor: float = 0.0,
         cap: float = 0.1,
         beta: float = 0.99,
