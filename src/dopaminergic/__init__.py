@@ -6,6 +6,7 @@ from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
+from dopaminergic.vector import VectorDopamine
 
 __all__ = [
     "SPSA",
@@ -15,6 +16,7 @@ __all__ = [
     "EvolutionStrategy",
     "ForwardOptimizer",
     "Outcome",
+    "VectorDopamine",
     "WeightPerturbation",
     "__version__",
     "check_estimator",

@@ -310,7 +310,7 @@ class ForwardOptimizer(Optimizer):
             if not bool(usable.all()):
                 self._warn()
                 rows = [[select(usable, x, 0.0) for x in row] for row in rows]
-                rule = _chosen(usable, rule, before.rule)
+                rule = chosen(usable, rule, before.rule)
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
             rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
@@ -403,6 +403,6 @@ def _shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[M
     return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
 
 
-def _chosen(usable: Tensor, new: Any, old: Any) -> Any:
+def chosen(usable: Tensor, new: Any, old: Any) -> Any:
     """The new state of the rule where it is usable; rules without a state have None."""
     return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))

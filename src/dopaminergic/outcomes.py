@@ -30,11 +30,13 @@ class Outcome:
         values: what the model predicted, of any shape.
         losses: the losses, one per sample (or per number); their mean is the loss that is minimised.
         kind: the name of the loss, `"squared_error"`, `"cross_entropy"` or `"custom"`.
+        truth: what the loss compares the values with: targets, labels, or for a custom loss the function itself.
     """
 
     values: Tensor
     losses: Tensor
     kind: str
+    truth: Any = None
 
     def mean(self) -> Tensor:
         """The loss that is minimised, a 0-d tensor."""
@@ -59,7 +61,7 @@ def squared_error(prediction: Tensor, target: Tensor) -> Outcome:
             f"squared_error: prediction has shape {tuple(prediction.shape)} but target has {tuple(target.shape)}; "
             "reshape one of them, they are not broadcast"
         )
-    return Outcome(prediction, (prediction - target) ** 2, "squared_error")
+    return Outcome(prediction, (prediction - target) ** 2, "squared_error", target)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
@@ -84,7 +86,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
             f"got {tuple(labels.shape)}"
         )
     losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
-    return Outcome(logits, losses.reshape(labels.shape), "cross_entropy")
+    return Outcome(logits, losses.reshape(labels.shape), "cross_entropy", labels)
 
 
 def outcome(values: Tensor, loss: Callable[[Tensor], Tensor]) -> Outcome:
@@ -97,7 +99,7 @@ def outcome(values: Tensor, loss: Callable[[Tensor], Tensor]) -> Outcome:
     >>> outcome(torch.tensor([2.0, -1.0]), torch.abs).mean()
     tensor(1.5000)
     """
-    return Outcome(values, loss(values), "custom")
+    return Outcome(values, loss(values), "custom", loss)
 
 
 def mean_loss(returned: Any, rule: str) -> float:

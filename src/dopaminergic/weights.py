@@ -17,7 +17,7 @@ import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,14 @@ SAVED_BYTES = 1 << 20
 _DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
 
+class Block(NamedTuple):
+    """Trainable parameters of one group that are alike, with the index of each in the noise."""
+
+    group: int
+    parameters: list[Tensor]
+    indices: list[int]
+
+
 class Weights:
     """The trainable tensors of an optimizer's groups during a step.
 
@@ -40,12 +48,16 @@ class Weights:
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
+        bytes: memory of all trainable weights.
+        blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
     """
 
     def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str) -> None:
         self.groups, self.seeds, self.kind = groups, seeds, kind
         self.sizes: list[int] = []
+        self.bytes = 0
+        self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
         self._step = 0
         # One for the parameters of each group that are alike: same dtype, same device.
@@ -104,6 +116,23 @@ class Weights:
             self._displacement = []
             commit()
 
+    def directions(self, count: int, scales: list[float], step: int) -> Tensor:
+        """The first directions, written out: float64 `(R, count, d)`, group g times `scales[g]`; on the CPU."""
+        parts = []
+        for group, parameters, indices in self.blocks:
+            blank = [
+                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64) for p in parameters
+            ]
+            rows = []
+            for k in range(count):
+                made = [torch.zeros_like(b) for b in blank]
+                combine = Combination(made, indices, self.seeds, self.kind, blank, 0)
+                combine.saved[0] = step
+                combine([(k, [scales[group]])], None, step)
+                rows.append(torch.cat(made, 1))
+            parts.append(torch.stack(rows, 1))
+        return torch.cat(parts, 2)
+
     def _write_in_place(self, terms: list[Term], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)
         if terms or scales is not None:
@@ -113,22 +142,25 @@ class Weights:
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
-        small = sum(p.numel() * p.element_size() for p in trainable) <= SAVED_BYTES
+        self.bytes = sum(p.numel() * p.element_size() for p in trainable)
+        small = self.bytes <= SAVED_BYTES
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         index, self.sizes, self.generators = 0, [0] * len(self.groups), _generators({p.device for p in trainable})
         for number, group in enumerate(self.groups):
             for p in group["params"]:
                 if p.requires_grad and p.numel() > 0:
                     in_place = not small and p.dtype in FAST_DTYPES
-                    members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p.detach(), index))
+                    members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p, index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._saved, self._in_place = [], []
+        self._saved, self._in_place, self.blocks = [], [], []
         for (group, _, _, in_place, _), pairs in members.items():
-            tensors, indices = [t for t, _ in pairs], [i for _, i in pairs]
+            block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
+            tensors = [p.detach() for p in block.parameters]
             copies = None if in_place else [torch.empty_like(t) for t in tensors]
-            combine = Combination(tensors, indices, self.seeds, self.kind, copies, group)
+            combine = Combination(tensors, block.indices, self.seeds, self.kind, copies, group)
             (self._in_place if in_place else self._saved).append(combine)
+            self.blocks.append(block)
 
 
 def _layout(parameters: list[Tensor]) -> list[Any]:
@@ -163,7 +195,7 @@ def _merged(terms: list[Term]) -> list[Term]:
     for direction, multiples in terms:
         old = total.get(direction)
         total[direction] = multiples if old is None else [a + b for a, b in zip(old, multiples, strict=True)]
-    return list(total.items())
+    return [(direction, multiples) for direction, multiples in total.items() if any(map(np.any, multiples))]
 
 
 @contextlib.contextmanager

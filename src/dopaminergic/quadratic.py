@@ -1,0 +1,141 @@
+"""The loss as a function of a closure's outcome: its slope and its curvature there, in closed form.
+
+    l(o + do) = l(o) + <r, do> + <do, H do> / 2,    r = dl/do,  H = d2l/do2 >= 0
+
+The outcome o holds n numbers for each of R replicas. Nothing here knows how the network made them.
+
+- `squared_error`: r = 2 (o - y) / N, H = 2 / N.
+- `cross_entropy`: r = (p - e_y) / N, H = (diag(p) - p p') / N, p the softmax of the logits.
+- `outcome(values, loss)`: torch differentiates the loss, a function of the values alone.
+- losses without predictions (a black box): o are the losses l_i themselves, so r = 1 / N. Their mean is not curved; the
+  network behind them is. Each is taken for the square of something that the weights change linearly, l_i = u_i^2,
+  which gives the second moment of regrets in a unit of its own for each sample, H = 1 / (2 l_i N): a natural gradient
+  (Amari 1998), exact for squared errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+
+SOLVED = 0.1  # of the mean loss: samples below it are all alike
+
+
+class Quadratic(NamedTuple):
+    """The loss around one outcome of R replicas.
+
+    Attributes:
+        values: o, shape `(R, n)`.
+        loss: mean loss, float64 `(R,)` on the CPU.
+        slope: r, shape `(R, n)`.
+        curve: maps changes of the outcome `(R, K, n)` to H times them, of the same shape.
+        samples: number N of losses of one replica.
+    """
+
+    values: Tensor
+    loss: Tensor
+    slope: Tensor
+    curve: Callable[[Tensor], Tensor]
+    samples: int
+
+
+def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
+    """The loss around what a closure returned.
+
+    Args:
+        returned: a number, losses, or an `Outcome`; of a fleet with a leading dimension of replicas.
+        rule: the optimizer's name, for errors.
+        replicas: R, or None for one model.
+
+    Raises:
+        TypeError: it is not a loss.
+        ValueError: it is a tensor of a shape that is not one, or an outcome whose loss is not known.
+    """
+    loss = _loss(returned, rule, replicas)
+    if not isinstance(returned, Outcome):
+        values = read(returned, replicas or 1)
+        samples, bend = values.shape[1], _black_box(values)
+        return Quadratic(values, loss, torch.full_like(values, 1.0 / samples), lambda J: bend * J, samples)
+    if returned.kind not in KINDS:
+        raise ValueError(
+            f"{rule}: the outcome's loss is {returned.kind!r}, which is not known; use squared_error, cross_entropy, "
+            "or outcome(values, loss) with any loss that is a convex function of the values"
+        )
+    values = read(returned, replicas or 1)
+    samples = returned.losses.numel() // (replicas or 1)
+    slope, curve = KINDS[returned.kind](returned, values, samples)
+    return Quadratic(values, loss, slope, curve, samples)
+
+
+def read(returned: Any, replicas: int) -> Tensor:
+    """The outcome o in what a closure returned, shape `(R, n)`, in float32 or float64."""
+    values = returned.values if isinstance(returned, Outcome) else torch.as_tensor(returned)
+    values = values.reshape(replicas, -1)
+    return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
+
+
+def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
+    checked = mean_losses(returned, rule, replicas) if replicas else mean_loss(returned, rule)
+    losses = returned.losses if isinstance(returned, Outcome) else returned
+    if not isinstance(losses, Tensor):
+        return torch.tensor([checked], dtype=torch.float64)
+    # Improvements near the end are smaller than what a float32 mean can resolve.
+    return losses.detach().to(torch.float64).reshape(replicas or 1, -1).mean(1).cpu()
+
+
+def _black_box(losses: Tensor) -> Tensor:
+    """H of losses `(R, N)`, broadcast over directions: `(R, 1, N)`."""
+    excess = losses - losses.min(1, keepdim=True).values.clamp(max=0.0)  # squares are not negative
+    mean = excess.mean(1, keepdim=True)
+    # Samples that are nearly solved must not outweigh the rest; a lone negative loss has no excess but its size.
+    unit = torch.where(mean > 0.0, excess + SOLVED * mean, losses.abs())
+    return (0.5 / losses.shape[1] / (unit + torch.finfo(losses.dtype).tiny))[:, None]
+
+
+Parts = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+def _squared_error(returned: Outcome, values: Tensor, samples: int) -> Parts:
+    target = returned.truth.reshape(values.shape).to(values.dtype)
+    return 2.0 / samples * (values - target), lambda J: 2.0 / samples * J
+
+
+def _cross_entropy(returned: Outcome, values: Tensor, samples: int) -> Parts:
+    classes = returned.values.shape[-1]
+    p = values.unflatten(-1, (-1, classes)).softmax(-1)  # (R, N, C)
+    labels = returned.truth.reshape(p.shape[:-1]).long()
+    slope = (p - torch.nn.functional.one_hot(labels, classes)) / samples
+
+    def curve(J: Tensor) -> Tensor:
+        weighted = p[:, None] * J.unflatten(-1, (-1, classes))
+        return ((weighted - p[:, None] * weighted.sum(-1, keepdim=True)) / samples).flatten(-2)
+
+    return slope.flatten(-2), curve
+
+
+def _custom(returned: Outcome, values: Tensor, samples: int) -> Parts:
+    shape, replicas = returned.values.shape, values.shape[0]
+
+    def total(v: Tensor) -> Tensor:
+        return returned.truth(v.reshape(shape)).reshape(replicas, -1).mean(1).sum()
+
+    slope = torch.func.grad(total)
+
+    def curve(J: Tensor) -> Tensor:
+        # The Hessian of a sum over replicas has no terms between them, so all replicas share one product.
+        product = torch.func.vmap(lambda v: torch.func.jvp(slope, (values,), (v,))[1], in_dims=1, out_dims=1)
+        return product(J)
+
+    return slope(values), curve
+
+
+KINDS: dict[str, Callable[[Outcome, Tensor, int], Parts]] = {
+    "squared_error": _squared_error,
+    "cross_entropy": _cross_entropy,
+    "custom": _custom,
+}

@@ -1,0 +1,201 @@
+"""The rule of VectorDopamine: the loss in the span of K directions, its damped minimum, and what is trusted of it.
+
+    J_k = o(W + D z_k) - o(W),   l(c) = l - g.c + c.A.c / 2,   c = (A + top J J' + lambda T G)^-1 g,   W <- W - D Z c
+
+Everything here is a plain function of float64 tensors whose first dimension is the replica. Equations: algorithms.md,
+"VectorDopamine", after Levenberg (1944) and Marquardt (1963).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopaminergic.batched import MEMORY
+from dopaminergic.quadratic import Quadratic
+
+FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.5, 512  # early steps are rough anyhow, and should come soon
+FEWEST = 8
+DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
+TINY = 1e-300  # keeps a quotient of zeros at zero
+
+
+class VectorState(NamedTuple):
+    """What `VectorDopamine` remembers: float64, shape `(R,)` each.
+
+    Attributes:
+        damping: lambda.
+        gain: eta, how much of the damped step is taken.
+        curvature: the largest mean curvature of the loss so far.
+        actual: decayed sum of sizes of actual improvements from batch to batch.
+        promised: decayed sum of expected ones.
+        comparisons: decayed sum of weights of both.
+        last_loss: the loss of the last step.
+        expected: the improvement P that the last step should bring; 0 if it was rejected.
+    """
+
+    damping: Tensor
+    gain: Tensor
+    curvature: Tensor
+    actual: Tensor
+    promised: Tensor
+    comparisons: Tensor
+    last_loss: Tensor
+    expected: Tensor
+
+
+class Subspace(NamedTuple):
+    """The loss in the span of K directions, as a function of their coefficients; float64.
+
+    Attributes:
+        slope: g_k = <J_k, r>, shape `(R, K)`.
+        products: A_kl = <J_k, H J_l>, shape `(R, K, K)`.
+        outputs: <J_k, J_l>, shape `(R, K, K)`.
+        gram: <D z_k, D z_l> over the mean of its diagonal, shape `(R, K, K)`, or an identity `(1, K, K)`.
+        samples: number N of losses.
+    """
+
+    slope: Tensor
+    products: Tensor
+    outputs: Tensor
+    gram: Tensor
+    samples: int
+
+
+class Proposal(NamedTuple):
+    """The damped minimum: coefficients c `(R, K)` of the step -sum_k c_k D z_k, g.c and c.A.c, each `(R,)`."""
+
+    coefficients: Tensor
+    slope: Tensor
+    curvature: Tensor
+
+    def expected(self, share: Tensor) -> Tensor:
+        """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
+        return share * self.slope - share**2 * self.curvature / 2
+
+
+def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
+    """How many directions a step tries if nobody says: K grows by a half each step, up to what can be made use of.
+
+    Two thirds of the weights, twice the number of losses (more would fit the batch and nothing else), 512, and as many
+    as there is memory for the regrets.
+
+    Args:
+        weights: number d of weights.
+        samples: number N of losses in a batch.
+        step: step number.
+        outcomes: number n of outcomes.
+        memory: bytes that K n regrets may take.
+
+    >>> [directions_for(10_000, 1_000, step) for step in (0, 1, 2, 10)], directions_for(33, 4, 10)
+    ([32, 48, 72, 512], 8)
+    """
+    useful = min(math.ceil(2 * weights / 3), max(FEWEST, 2 * samples), MOST_DIRECTIONS, memory // (4 * outcomes))
+    ramp = FIRST_DIRECTIONS * GROWTH ** min(step, 20)
+    return max(1, min(weights, max(min(FEWEST, weights), min(useful, int(ramp)))))
+
+
+def subspace(regrets: Tensor, loss: Quadratic, gram: Tensor) -> Subspace:
+    """Project the loss onto the directions.
+
+    Args:
+        regrets: J, shape `(R, K, n)`; directions with an entry that is not finite must be 0.
+        loss: around the unperturbed outcome.
+        gram: see `Subspace`.
+    """
+
+    def product(one: Tensor, other: Tensor) -> Tensor:
+        return (one @ other).to("cpu", torch.float64)
+
+    across = regrets.mT
+    return Subspace(
+        product(regrets, loss.slope[..., None])[..., 0],
+        product(loss.curve(regrets), across),
+        product(regrets, across),
+        gram,
+        loss.samples,
+    )
+
+
+def mean_curvature(space: Subspace) -> Tensor:
+    """Curvature of the loss over that of |o|^2 / 2 along the regrets, tr A / tr <J, J>, shape `(R,)`."""
+    return _trace(space.products) / (_trace(space.outputs) + TINY)
+
+
+def propose(space: Subspace, state: VectorState) -> Proposal:
+    """The damped Gauss-Newton step: c = (A + top J J' + lambda T G)^-1 g.
+
+    T = mean_k |J_k|^2 / N is the unit of lambda, and does not vanish where a softmax saturates. `top` lifts the mean
+    curvature to the largest seen so far, since a loss that has become flat at its saturated outcomes says little about
+    other batches. G measures the length of the step in the weights, whatever the angles between the directions.
+
+    Args:
+        space: the projected loss.
+        state: its damping and curvature are used.
+    """
+    top = (state.curvature - mean_curvature(space)).clamp(min=0.0)
+    unit = _trace(space.outputs) / (space.slope.shape[1] * space.samples)  # T, algorithms.md, "VectorDopamine"
+    ridge = (state.damping * unit + TINY)[:, None, None] * space.gram
+    matrix = space.products + top[:, None, None] * space.outputs + ridge
+    c = _solve(matrix, space.slope)
+    return Proposal(c, (space.slope * c).sum(1), (c[:, None] @ space.products @ c[..., None])[:, 0, 0])
+
+
+def _trace(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing."""
+    scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
+    unit = matrix * scale[..., None] * scale[:, None] + 1e-14 * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    solution = torch.cholesky_solve((right * scale)[..., None], factor)
+    if bool(failed.any()):  # rounding has made it indefinite: the least-squares solution is sound all the same
+        solution = torch.where(
+            failed[:, None, None] == 0, solution, torch.linalg.pinv(unit, hermitian=True) @ (right * scale)[..., None]
+        )
+    return solution[..., 0] * scale
+
+
+def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:
+    """Prediction error on the next batch: actual against expected improvement of the last step sets eta.
+
+    Args:
+        state: from the last step.
+        loss: of this batch at the weights, `(R,)`.
+        tau: share of the expected improvement that is taken for enough, in (0, 1).
+        kappa: speed of the controller.
+        beta: decay of the scales.
+    """
+    # algorithms.md, "VectorDopamine", next-batch RPE; a rejected step expected nothing and teaches nothing.
+    taught, improvement = state.expected > 0.0, state.last_loss - loss
+    weight = 1.0 - beta
+    actual = beta * state.actual + weight * improvement.abs()
+    promised = beta * state.promised + weight * state.expected
+    comparisons = beta * state.comparisons + weight
+    error = (improvement - tau * state.expected) / ((actual + promised) / comparisons + TINY)
+    gain = (state.gain * torch.exp(kappa * error.clamp(-3.0, 3.0))).clamp(*GAIN_LIMITS)
+    return state._replace(
+        gain=torch.where(taught, gain, state.gain),
+        actual=torch.where(taught, actual, state.actual),
+        promised=torch.where(taught, promised, state.promised),
+        comparisons=torch.where(taught, comparisons, state.comparisons),
+    )
+
+
+def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> VectorState:
+    """Prediction error on the same batch: halve lambda where the expectation held, triple it where it did not.
+
+    Args:
+        state: of this step.
+        expected: improvement that the step promised, `(R,)`; where it is 0 nothing was tried.
+        actual: improvement that it brought; NaN counts as none.
+    """
+    ratio = actual / (expected + TINY)
+    factor = torch.where(ratio > 0.75, 0.5, torch.where(ratio >= 0.25, 1.0, 3.0))
+    factor = torch.where(expected > 0.0, factor, 1.0)
+    return state._replace(damping=(state.damping * factor).clamp(*DAMPING_LIMITS))

@@ -1,0 +1,271 @@
+"""VectorDopamine: a vector of prediction errors for each direction, one error for each outcome.
+
+    VectorDopamine = sign noise + vector-valued regrets + Gauss-Newton step in their span + expected-versus-actual trust
+
+A perturbed pass returns n outcomes, and the scalar rules keep one number of them. Here the regrets of K directions are
+kept whole, which makes the loss a known quadratic function of K coefficients; its damped minimum is the step. Two
+prediction errors are its only controllers: actual against expected improvement on the same batch sets the damping, on
+the next batch the length of the step. Defined in algorithms.md; vector-valued dopamine errors: Lee, Engelhard, Witten
+and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from dopaminergic import checks
+from dopaminergic.batched import MEMORY, Batched, rewind
+from dopaminergic.noise import Multiple, Term
+from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen
+from dopaminergic.quadratic import Quadratic, quadratic, read
+from dopaminergic.scalars import Scalar
+from dopaminergic.subspace import (
+    MOST_DIRECTIONS,
+    Proposal,
+    VectorState,
+    directions_for,
+    mean_curvature,
+    next_damping,
+    next_gain,
+    propose,
+    subspace,
+)
+
+GRAM_WORTH_IT = 16  # directions are as good as orthogonal where there are this many weights for each of them
+
+
+class VectorDopamine(ForwardOptimizer):
+    """Gauss-Newton steps in the span of random directions, steered by prediction errors; nothing to tune.
+
+    A step costs K + 2 forward passes: the weights, K perturbed copies of them (as one batch where that is possible),
+    and a check of the step on the same batch. Give it predictions, not only their loss: a closure that returns
+    `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`. Losses of single
+    samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
+
+    Args:
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        lr: factor on the step, >= 0; any scheduler may change it.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.01, more for 16-bit weights.
+        directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
+        damping: first lambda, > 0.
+        tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
+        kappa: speed of the controller of the step's length, >= 0.
+        beta: decay in [0, 1) of the running means.
+        memory: bytes that the perturbed copies of one batch, and the regrets, may take, > 0.
+        noise: `"rademacher"` or `"gaussian"`.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0: weights shrink by `lr` times eta times it.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    Defined in algorithms.md; a Levenberg-Marquardt method in a random subspace.
+
+    >>> import torch
+    >>> from dopaminergic import squared_error
+    >>> model, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 0.0]])
+    >>> optimizer = VectorDopamine(model.parameters(), directions=3)
+    >>> losses = [optimizer.step(lambda: squared_error(model(x), x[:, :1])) for _ in range(40)]
+    >>> losses[-1] < 1e-6
+    True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: Any = 1.0,
+        sigma: float | None = None,
+        directions: int | None = None,
+        damping: float = 1.0,
+        tau: float = 0.25,
+        kappa: float = 0.05,
+        beta: float = 0.9,
+        memory: int = MEMORY,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        checks.number("VectorDopamine", "damping", damping, above=0)
+        checks.number("VectorDopamine", "tau", tau, above=0, below=1)
+        checks.number("VectorDopamine", "kappa", kappa, at_least=0)
+        checks.number("VectorDopamine", "beta", beta, at_least=0, below=1)
+        checks.number("VectorDopamine", "memory", memory, above=0)
+        params = checks.parameters("VectorDopamine", params)
+        super().__init__(
+            params,
+            lr=lr,
+            sigma=_first_sigma(params) if sigma is None else sigma,
+            directions=MOST_DIRECTIONS if directions is None else directions,
+            noise=noise,
+            seed=seed,
+            weight_decay=weight_decay,
+            automatic=directions is None,
+            damping=damping,
+            tau=tau,
+            kappa=kappa,
+            beta=beta,
+            memory=int(memory),
+        )
+        self._batched = Batched("VectorDopamine", int(memory))
+
+    @property
+    def next_passes(self) -> int:
+        """The most forward passes that the next step may take."""
+        step, size = self._progress.step, sum(self._weights.sizes) or 1 << 60
+        return self._count(step, size, 1 << 60, 1) + 2 + (step == 0)
+
+    def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
+        if self.settings["automatic"]:
+            return directions_for(weights, samples, step, outcomes, self.settings["memory"])
+        return min(self.settings["directions"], weights)
+
+    def _start(self) -> VectorState:
+        zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
+        return VectorState(*[zero] * 8)._replace(damping=zero + self.settings["damping"], gain=zero + 0.5)
+
+    @property
+    def _replicas(self) -> int | None:
+        return len(self.settings["seed"]) if self._fleet else None
+
+    def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        weights = self._weights
+        weights.begin(before.step)
+        if not any(weights.sizes):
+            checks.some_trainable(self._rule_name, self.param_groups)
+        random_states = [(generator, generator.get_state()) for generator in weights.generators]
+        loss = quadratic(closure(), self._rule_name, self._replicas)
+        usable = loss.loss.isfinite() & loss.values.isfinite().all(1).cpu() & loss.slope.isfinite().all(1).cpu()
+        losses = Losses(self._own(loss.loss), [], [])
+        if not bool(usable.any()):
+            return losses, self._skip(before, 1)
+        rewind(random_states)
+        regrets, tried = self._regrets(closure, loss, before.step)
+        state, proposal = self._propose(before.rule, loss, regrets, before.step)
+        rates = [group["lr"] * state.gain for group in self.param_groups]
+        weights.move(self._terms(proposal.coefficients, rates))
+        rewind(random_states)
+        trial = quadratic(closure(), self._rule_name, self._replicas).loss
+        return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
+
+    def _scales(self) -> list[float]:
+        """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
+        return [group["sigma"] / math.sqrt(sum(self._weights.sizes)) for group in self.param_groups]
+
+    def _regrets(self, closure: Closure, loss: Quadratic, step: int) -> tuple[Tensor, int]:
+        """J `(R, K, n)`, and the evaluations it took. A direction with an outcome that is not finite is not used."""
+        multiples: list[Multiple] = [*self._scales()]
+        count = self._count(step, sum(self._weights.sizes), loss.samples, loss.values.shape[1])
+
+        def values(returned: Any) -> Tensor:
+            found = read(returned, self._replicas or 1)
+            if found.shape != loss.values.shape:
+                raise ValueError(
+                    f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at first and "
+                    f"{found.shape[1]} at perturbed weights of the same step; it must use the same batch each time"
+                )
+            return found
+
+        outcomes, tried = self._batched(self._weights, closure, values, count, multiples, step)
+        regrets = outcomes.transpose(0, 1) - loss.values[:, None]
+        return torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0), tried
+
+    def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
+        space = subspace(regrets, loss, self._gram(regrets.shape[1], step))
+        state = next_gain(
+            state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
+        )
+        state = state._replace(curvature=torch.maximum(state.curvature, mean_curvature(space)))
+        return state, propose(space, state)
+
+    def _gram(self, count: int, step: int) -> Tensor:
+        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap."""
+        if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
+            return torch.eye(count, dtype=torch.float64)[None]
+        z = self._weights.directions(count, self._scales(), step)
+        gram = z @ z.mT
+        return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+
+    def _terms(self, coefficients: Tensor, rates: list[Tensor]) -> list[Term]:
+        """The step -sum_k c_k D z_k, each group at its own rate."""
+        columns: list[list[Any]] = []
+        for rate, scale in zip(rates, self._scales(), strict=True):
+            multiples = (-scale * rate[:, None] * coefficients).mT.contiguous()
+            columns.append(list(multiples.numpy()) if self._fleet else multiples[:, 0].tolist())
+        return [(k, list(row)) for k, row in enumerate(zip(*columns, strict=True))]
+
+    def _judge(
+        self,
+        before: Progress,
+        state: VectorState,
+        loss: Quadratic,
+        proposal: Proposal,
+        rates: list[Tensor],
+        trial: Tensor,
+        usable: Tensor,
+        passes: int,
+    ) -> Change:
+        """Accept the step where it improves the loss of the same batch, and learn from both prediction errors."""
+        share = self._share(rates)
+        expected, actual = torch.where(usable, proposal.expected(share), 0.0), loss.loss - trial
+        accepted = usable & (actual > 0.0)
+        after = next_damping(state, expected, actual)
+        after = after._replace(last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0))
+        if not bool(usable.all()):
+            self._warn()
+        after = chosen(usable, after, before.rule)
+        progress = Progress(
+            after,
+            before.step + 1,
+            before.forward_passes + passes,
+            before.skipped_steps + (~usable if self._fleet else 0),
+            self._own(torch.where(usable, actual - expected, 0.0).nan_to_num()),
+            self._own(rates[0]),
+        )
+        coefficients = torch.where(accepted[:, None], proposal.coefficients, 0.0)
+        return Change(self._terms(coefficients, rates), self._shrinks(rates, accepted), progress)
+
+    def _share(self, rates: list[Tensor]) -> Tensor:
+        """How much of the proposal is taken; with several groups each has its share in it by its size."""
+        squares = [n * scale**2 for n, scale in zip(self._weights.sizes, self._scales(), strict=True)]
+        return sum(
+            (rate * (square / sum(squares)) for rate, square in zip(rates, squares, strict=True)), 0.0 * rates[0]
+        )
+
+    def _shrinks(self, rates: list[Tensor], accepted: Tensor) -> list[Multiple] | None:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        if not any(decays):
+            return None
+        kept = [
+            torch.where(accepted, (1 - rate * decay).clamp(0, 1), 1.0)
+            for rate, decay in zip(rates, decays, strict=True)
+        ]
+        return [k.numpy() if self._fleet else float(k) for k in kept]
+
+    def _own(self, x: Tensor) -> Scalar:
+        """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
+        return x if self._fleet else float(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_batched"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "settings" in self.__dict__:
+            self._batched = Batched("VectorDopamine", self.settings["memory"])
+
+
+def _first_sigma(params: Any) -> float:
+    """0.01, but more where weights have so few digits that rounding would drown the regrets."""
+    tensors = params if isinstance(params, list) else [params]
+    flat = [q for p in tensors for q in (p["params"] if isinstance(p, dict) else [p])]
+    flat = [q[1] if isinstance(q, tuple) else q for q in (flat if not isinstance(flat, Tensor) else [flat])]
+    short = any(isinstance(q, Tensor) and q.dtype in (torch.bfloat16, torch.float16) for q in flat)
+    return 0.3 if short else 0.01
