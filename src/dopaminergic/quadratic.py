@@ -35,6 +35,7 @@ class Quadratic(NamedTuple):
         slope: r, shape `(R, n)`.
         curve: maps changes of the outcome `(R, K, n)` to H times them, of the same shape.
         samples: number N of losses of one replica.
+        black_box: the values are losses, curved functions of the weights even where the network is linear.
     """
 
     values: Tensor
@@ -42,6 +43,7 @@ class Quadratic(NamedTuple):
     slope: Tensor
     curve: Callable[[Tensor], Tensor]
     samples: int
+    black_box: bool
 
 
 def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
@@ -60,7 +62,7 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     if not isinstance(returned, Outcome):
         values = read(returned, replicas or 1)
         samples, bend = values.shape[1], _black_box(values)
-        return Quadratic(values, loss, torch.full_like(values, 1.0 / samples), lambda J: bend * J, samples)
+        return Quadratic(values, loss, torch.full_like(values, 1.0 / samples), lambda J: bend * J, samples, True)
     if returned.kind not in KINDS:
         raise ValueError(
             f"{rule}: the outcome's loss is {returned.kind!r}, which is not known; use squared_error, cross_entropy, "
@@ -69,7 +71,7 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     values = read(returned, replicas or 1)
     samples = returned.losses.numel() // (replicas or 1)
     slope, curve = KINDS[returned.kind](returned, values, samples)
-    return Quadratic(values, loss, slope, curve, samples)
+    return Quadratic(values, loss, slope, curve, samples, False)
 
 
 def read(returned: Any, replicas: int) -> Tensor:

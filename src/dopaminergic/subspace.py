@@ -20,6 +20,8 @@ from dopaminergic.quadratic import Quadratic
 FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.5, 512  # early steps are rough anyhow, and should come soon
 FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
+LIFT = 0.3  # of the curvature that saturated outcomes have lost
+DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
@@ -126,20 +128,22 @@ def mean_curvature(space: Subspace) -> Tensor:
 
 
 def propose(space: Subspace, state: VectorState) -> Proposal:
-    """The damped Gauss-Newton step: c = (A + top J J' + lambda T G)^-1 g.
+    """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
-    T = mean_k |J_k|^2 / N is the unit of lambda, and does not vanish where a softmax saturates. `top` lifts the mean
-    curvature to the largest seen so far, since a loss that has become flat at its saturated outcomes says little about
-    other batches. G measures the length of the step in the weights, whatever the angles between the directions.
+    The unit T = h mean_k |J_k|^2 / 2 of lambda, h the largest mean curvature so far, is that of A (for squared errors
+    half the mean of its diagonal), yet does not vanish where a softmax saturates. What outcomes have lost of h is a sign
+    of how little the batch still says about others: a part of it is put back, and lambda does not fall below another.
+    G measures the length of the step in the weights, whatever the angles between the directions.
 
     Args:
         space: the projected loss.
         state: its damping and curvature are used.
     """
-    top = (state.curvature - mean_curvature(space)).clamp(min=0.0)
-    unit = _trace(space.outputs) / (space.slope.shape[1] * space.samples)  # T, algorithms.md, "VectorDopamine"
-    ridge = (state.damping * unit + TINY)[:, None, None] * space.gram
-    matrix = space.products + top[:, None, None] * space.outputs + ridge
+    lost = (state.curvature - mean_curvature(space)).clamp(min=0.0)
+    unit = state.curvature / 2 * _trace(space.outputs) / space.slope.shape[1]
+    damping = torch.maximum(state.damping, DAMPED * lost / (state.curvature + TINY))
+    ridge = (damping * unit + TINY)[:, None, None] * space.gram
+    matrix = space.products + LIFT * lost[:, None, None] * space.outputs + ridge
     c = _solve(matrix, space.slope)
     return Proposal(c, (space.slope * c).sum(1), (c[:, None] @ space.products @ c[..., None])[:, 0, 0])
 

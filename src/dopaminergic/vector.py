@@ -26,6 +26,7 @@ from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Pr
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.scalars import Scalar
 from dopaminergic.subspace import (
+    FEWEST,
     MOST_DIRECTIONS,
     Proposal,
     VectorState,
@@ -175,14 +176,21 @@ class VectorDopamine(ForwardOptimizer):
 
         outcomes, tried = self._batched(self._weights, closure, values, count, multiples, step)
         regrets = outcomes.transpose(0, 1) - loss.values[:, None]
-        return torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0), tried
+        regrets = torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0)
+        if loss.black_box and count >= FEWEST:
+            # The expected regret of each sample, about sigma^2 tr(H) / 2, would be taken for a slope.
+            regrets = regrets - regrets.mean(1, keepdim=True)
+        return regrets, tried
 
     def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
         space = subspace(regrets, loss, self._gram(regrets.shape[1], step))
         state = next_gain(
             state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
         )
-        state = state._replace(curvature=torch.maximum(state.curvature, mean_curvature(space)))
+        curvature = mean_curvature(space)
+        flat = loss.slope.square().sum(1).cpu() / (2.0 * loss.loss.abs())  # what it would be were the loss a square
+        curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
+        state = state._replace(curvature=torch.maximum(state.curvature, curvature))
         return state, propose(space, state)
 
     def _gram(self, count: int, step: int) -> Tensor:
