@@ -17,7 +17,7 @@ from torch import Tensor
 from dopaminergic.batched import MEMORY
 from dopaminergic.quadratic import Quadratic
 
-FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.5, 512  # early steps are rough anyhow, and should come soon
+FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.05, 512  # early steps are rough anyhow, and should come soon
 FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
 LIFT = 0.3  # of the curvature that saturated outcomes have lost
@@ -80,7 +80,7 @@ class Proposal(NamedTuple):
 
 
 def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
-    """How many directions a step tries if nobody says: K grows by a half each step, up to what can be made use of.
+    """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what can be used.
 
     Two thirds of the weights, twice the number of losses (more would fit the batch and nothing else), 512, and as many
     as there is memory for the regrets.
@@ -92,11 +92,11 @@ def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, mem
         outcomes: number n of outcomes.
         memory: bytes that K n regrets may take.
 
-    >>> [directions_for(10_000, 1_000, step) for step in (0, 1, 2, 10)], directions_for(33, 4, 10)
-    ([32, 48, 72, 512], 8)
+    >>> [directions_for(10_000, 1_000, step) for step in (0, 1, 20, 60)], directions_for(33, 4, 10)
+    ([32, 33, 84, 512], 8)
     """
     useful = min(math.ceil(2 * weights / 3), max(FEWEST, 2 * samples), MOST_DIRECTIONS, memory // (4 * outcomes))
-    ramp = FIRST_DIRECTIONS * GROWTH ** min(step, 20)
+    ramp = FIRST_DIRECTIONS * GROWTH ** min(step, 60)
     return max(1, min(weights, max(min(FEWEST, weights), min(useful, int(ramp)))))
 
 
@@ -200,6 +200,6 @@ def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> Vector
         actual: improvement that it brought; NaN counts as none.
     """
     ratio = actual / (expected + TINY)
-    factor = torch.where(ratio > 0.75, 0.5, torch.where(ratio >= 0.25, 1.0, 3.0))
+    factor = torch.where(ratio > 0.75, 0.5, torch.where(ratio >= 0.5, 1.0, 3.0))
     factor = torch.where(expected > 0.0, factor, 1.0)
     return state._replace(damping=(state.damping * factor).clamp(*DAMPING_LIMITS))

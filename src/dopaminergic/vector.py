@@ -87,7 +87,7 @@ class VectorDopamine(ForwardOptimizer):
         directions: int | None = None,
         damping: float = 1.0,
         tau: float = 0.25,
-        kappa: float = 0.05,
+        kappa: float = 0.1,
         beta: float = 0.9,
         memory: int = MEMORY,
         noise: str = "rademacher",
