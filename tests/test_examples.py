@@ -80,6 +80,17 @@ def test_spiking_network_learns_where_no_gradient_reaches() -> None:
     assert "backpropagation: None" in text
 
 
+def test_vector_dopamine_against_adam() -> None:
+    text = printed("against_adam.py", "--budget", "1500")
+    losses = numbers(r"error on the batch ([\d.]+)", text)
+    assert losses[-1] < 0.2 * losses[0]
+    passes = numbers(r"([\d,]+) forward passes", text.replace(",", ""))
+    assert 1200 <= passes[-1] <= 1500
+    [(vector, adam)] = re.findall(r"VectorDopamine ([\d.]+), Adam ([\d.]+)", text)
+    assert float(vector) < 0.1  # forecasting the mean: 1
+    assert float(adam) < 0.1  # the comparison is with something that learns
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
