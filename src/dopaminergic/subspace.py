@@ -31,7 +31,7 @@ class VectorState(NamedTuple):
     Attributes:
         damping: lambda.
         gain: eta, how much of the damped step is taken.
-        curvature: the largest mean curvature of the loss so far.
+        curvature: the largest mean curvature so far of the sum of a batch's losses, whatever the size of the batch.
         actual: decayed sum of sizes of actual improvements from batch to batch.
         promised: decayed sum of expected ones.
         comparisons: decayed sum of weights of both.
@@ -139,9 +139,10 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
         space: the projected loss.
         state: its damping and curvature are used.
     """
-    lost = (state.curvature - mean_curvature(space)).clamp(min=0.0)
-    unit = state.curvature / 2 * _trace(space.outputs) / space.slope.shape[1]
-    damping = torch.maximum(state.damping, DAMPED * lost / (state.curvature + TINY))
+    largest = state.curvature / space.samples
+    lost = (largest - mean_curvature(space)).clamp(min=0.0)
+    unit = largest / 2 * _trace(space.outputs) / space.slope.shape[1]
+    damping = torch.maximum(state.damping, DAMPED * lost / (largest + TINY))
     ridge = (damping * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * lost[:, None, None] * space.outputs + ridge
     c = _solve(matrix, space.slope)

@@ -5,8 +5,8 @@
 A perturbed pass returns n outcomes, and the scalar rules keep one number of them. Here the regrets of K directions are
 kept whole, which makes the loss a known quadratic function of K coefficients; its damped minimum is the step. Two
 prediction errors are its only controllers: actual against expected improvement on the same batch sets the damping, on
-the next batch the length of the step. Defined in algorithms.md; vector-valued dopamine errors: Lee, Engelhard, Witten
-and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience 2024).
+the next batch the length of the step. Defined in algorithms.md; vector-valued dopamine errors: Lee, Sagiv, Engelhard,
+Witten and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience 2024).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class VectorDopamine(ForwardOptimizer):
         regrets = outcomes.transpose(0, 1) - loss.values[:, None]
         regrets = torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0)
         if loss.black_box and count >= FEWEST:
-            # The expected regret of each sample, about sigma^2 tr(H) / 2, would be taken for a slope.
+            # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
             regrets = regrets - regrets.mean(1, keepdim=True)
         return regrets, tried
 
@@ -190,7 +190,7 @@ class VectorDopamine(ForwardOptimizer):
         curvature = mean_curvature(space)
         flat = loss.slope.square().sum(1).cpu() / (2.0 * loss.loss.abs())  # what it would be were the loss a square
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
-        state = state._replace(curvature=torch.maximum(state.curvature, curvature))
+        state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         return state, propose(space, state)
 
     def _gram(self, count: int, step: int) -> Tensor:
