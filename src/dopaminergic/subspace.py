@@ -131,8 +131,9 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
     The unit T = h mean_k |J_k|^2 / 2 of lambda, h the largest mean curvature so far, is that of A (for squared errors
-    half the mean of its diagonal), yet does not vanish where a softmax saturates. What outcomes have lost of h is a sign
-    of how little the batch still says about others: a part of it is put back, and lambda does not fall below another.
+    half the mean of its diagonal), yet does not vanish where a softmax saturates. What outcomes have lost of h is a
+    sign of how little the batch still says about others: a part of it is put back, and lambda does not fall below
+    another.
     G measures the length of the step in the weights, whatever the angles between the directions.
 
     Args:
