@@ -151,7 +151,7 @@ class VectorDopamine(ForwardOptimizer):
         regrets, tried = self._regrets(closure, loss, before.step)
         state, proposal = self._propose(before.rule, loss, regrets, before.step)
         rates = [group["lr"] * state.gain for group in self.param_groups]
-        weights.move(self._terms(proposal.coefficients, rates))
+        weights.move(self._terms(proposal.coefficients, rates), as_update=True)
         rewind(random_states)
         trial = quadratic(closure(), self._rule_name, self._replicas).loss
         return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
