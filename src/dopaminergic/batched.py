@@ -8,12 +8,15 @@ number, writes to memory of its own) is evaluated in place, one direction after 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dopaminergic.noise import Combination, Multiple
@@ -25,6 +28,21 @@ MOST = 32  # copies at once: more fill the caches without making the products an
 WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
 
 Read = Callable[[Any], Tensor]  # what to keep of that which a closure returns, as one tensor
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As torch does it without vmap, where the layout of `x` in memory decides which number meets which element."""
+    if not training or p in (0.0, 1.0):
+        return functional.dropout(x, p, training)
+    strides, stride = [0] * x.ndim, 1
+    for i in sorted(range(x.ndim), key=lambda i: (x.stride(i), -i)):
+        strides[i] = stride
+        stride *= max(1, x.shape[i])
+    kept = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).bernoulli_(1.0 - p)
+    return x * kept.div_(1.0 - p)
+
+
+REPLACED: dict[str, Callable[..., Any]] = {**RECURRENT, "dropout": _dropout}  # by the name of the operation
 
 
 class Exchange(TorchFunctionMode):
@@ -40,10 +58,10 @@ class Exchange(TorchFunctionMode):
         self.table = {id(o): n for o, n in zip(old, new, strict=True)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Exchange the arguments and call; torch's fused recurrent layers, which vmap does not know, step by step."""
+        """Exchange the arguments and call, or call what stands for an operation that vmap does otherwise."""
         args = [self._new(a) for a in args]
         kwargs = {key: self._new(a) for key, a in kwargs.items()} if kwargs else {}
-        call: Any = RECURRENT.get(getattr(func, "__name__", ""), func)
+        call: Any = REPLACED.get(getattr(func, "__name__", ""), func)
         return call(*args, **kwargs)
 
     def _new(self, argument: Any) -> Any:
@@ -90,17 +108,29 @@ class Batched:
     Args:
         rule: the optimizer's name, for the log.
         memory: bytes that the copies of one batch and their outcomes may take.
+        checked: whether a batch has been compared with an evaluation in place.
+        refused: whether this closure can only be evaluated in place.
     """
 
-    def __init__(self, rule: str, memory: int = MEMORY) -> None:
+    def __init__(self, rule: str, memory: int = MEMORY, *, checked: bool = False, refused: bool = False) -> None:
         self.rule, self.memory = rule, memory
-        self.refused = False
-        self._checked = False
+        self.checked, self.refused = checked, refused
         self._copies: Copies | None = None
         self._layout: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies belong to the weights of this process.
+        return {**self.__dict__, "_copies": None, "_layout": None}
+
     def __call__(
-        self, weights: Weights, closure: Callable[[], Any], read: Read, count: int, multiples: list[Multiple], step: int
+        self,
+        weights: Weights,
+        closure: Callable[[], Any],
+        read: Read,
+        base: Tensor,
+        count: int,
+        multiples: list[Multiple],
+        step: int,
     ) -> tuple[Tensor, int]:
         """What `read` keeps of the closure at weights + multiples z_k, for k < count, and the number of evaluations.
 
@@ -108,79 +138,75 @@ class Batched:
             weights: unperturbed, and unperturbed again afterwards unless evaluated in place.
             closure: see `ForwardOptimizer.step`; every evaluation gets the random numbers that torch would give next.
             read: a tensor of what the closure returned, of the same shape each time.
+            base: the same at the unperturbed weights.
             count: number K of directions.
             multiples: of each direction, one for each group.
             step: step number.
 
         Returns:
-            Shape `(K, *shape of what is read)`, and K, or K + 1 where the first batch was compared with one evaluation
-            in place.
+            Shape `(K, *shape of what is read)`, and K, or K + 1 where direction 0 was tried both ways.
         """
         states = [(generator, generator.get_state()) for generator in weights.generators]
-        found = None if self.refused else self._as_batches(weights, closure, read, count, multiples, step, states)
-        if found is None:
-            return torch.stack(
-                [self._in_place(weights, closure, read, k, multiples, states) for k in range(count)]
-            ), count
-        if self._checked:
-            return found, count
-        self._checked = True
-        alone = self._in_place(weights, closure, read, 0, multiples, states)
-        weights.restore(step)
-        weights.begin(step)
-        if alone.shape == found.shape[1:] and _alike(alone, found[0]):
-            return found, count + 1
-        self._refuse("it gives other results there (does the closure keep copies of the weights?)")
-        rest = [self._in_place(weights, closure, read, k, multiples, states) for k in range(1, count)]
-        return torch.stack([alone, *rest]), count
-
-    def _in_place(
-        self,
-        weights: Weights,
-        closure: Callable[[], Any],
-        read: Read,
-        direction: int,
-        multiples: list[Multiple],
-        states: list[tuple[torch.Generator, Tensor]],
-    ) -> Tensor:
-        weights.move([(direction, multiples)])
-        rewind(states)
-        return read(closure())
-
-    def _as_batches(
-        self,
-        weights: Weights,
-        closure: Callable[[], Any],
-        read: Read,
-        count: int,
-        multiples: list[Multiple],
-        step: int,
-        states: list[tuple[torch.Generator, Tensor]],
-    ) -> Tensor | None:
         at_once = min(count, MOST, self.memory // max(1, weights.bytes))
-        if at_once < min(count, WORTH_IT):
-            return None  # large models fill the processor alone
-        copies, found = self._room(weights, min(MOST, self.memory // max(1, weights.bytes))), []
 
-        def one(*replaced: Tensor) -> Tensor:
-            with Exchange(copies.parameters, replaced):
-                return read(closure())
+        def alone(k: int) -> Tensor:
+            weights.move([(k, multiples)])
+            rewind(states)
+            return read(closure())[None]
 
-        for first in range(0, count, at_once):
-            size = min(at_once, count - first)
+        def batch(first: int, size: int) -> Tensor:
+            copies = self._room(weights)
             for i in range(size):
                 copies.write(i, first + i, multiples, step)
             rewind(states)
-            try:
-                found.append(torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks]))
-            except Exception as error:  # whatever a closure does that vmap cannot follow
-                self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-                return None
-        return torch.cat(found)
 
-    def _room(self, weights: Weights, at_once: int) -> Copies:
+            def one(*replaced: Tensor) -> Tensor:
+                with Exchange(copies.parameters, replaced):
+                    return read(closure())
+
+            # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
+            plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
+            with plain:
+                return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+
+        found, evaluations = [], count
+        if at_once >= min(count, WORTH_IT):  # large models fill the processor alone
+            if not (self.checked or self.refused):
+                trial = self._attempt(batch, alone, 0, 1)
+                if not self.refused:
+                    evaluations, found = count + 1, [alone(0)]
+                    self._check(trial, found[0], base, weights)
+                    weights.restore(step)
+                    weights.begin(step)
+                else:
+                    found = [trial]
+            while not self.refused and len(found) < count:
+                found.extend(self._attempt(batch, alone, len(found), min(at_once, count - len(found))).split(1))
+        found += [alone(k) for k in range(len(found), count)]
+        return torch.cat(found), evaluations
+
+    def _attempt(
+        self, batch: Callable[[int, int], Tensor], alone: Callable[[int], Tensor], first: int, size: int
+    ) -> Tensor:
+        """The next outcomes: as a batch or, where that fails though the closure does not, one in place."""
+        try:
+            return batch(first, size)
+        except Exception as error:  # whatever a closure does that vmap cannot follow
+            found = alone(first)  # raises where the closure itself is at fault
+            self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return found
+
+    def _check(self, batched: Tensor, alone: Tensor, base: Tensor, weights: Weights) -> None:
+        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding."""
+        self.checked = True
+        dtypes = {base.dtype, *(p.dtype for block in weights.blocks for p in block.parameters)}
+        if not _alike(alone[0] - base, batched[0] - base, base, max(torch.finfo(dtype).eps for dtype in dtypes)):
+            self._refuse("it gives other results there (does the closure keep copies of the weights?)")
+
+    def _room(self, weights: Weights) -> Copies:
         if self._copies is None or self._layout is not weights.blocks:
-            self._copies, self._layout = Copies(weights, at_once), weights.blocks
+            self._copies = Copies(weights, min(MOST, self.memory // max(1, weights.bytes)))
+            self._layout = weights.blocks
         return self._copies
 
     def _refuse(self, why: str) -> None:
@@ -199,11 +225,13 @@ def rewind(states: list[tuple[torch.Generator, Tensor]]) -> None:
         generator.set_state(state)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two outcomes of the same weights agree but for the order of sums."""
-    one, other = one.to(torch.float64), other.to(torch.float64)
-    finite = one.isfinite() & other.isfinite()
-    scale = one[finite].abs().max() if bool(finite.any()) else torch.tensor(0.0)
-    return bool((one.isfinite() == other.isfinite()).all()) and bool(
-        ((one - other)[finite].abs() <= 1e-4 * scale + 1e-12).all()
-    )
+def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:
+    """Whether two regrets of the same weights agree but for the order of sums, whose rounding is that of the outcome.
+
+    The outcome itself would not tell: next to it regrets are small, and none at all would seem alike.
+    """
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return False
+    finite = one.isfinite()
+    one, other, base = (x[finite].to(torch.float64) for x in (one, other, base))
+    return float((one - other).norm()) <= 1e-3 * float(one.norm()) + 32 * eps * float(base.norm())

@@ -77,7 +77,7 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
 def read(returned: Any, replicas: int) -> Tensor:
     """The outcome o in what a closure returned, shape `(R, n)`, in float32 or float64."""
     values = returned.values if isinstance(returned, Outcome) else torch.as_tensor(returned)
-    values = values.reshape(replicas, -1)
+    values = values.detach().reshape(replicas, -1)
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
 

@@ -78,7 +78,7 @@ def _sequence(
 
 def _fused(cell: Cell) -> Callable[..., Any]:
     def run(x: Tensor, state: Any, *rest: Any) -> State:
-        if isinstance(rest[0], Tensor):  # (data, batch_sizes, hx, weights, ...): packed sequences
+        if not isinstance(rest[0], list):  # (data, batch_sizes, hx, weights, ...): packed sequences
             raise NotImplementedError("packed sequences cannot be evaluated as a batch; pad them instead")
         return _sequence(cell, x, tuple(state) if isinstance(state, list | tuple) else (state,), *rest)
 

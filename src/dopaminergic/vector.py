@@ -6,7 +6,8 @@ A perturbed pass returns n outcomes, and the scalar rules keep one number of the
 kept whole, which makes the loss a known quadratic function of K coefficients; its damped minimum is the step. Two
 prediction errors are its only controllers: actual against expected improvement on the same batch sets the damping, on
 the next batch the length of the step. Defined in algorithms.md; vector-valued dopamine errors: Lee, Sagiv, Engelhard,
-Witten and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience 2024).
+Witten and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience
+2024).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen
+from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.scalars import Scalar
 from dopaminergic.subspace import (
@@ -100,10 +102,11 @@ class VectorDopamine(ForwardOptimizer):
         checks.number("VectorDopamine", "beta", beta, at_least=0, below=1)
         checks.number("VectorDopamine", "memory", memory, above=0)
         params = checks.parameters("VectorDopamine", params)
+        params = params if isinstance(params, Tensor) else _listed(params)  # torch has an error for a lone tensor
         super().__init__(
             params,
             lr=lr,
-            sigma=_first_sigma(params) if sigma is None else sigma,
+            sigma=_first_sigma([*params]) if sigma is None else sigma,
             directions=MOST_DIRECTIONS if directions is None else directions,
             noise=noise,
             seed=seed,
@@ -120,8 +123,9 @@ class VectorDopamine(ForwardOptimizer):
     @property
     def next_passes(self) -> int:
         """The most forward passes that the next step may take."""
-        step, size = self._progress.step, sum(self._weights.sizes) or 1 << 60
-        return self._count(step, size, 1 << 60, 1) + 2 + (step == 0)
+        size = sum(self._weights.sizes) or 1 << 60
+        unchecked = not (self._batched.checked or self._batched.refused)
+        return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
@@ -149,9 +153,14 @@ class VectorDopamine(ForwardOptimizer):
             return losses, self._skip(before, 1)
         rewind(random_states)
         regrets, tried = self._regrets(closure, loss, before.step)
-        state, proposal = self._propose(before.rule, loss, regrets, before.step)
+        state, proposal = self._propose(before.rule, loss, regrets, before.step, usable)
+        # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
+        usable = usable & proposal.coefficients.isfinite().all(1)
+        if not bool(usable.any()):
+            return losses, self._skip(before, tried + 1)
+        proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
         rates = [group["lr"] * state.gain for group in self.param_groups]
-        weights.move(self._terms(proposal.coefficients, rates))
+        weights.move(self._terms(proposal.coefficients, rates), as_update=True)
         rewind(random_states)
         trial = quadratic(closure(), self._rule_name, self._replicas).loss
         return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
@@ -166,6 +175,10 @@ class VectorDopamine(ForwardOptimizer):
         count = self._count(step, sum(self._weights.sizes), loss.samples, loss.values.shape[1])
 
         def values(returned: Any) -> Tensor:
+            if self._replicas:
+                mean_losses(returned, self._rule_name, self._replicas)  # raises what is no loss
+            elif not isinstance(returned, Outcome | Tensor):
+                mean_loss(returned, self._rule_name)
             found = read(returned, self._replicas or 1)
             if found.shape != loss.values.shape:
                 raise ValueError(
@@ -174,7 +187,7 @@ class VectorDopamine(ForwardOptimizer):
                 )
             return found
 
-        outcomes, tried = self._batched(self._weights, closure, values, count, multiples, step)
+        outcomes, tried = self._batched(self._weights, closure, values, loss.values, count, multiples, step)
         regrets = outcomes.transpose(0, 1) - loss.values[:, None]
         regrets = torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0)
         if loss.black_box and count >= FEWEST:
@@ -182,8 +195,14 @@ class VectorDopamine(ForwardOptimizer):
             regrets = regrets - regrets.mean(1, keepdim=True)
         return regrets, tried
 
-    def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
+    def _propose(
+        self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int, usable: Tensor
+    ) -> tuple[VectorState, Proposal]:
         space = subspace(regrets, loss, self._gram(regrets.shape[1], step))
+        space = space._replace(  # one replica's NaN would be an error in the algebra of all
+            products=torch.where(usable[:, None, None], space.products, 0.0),
+            outputs=torch.where(usable[:, None, None], space.outputs, 0.0),
+        )
         state = next_gain(
             state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
         )
@@ -223,6 +242,7 @@ class VectorDopamine(ForwardOptimizer):
         """Accept the step where it improves the loss of the same batch, and learn from both prediction errors."""
         share = self._share(rates)
         expected, actual = torch.where(usable, proposal.expected(share), 0.0), loss.loss - trial
+        actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
         accepted = usable & (actual > 0.0)
         after = next_damping(state, expected, actual)
         after = after._replace(last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0))
@@ -234,8 +254,8 @@ class VectorDopamine(ForwardOptimizer):
             before.step + 1,
             before.forward_passes + passes,
             before.skipped_steps + (~usable if self._fleet else 0),
-            self._own(torch.where(usable, actual - expected, 0.0).nan_to_num()),
-            self._own(rates[0]),
+            self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
+            self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
         coefficients = torch.where(accepted[:, None], proposal.coefficients, 0.0)
         return Change(self._terms(coefficients, rates), self._shrinks(rates, accepted), progress)
@@ -261,19 +281,28 @@ class VectorDopamine(ForwardOptimizer):
         """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
         return x if self._fleet else float(x)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_batched"}
+    def state_dict(self) -> dict[str, Any]:
+        """As of every `ForwardOptimizer`, with what is known of the closure."""
+        state = super().state_dict()
+        state["forward"]["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
+        return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "settings" in self.__dict__:
-            self._batched = Batched("VectorDopamine", self.settings["memory"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every `ForwardOptimizer`."""
+        super().load_state_dict(state_dict)
+        self._batched = Batched("VectorDopamine", self.settings["memory"], **state_dict["forward"].get("batched", {}))
 
 
-def _first_sigma(params: Any) -> float:
+def _listed(params: Any) -> Any:
+    """Parameters that can be looked at more than once: those of a group may come from a generator."""
+    if isinstance(params, Tensor):
+        return [params]
+    return [{**p, "params": _listed(p["params"])} if isinstance(p, dict) and "params" in p else p for p in params]
+
+
+def _first_sigma(params: list[Any]) -> float:
     """0.01, but more where weights have so few digits that rounding would drown the regrets."""
-    tensors = params if isinstance(params, list) else [params]
-    flat = [q for p in tensors for q in (p["params"] if isinstance(p, dict) else [p])]
-    flat = [q[1] if isinstance(q, tuple) else q for q in (flat if not isinstance(flat, Tensor) else [flat])]
+    flat = [q for p in params for q in (p.get("params", []) if isinstance(p, dict) else [p])]
+    flat = [q[1] if isinstance(q, tuple) else q for q in flat]
     short = any(isinstance(q, Tensor) and q.dtype in (torch.bfloat16, torch.float16) for q in flat)
     return 0.3 if short else 0.01

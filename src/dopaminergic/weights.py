@@ -74,10 +74,15 @@ class Weights:
             self._arrange()
             self._layout = layout
 
-    def move(self, terms: list[Term]) -> None:
-        """Displace the weights by `terms`, measured from the weights at `begin`."""
+    def move(self, terms: list[Term], *, as_update: bool = False) -> None:
+        """Displace the weights by `terms`, measured from the weights at `begin`.
+
+        Args:
+            terms: the steps along each direction.
+            as_update: 16-bit weights are rounded as `update` would round them.
+        """
         for combine in self._saved:
-            combine(terms, None, self._step, rounding=1 + terms[0][0])
+            combine(terms, None, self._step, rounding=0 if as_update else 1 + terms[0][0])
         if self._in_place:
             with _uninterrupted():
                 self._write_in_place([*terms, *_negative(self._displacement)], None)

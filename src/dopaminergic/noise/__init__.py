@@ -75,7 +75,9 @@ class Combination:
         self.fast = None
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
-        plain = all(t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in targets)
+        plain = all(
+            t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in [*targets, *(copies or [])]
+        )
         if plain and fast_kernels() is not None:
             sources = [t.data_ptr() for t in (targets if copies is None else copies)]
             own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
