@@ -120,7 +120,9 @@ class VectorDopamine(ForwardOptimizer):
     @property
     def next_passes(self) -> int:
         """The most forward passes that the next step may take."""
-        step, size = self._progress.step, sum(self._weights.sizes) or 1 << 60
+        # A run that was just loaded has not arranged its weights yet.
+        trainable = sum(p.numel() for group in self.param_groups for p in group["params"] if p.requires_grad)
+        step, size = self._progress.step, trainable // (self._replicas or 1)
         return self._count(step, size, 1 << 60, 1) + 2 + (step == 0)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
@@ -180,7 +182,8 @@ class VectorDopamine(ForwardOptimizer):
         if loss.black_box and count >= FEWEST:
             # The expected regret of each sample, about sigma^2 tr(H) / 2, would be taken for a slope.
             regrets = regrets - regrets.mean(1, keepdim=True)
-        return regrets, tried
+        # A resumed run compares batches with an evaluation in place again, which was counted at the first step.
+        return regrets, tried if step == 0 else count
 
     def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
         space = subspace(regrets, loss, self._gram(regrets.shape[1], step))
