@@ -168,6 +168,11 @@ class ForwardOptimizer(Optimizer):
         return self._progress.forward_passes
 
     @property
+    def next_passes(self) -> int:
+        """The most forward passes that the next step may take."""
+        return self.needs_base + (1 + self.needs_minus) * self.settings["directions"]
+
+    @property
     def skipped_steps(self) -> Any:
         """Steps without an update because an outcome was not finite; for a fleet an int64 tensor of shape `(R,)`."""
         return self._progress.skipped_steps

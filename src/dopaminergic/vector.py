@@ -123,9 +123,10 @@ class VectorDopamine(ForwardOptimizer):
     @property
     def next_passes(self) -> int:
         """The most forward passes that the next step may take."""
-        size = sum(self._weights.sizes) or 1 << 60
+        # A run that was just loaded has not arranged its weights yet.
+        trainable = sum(p.numel() for group in self.param_groups for p in group["params"] if p.requires_grad)
         unchecked = not (self._batched.checked or self._batched.refused)
-        return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
+        return self._count(self._progress.step, trainable // (self._replicas or 1), 1 << 60, 1) + 2 + unchecked
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
@@ -193,7 +194,8 @@ class VectorDopamine(ForwardOptimizer):
         if loss.black_box and count >= FEWEST:
             # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
             regrets = regrets - regrets.mean(1, keepdim=True)
-        return regrets, tried
+        # A resumed run compares batches with an evaluation in place again, which was counted at the first step.
+        return regrets, tried if step == 0 else count
 
     def _propose(
         self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int, usable: Tensor

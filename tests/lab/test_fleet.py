@@ -9,11 +9,12 @@ import torch
 
 from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.lab.fleet import Fleet
-from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method
+from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, grid_of
 from dopaminergic.lab.tasks import make_task
 
 SEEDS = [11, 12, 13]
 RATES = {"dopamine": [5.0, 1.0, 9.0], "dopamine2": [1.5, 3.0, 0.5], "adam": [0.01, 0.1, 0.03], "wp": [0.3, 0.1, 1.0]}
+RATES["vector"] = [1.0, 0.5, 0.8]
 
 
 @pytest.mark.parametrize("kind", [Dopamine, Dopamine2])
@@ -66,9 +67,9 @@ def test_backpropagation_is_torchs_own_with_a_learning_rate_for_each_replica(kin
             torch.testing.assert_close(p[r], q, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["dopamine", "dopamine2", "es", "adam"])
+@pytest.mark.parametrize("optimizer", ["dopamine", "dopamine2", "vector", "es", "adam"])
 def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
-    task, rate = make_task("continuous-xor"), METHODS[optimizer].grid[3]
+    task, rate = make_task("continuous-xor"), METHODS[optimizer].grid[-1] / 30
     whole = Fleet(task, optimizer, SEEDS, [rate] * 3, budget=640)
     for _ in whole.run():
         pass
@@ -82,6 +83,7 @@ def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> N
         pass
     for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(p, q)
+    assert whole.passes == second.passes
     assert whole.curve == second.curve
     assert whole.traces == second.traces
     assert torch.equal(whole.solved_at, second.solved_at)
@@ -105,11 +107,31 @@ def test_solved_is_the_first_time_below_the_threshold() -> None:
     assert fleet.solved_at[1].isinf()
 
 
-def test_every_method_is_tuned_over_seven_rates_of_three_decades() -> None:
-    for method in METHODS.values():
-        assert len(method.grid) == 7
-        assert method.grid[-1] / method.grid[0] == pytest.approx(1000)
-        assert method.default is None or method.grid[1] < method.default < method.grid[-2]
+@pytest.mark.parametrize("task", ["lorenz", "digits-conv"])
+def test_every_method_but_vector_dopamine_is_tuned_over_seven_rates_of_three_decades(task: str) -> None:
+    for name, method in METHODS.items():
+        grid = grid_of(name, task)
+        if name == "vector":
+            assert (grid, method.default, method.tunable) == ([1.0], 1.0, False)
+            continue
+        assert method.tunable
+        assert len(grid) == 7
+        assert grid[-1] / grid[0] == pytest.approx(1000)
+        assert method.default is None or grid[1] < method.default < grid[-2]
+    assert grid_of("wp", "digits-conv")[2] == 0.001  # 0.0015 diverges
+
+
+@pytest.mark.parametrize("optimizer", METHODS)
+def test_no_step_costs_more_than_was_said_and_no_run_more_than_its_budget(optimizer: str) -> None:
+    fleet = Fleet(make_task("continuous-xor"), optimizer, [1, 2], [METHODS[optimizer].grid[0]] * 2, budget=301)
+    most = said = 0
+    while not fleet.done:
+        before, said = fleet.passes, fleet.optimizer.next_passes
+        fleet.step()
+        assert 0 < fleet.passes - before <= said <= METHODS[optimizer].passes_per_step
+        most = max(most, fleet.passes - before)
+    assert 301 - said < fleet.passes <= 301
+    assert most == METHODS[optimizer].passes_per_step or optimizer == "vector"
 
 
 def test_an_unknown_optimizer_is_told_the_nearest() -> None:

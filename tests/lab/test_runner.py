@@ -59,14 +59,14 @@ def test_a_finished_plan_is_not_run_again(folder: Path) -> None:
 
 def test_the_tuned_rate_is_the_one_with_the_best_score(folder: Path) -> None:
     records = read_records(folder / "records.jsonl").records
-    best = best_learning_rate(records, "xor-2-8-1", {}, "adam")
+    best = best_learning_rate(records, "xor-2-8-1", {}, "adam", 300)
     scores = {}
     for record in records:
         if record["role"] == "tuning" and record["optimizer"] == "adam":
             scores.setdefault(record["settings"]["lr"], []).append(record)
     assert score(scores[best], True) == min(score(runs, True) for runs in scores.values())
     with pytest.raises(ValueError, match="no tuning records of sgd"):
-        best_learning_rate(records, "xor-2-8-1", {}, "sgd")
+        best_learning_rate(records, "xor-2-8-1", {}, "sgd", 300)
 
 
 def test_a_stopped_job_goes_on_and_ends_as_if_never_stopped(tmp_path: Path) -> None:
@@ -88,6 +88,43 @@ def test_a_record_cut_in_the_middle_is_run_again(folder: Path, tmp_path: Path) -
     jobs = STUDY.tuning_jobs() + STUDY.report_jobs(read_records(folder / "records.jsonl").records)
     assert len(unfinished(jobs, folder)) == 0
     assert len(unfinished(jobs, tmp_path)) == 1
+
+
+def test_what_has_nothing_to_tune_is_reported_once() -> None:
+    study = Study("xor-2-8-1", {}, 300, 2, 3, ("vector",))
+    assert study.tuning_jobs() == []
+    [job] = study.report_jobs([])
+    assert [replica[1:] for replica in job.replicas] == [(1.0, "default", "report")] * 3
+
+
+def test_large_networks_are_split_into_fleets_of_which_the_first_has_the_pictures() -> None:
+    jobs = Study("lorenz-vpt", {}, 300, 1, 10, ("vector",)).report_jobs([])
+    assert [len(job.replicas) for job in jobs] == [3, 3, 3, 1]
+    assert [job.picture for job in jobs] == [True, False, False, False]
+    assert [replica.seed for job in jobs for replica in job.replicas] == list(range(5000, 5010))
+
+
+def test_fleets_of_any_size_give_the_same_records(tmp_path: Path) -> None:
+    """Sums of a batched product may run in another order than those of a single one, hence float64 and a tolerance."""
+    replicas = tuple(Replica(seed, 1.0, "default", "report") for seed in (1, 2, 3))
+    job = Job("xor-2-8-1", {"dtype": "float64"}, "vector", 200, replicas, picture=True)
+    whole = run_job(job, tmp_path, silent, stop=lambda: False)
+    parts = [run_job(job._replace(replicas=(one,)), tmp_path, silent, stop=lambda: False) for one in replicas]
+    assert whole is not None
+    for record, part in zip(whole.records, parts, strict=True):
+        assert part is not None
+        assert record["curve"]["passes"] == part.records[0]["curve"]["passes"]
+        assert record["curve"]["error"] == pytest.approx(part.records[0]["curve"]["error"], rel=1e-4)
+        assert record["solved_at"] == part.records[0]["solved_at"]
+    assert min(whole.records[0]["traces"]["learning_rate"]) > 0
+    assert whole.records[1]["traces"] is None
+
+
+def test_rates_are_chosen_among_runs_of_the_same_budget(folder: Path) -> None:
+    records = read_records(folder / "records.jsonl").records
+    longer = [record | {"budget": 600, "solved_at": 1} for record in records if record["settings"]["lr"] == 0.0003]
+    assert best_learning_rate(records + longer, "xor-2-8-1", {}, "adam", 600) == 0.0003
+    assert best_learning_rate(records + longer, "xor-2-8-1", {}, "adam", 300) > 0.0003
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -119,6 +156,13 @@ def test_plans_hold_what_they_are_for(part: str, size: str) -> None:
     tasks = {study.task for study in plan}
     assert ("lorenz" in tasks) == (part != "xor")
     assert ("xor-2-8-1" in tasks) == (part != "chaos")
-    assert all({"dopamine2", "wp", "adam"} <= set(study.optimizers) for study in plan)
+    assert all(
+        {"dopamine2", "wp", "adam"} <= set(s.optimizers) for s in plan if (s.task, s.budget) != ("digits", 30_000)
+    )
+    assert all("vector" in study.optimizers for study in plan)
     if size == "full":
-        assert all(s.report_seeds >= 20 for s in plan if s.task not in ("digits", "lorenz-vpt"))
+        long = ("digits", "digits-conv", "markov-transformer", "lorenz-vpt", "rossler-vpt", "mackey-glass-vpt")
+        assert all(s.report_seeds >= 20 for s in plan if s.task not in long)
+        assert (part == "xor") == (not {("digits", 30_000), ("digits", 10_000)} <= {(s.task, s.budget) for s in plan})
+        keys = [(s.task, str(s.settings), s.budget) for s in plan]
+        assert len(keys) == len(set(keys))

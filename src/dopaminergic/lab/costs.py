@@ -23,10 +23,12 @@ from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
 from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.vector import VectorDopamine
 
 FORWARD: dict[str, type[ForwardOptimizer]] = {
     "dopamine": Dopamine,
     "dopamine2": Dopamine2,
+    "vector": VectorDopamine,
     "wp": WeightPerturbation,
     "spsa": SPSA,
     "es": EvolutionStrategy,

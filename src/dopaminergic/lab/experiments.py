@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dopaminergic.lab.optimizers import METHODS
+from dopaminergic.lab.optimizers import METHODS, find_method
 from dopaminergic.lab.records import read_records
 from dopaminergic.lab.runner import Crew, Job
-from dopaminergic.lab.tuning import report_job, tuning_job
+from dopaminergic.lab.tuning import report_jobs, tuning_job
 
 # Tuning seeds count from 0 and reported ones from here, so that they never meet; the default settings of Dopamine and
 # Dopamine2 were chosen on seeds from 1000 to 1400, which are not reported either.
@@ -36,14 +36,15 @@ class Study(NamedTuple):
     optimizers: tuple[str, ...] = tuple(METHODS)
 
     def tuning_jobs(self) -> list[Job]:
-        """The grid of each optimizer."""
-        seeds = range(self.tuning_seeds)
-        return [tuning_job(self.task, self.settings, name, seeds, self.budget) for name in self.optimizers]
+        """The grid of each optimizer that has something to tune."""
+        names, seeds = [name for name in self.optimizers if find_method(name).tunable], range(self.tuning_seeds)
+        return [tuning_job(self.task, self.settings, name, seeds, self.budget) for name in names]
 
     def report_jobs(self, records: list[dict[str, Any]]) -> list[Job]:
         """The runs that are reported, once the tuning records are there."""
         seeds = range(REPORT_SEEDS, REPORT_SEEDS + self.report_seeds)
-        return [report_job(records, self.task, self.settings, name, seeds, self.budget) for name in self.optimizers]
+        study = (self.task, self.settings)
+        return [job for name in self.optimizers for job in report_jobs(records, *study, name, seeds, self.budget)]
 
 
 def studies(part: str, size: str) -> list[Study]:
@@ -54,7 +55,7 @@ def studies(part: str, size: str) -> list[Study]:
         size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of record).
     """
     chaos_tasks = ("lorenz", "rossler", "mackey-glass")
-    few = ("dopamine", "dopamine2", "wp", "sgd", "adam")
+    few = ("dopamine", "dopamine2", "vector", "wp", "sgd", "adam")
     if size == "quick":
         xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
         chaos = [Study("lorenz", {}, 2000, 1, 3, few)]
@@ -80,7 +81,10 @@ def studies(part: str, size: str) -> list[Study]:
         ]
         chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
         chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
-        chaos += [Study("lorenz-vpt", {}, 12_000, 1, 3, few)]
+        chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, few)]
+        chaos += [Study("digits", {}, 30_000, 3, 20, ("vector", "adam")), Study("digits-conv", {}, 10_000, 1, 5, few)]
+        chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few)]
+        chaos += [Study(f"{task}-vpt", {}, 12_000, 1, 3, few) for task in chaos_tasks]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 
 

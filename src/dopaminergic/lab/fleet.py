@@ -40,12 +40,10 @@ class Fleet:
         budget: int,
         curve_points: int = 40,
     ) -> None:
-        method = find_method(optimizer)
         self.task, self.seeds, self.budget = task, seeds, budget
         self.model = task.build(seeds)
         lr = torch.tensor(learning_rates, dtype=torch.float64)
-        self.optimizer = method.make(self.model.parameters(), lr, seeds)
-        self.passes_per_step = method.passes_per_step
+        self.optimizer = find_method(optimizer).make(self.model.parameters(), lr, seeds)
         # Solved is judged as finely as the task wants; the curve keeps fewer points than that.
         self.keep_every = max(task.evaluate_every, budget // curve_points)
         self.steps, self.evaluated, self.kept, self.traced = 0, 0, -1, 0
@@ -62,8 +60,8 @@ class Fleet:
 
     @property
     def done(self) -> bool:
-        """Whether another step would go over the budget."""
-        return self.passes + self.passes_per_step > self.budget
+        """Whether another step might go over the budget."""
+        return self.passes + self.optimizer.next_passes > self.budget
 
     def run(self, seconds: float = 0.25) -> Iterator[int]:
         """Train to the end of the budget, yielding the forward passes so far every so many seconds."""

@@ -30,7 +30,7 @@ from dopaminergic.lab.records import SCHEMA, append_records, read_records
 from dopaminergic.lab.tasks import make_task
 
 CHECKPOINT_SECONDS = 15.0
-TRACED = ("dopamine", "dopamine2")
+TRACED = ("dopamine", "dopamine2", "vector")
 
 
 class Replica(NamedTuple):
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         optimizer: name in `METHODS`.
         budget: forward passes of each run.
         replicas: the runs.
-        picture: whether to draw the first report replica's pictures.
+        picture: whether to keep pictures and traces of the first replica.
     """
 
     task: str
@@ -143,7 +143,7 @@ def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict[str, Any]]:
     for r, replica in enumerate(job.replicas):
         errors = [values[r] for _, values in fleet.curve]
         solved = float(fleet.solved_at[r])
-        first_of_its_kind = replica.role == "report" and r == 0
+        traced = job.picture and r == 0 and job.optimizer in TRACED
         lines.append(
             {
                 "schema": SCHEMA,
@@ -157,7 +157,7 @@ def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict[str, Any]]:
                 "budget": job.budget,
                 "forward_passes": fleet.passes,
                 "curve": {"passes": [passes for passes, _ in fleet.curve], "error": _short(errors)},
-                "traces": _traces(fleet) if first_of_its_kind and job.optimizer in TRACED else None,
+                "traces": _traces(fleet) if traced else None,
                 "metrics": {name: values[r] for name, values in metrics.items()},
                 "solved_at": int(solved) if np.isfinite(solved) else None,
                 "diverged": not np.isfinite(errors[-1]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dopaminergic.lab.optimizers import find_method
+from dopaminergic.lab.optimizers import find_method, grid_of
 from dopaminergic.lab.runner import Job, Replica, run_job
 from dopaminergic.lab.tasks import make_task
 
@@ -49,7 +49,8 @@ def train(
     """
     method, built = find_method(optimizer), make_task(task, **settings)
     if lr is None:
-        lr = method.default if method.default is not None else method.grid[len(method.grid) // 2]
+        grid = grid_of(optimizer, task)
+        lr = method.default if method.default is not None else grid[len(grid) // 2]
     if seed < 0:
         raise ValueError(f"--seed must be >= 0, got {seed}")
     if lr < 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dopaminergic.lab.optimizers import METHODS, find_method
+from dopaminergic.lab.optimizers import find_method, grid_of
 from dopaminergic.lab.records import Record, final_error, solved_at
 from dopaminergic.lab.runner import Job, Replica
 from dopaminergic.lab.tasks import make_task
@@ -17,7 +17,7 @@ UNSOLVED = 2.0  # an unsolved run counts as having taken twice the budget (PAR2,
 
 def tuning_job(task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int) -> Job:
     """The grid of learning rates x seeds of one optimizer on one task, as one fleet."""
-    replicas = tuple(Replica(s, lr, "tuned", "tuning") for lr in find_method(optimizer).grid for s in seeds)
+    replicas = tuple(Replica(s, lr, "tuned", "tuning") for lr in grid_of(optimizer, task) for s in seeds)
     return Job(task, settings, optimizer, budget, replicas)
 
 
@@ -34,31 +34,38 @@ def score(records: list[Record], solvable: bool) -> float:
     return float(np.median([final_error(r) for r in records]))
 
 
-def best_learning_rate(records: list[Record], task: str, settings: dict[str, Any], optimizer: str) -> float:
+def best_learning_rate(
+    records: list[Record], task: str, settings: dict[str, Any], optimizer: str, budget: int
+) -> float:
     """The learning rate with the best score; of equal ones the smallest.
 
     Raises:
-        ValueError: there are no tuning records of that optimizer on that task.
+        ValueError: there are no tuning records of that optimizer on that task with that budget.
     """
     known = make_task(task, **settings)
+    wanted = {"role": "tuning", "task": task, "task_settings": known.settings, "optimizer": optimizer, "budget": budget}
     by_rate: defaultdict[float, list[Record]] = defaultdict(list)
     for record in records:
-        if (record["role"], record["task"], record["optimizer"]) == ("tuning", task, optimizer) and (
-            record["task_settings"] == known.settings
-        ):
+        if all(record[key] == value for key, value in wanted.items()):
             by_rate[record["settings"]["lr"]].append(record)
     if not by_rate:
-        raise ValueError(f"no tuning records of {optimizer} on {task}")
+        raise ValueError(f"no tuning records of {optimizer} on {task} with a budget of {budget}")
     scores = {lr: score(runs, known.threshold is not None) for lr, runs in sorted(by_rate.items())}
     return min(scores, key=scores.__getitem__)
 
 
-def report_job(
+def report_jobs(
     records: list[Record], task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int
-) -> Job:
-    """The runs that are reported: the tuned learning rate, and the default where the optimizer has one."""
-    tuned = best_learning_rate(records, task, settings, optimizer)
-    default = METHODS[optimizer].default
-    replicas = [Replica(s, default, "default", "report") for s in seeds] if default is not None else []
-    replicas += [Replica(s, tuned, "tuned", "report") for s in seeds]
-    return Job(task, settings, optimizer, budget, tuple(replicas), picture=True)
+) -> list[Job]:
+    """The runs that are reported: the default learning rate and the tuned one, where the optimizer has them.
+
+    They are one fleet, or several where one would be larger than serves the optimizer.
+    """
+    method = find_method(optimizer)
+    replicas = [Replica(s, method.default, "default", "report") for s in seeds] if method.default is not None else []
+    if method.tunable:
+        tuned = best_learning_rate(records, task, settings, optimizer, budget)
+        replicas += [Replica(s, tuned, "tuned", "report") for s in seeds]
+    size = max(1, min(len(replicas), method.fleet_weights // make_task(task, **settings).parameter_count()))
+    fleets = [tuple(replicas[first : first + size]) for first in range(0, len(replicas), size)]
+    return [Job(task, settings, optimizer, budget, fleet, picture=fleet is fleets[0]) for fleet in fleets]

@@ -103,7 +103,8 @@ class Combination:
         combine, combine_one = self.fast
         if self._one_replica and len(terms) == 1 and isinstance(scale, float):
             direction, multiples = terms[0]
-            multiple = float(multiples[self.group])
+            own = multiples[self.group]
+            multiple = own.item() if isinstance(own, np.ndarray) else float(own)  # a fleet of one has arrays
             combine_one(self._dtype, self._plan, self._seed, scale, multiple, direction, step, self.signs, self.saved)
             return
         numbers, rows = self._arrays(terms, scale)
