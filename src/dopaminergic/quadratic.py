@@ -126,7 +126,7 @@ def _custom(returned: Outcome, values: Tensor, samples: int) -> Parts:
     def total(v: Tensor) -> Tensor:
         return returned.truth(v.reshape(shape)).reshape(replicas, -1).mean(1).sum()
 
-    slope, pull = torch.func.vjp(torch.func.grad(total), values)
+    slope, pull = torch.func.vjp(torch.func.grad(total), values)[:2]
 
     def curve(J: Tensor) -> Tensor:
         # The Hessian is symmetric, and that of a sum over replicas has no terms between them: all share one product.
