@@ -126,14 +126,13 @@ def _custom(returned: Outcome, values: Tensor, samples: int) -> Parts:
     def total(v: Tensor) -> Tensor:
         return returned.truth(v.reshape(shape)).reshape(replicas, -1).mean(1).sum()
 
-    slope = torch.func.grad(total)
+    slope, pull = torch.func.vjp(torch.func.grad(total), values)[:2]
 
     def curve(J: Tensor) -> Tensor:
-        # The Hessian of a sum over replicas has no terms between them, so all replicas share one product.
-        product = torch.func.vmap(lambda v: torch.func.jvp(slope, (values,), (v,))[1], in_dims=1, out_dims=1)
-        return product(J)
+        # The Hessian is symmetric, and that of a sum over replicas has no terms between them: all share one product.
+        return torch.func.vmap(lambda v: pull(v)[0], in_dims=1, out_dims=1)(J)
 
-    return slope(values), curve
+    return slope, curve
 
 
 KINDS: dict[str, Callable[[Outcome, Tensor, int], Parts]] = {

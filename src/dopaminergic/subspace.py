@@ -154,16 +154,18 @@ def _trace(x: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing."""
+    """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing, NaN if not finite."""
     scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
     unit = matrix * scale[..., None] * scale[:, None] + 1e-14 * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    sound = unit.isfinite().all(-1).all(-1)[:, None, None]  # one replica's NaN would be an error of all
+    unit = torch.where(sound, unit, torch.eye(matrix.shape[-1], dtype=matrix.dtype))
     factor, failed = torch.linalg.cholesky_ex(unit)
     solution = torch.cholesky_solve((right * scale)[..., None], factor)
     if bool(failed.any()):  # rounding has made it indefinite: the least-squares solution is sound all the same
         solution = torch.where(
             failed[:, None, None] == 0, solution, torch.linalg.pinv(unit, hermitian=True) @ (right * scale)[..., None]
         )
-    return solution[..., 0] * scale
+    return torch.where(sound, solution, torch.nan)[..., 0] * scale
 
 
 def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:

@@ -123,10 +123,10 @@ class VectorDopamine(ForwardOptimizer):
     @property
     def next_passes(self) -> int:
         """The most forward passes that the next step may take."""
-        # A run that was just loaded has not arranged its weights yet.
-        trainable = sum(p.numel() for group in self.param_groups for p in group["params"] if p.requires_grad)
+        trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        size = sum(p.numel() for p in trainable) // (self._replicas or 1)
         unchecked = not (self._batched.checked or self._batched.refused)
-        return self._count(self._progress.step, trainable // (self._replicas or 1), 1 << 60, 1) + 2 + unchecked
+        return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
@@ -154,12 +154,13 @@ class VectorDopamine(ForwardOptimizer):
             return losses, self._skip(before, 1)
         rewind(random_states)
         regrets, tried = self._regrets(closure, loss, before.step)
-        state, proposal = self._propose(before.rule, loss, regrets, before.step, usable)
+        state, proposal = self._propose(before.rule, loss, regrets, before.step)
         # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
         usable = usable & proposal.coefficients.isfinite().all(1)
         if not bool(usable.any()):
             return losses, self._skip(before, tried + 1)
         proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
+        state = chosen(usable, state, before.rule)
         rates = [group["lr"] * state.gain for group in self.param_groups]
         weights.move(self._terms(proposal.coefficients, rates), as_update=True)
         rewind(random_states)
@@ -190,21 +191,16 @@ class VectorDopamine(ForwardOptimizer):
 
         outcomes, tried = self._batched(self._weights, closure, values, loss.values, count, multiples, step)
         regrets = outcomes.transpose(0, 1) - loss.values[:, None]
-        regrets = torch.where(regrets.isfinite().all(-1, keepdim=True), regrets, 0.0)
+        used = regrets.isfinite().all(-1, keepdim=True)
+        regrets = torch.where(used, regrets, 0.0)
         if loss.black_box and count >= FEWEST:
             # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
-            regrets = regrets - regrets.mean(1, keepdim=True)
-        # A resumed run compares batches with an evaluation in place again, which was counted at the first step.
-        return regrets, tried if step == 0 else count
+            expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
+            regrets = torch.where(used, regrets - expected, 0.0)
+        return regrets, tried
 
-    def _propose(
-        self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int, usable: Tensor
-    ) -> tuple[VectorState, Proposal]:
-        space = subspace(regrets, loss, self._gram(regrets.shape[1], step))
-        space = space._replace(  # one replica's NaN would be an error in the algebra of all
-            products=torch.where(usable[:, None, None], space.products, 0.0),
-            outputs=torch.where(usable[:, None, None], space.outputs, 0.0),
-        )
+    def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
+        space = subspace(regrets, loss, self._gram(regrets, step))
         state = next_gain(
             state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
         )
@@ -214,12 +210,18 @@ class VectorDopamine(ForwardOptimizer):
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         return state, propose(space, state)
 
-    def _gram(self, count: int, step: int) -> Tensor:
-        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap."""
+    def _gram(self, regrets: Tensor, step: int) -> Tensor:
+        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap.
+
+        Directions without regrets have no part in those beside them, or they would be taken to shorten the step.
+        """
+        count = regrets.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
             return torch.eye(count, dtype=torch.float64)[None]
         z = self._weights.directions(count, self._scales(), step)
+        taken = (regrets != 0.0).any(-1).to("cpu", torch.float64)
         gram = z @ z.mT
+        gram = torch.where(torch.eye(count, dtype=torch.bool), gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
     def _terms(self, coefficients: Tensor, rates: list[Tensor]) -> list[Term]:
