@@ -55,6 +55,7 @@ class WeightPerturbation(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
+        batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -78,9 +79,17 @@ class WeightPerturbation(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
     ) -> None:
         super().__init__(
-            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+            params,
+            lr=lr,
+            sigma=sigma,
+            directions=directions,
+            noise=noise,
+            seed=seed,
+            weight_decay=weight_decay,
+            batched=batched,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
@@ -102,6 +111,7 @@ class SPSA(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
+        batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -128,9 +138,17 @@ class SPSA(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
     ) -> None:
         super().__init__(
-            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+            params,
+            lr=lr,
+            sigma=sigma,
+            directions=directions,
+            noise=noise,
+            seed=seed,
+            weight_decay=weight_decay,
+            batched=batched,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
@@ -152,6 +170,7 @@ class EvolutionStrategy(ForwardOptimizer):
         noise: `"gaussian"` or `"rademacher"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
+        batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -178,9 +197,17 @@ class EvolutionStrategy(ForwardOptimizer):
         noise: str = "gaussian",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
     ) -> None:
         super().__init__(
-            params, lr=lr, sigma=sigma, directions=directions, noise=noise, seed=seed, weight_decay=weight_decay
+            params,
+            lr=lr,
+            sigma=sigma,
+            directions=directions,
+            noise=noise,
+            seed=seed,
+            weight_decay=weight_decay,
+            batched=batched,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:

@@ -202,6 +202,7 @@ class Dopamine(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
+        batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -230,6 +231,7 @@ class Dopamine(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
     ) -> None:
         checks.number("Dopamine", "loss_floor", loss_floor)
         checks.number("Dopamine", "cap", cap, above=0)
@@ -242,6 +244,7 @@ class Dopamine(ForwardOptimizer):
             noise=noise,
             seed=seed,
             weight_decay=weight_decay,
+            batched=batched,
             loss_floor=loss_floor,
             cap=cap,
             beta=beta,
@@ -278,6 +281,7 @@ class Dopamine2(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
+        batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -309,6 +313,7 @@ class Dopamine2(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
     ) -> None:
         checks.number("Dopamine2", "tau", tau, above=0, below=1)
         checks.number("Dopamine2", "kappa", kappa, at_least=0)
@@ -322,6 +327,7 @@ class Dopamine2(ForwardOptimizer):
             noise=noise,
             seed=seed,
             weight_decay=weight_decay,
+            batched=batched,
             tau=tau,
             kappa=kappa,
             cap=cap,

@@ -25,8 +25,9 @@ from torch.optim.optimizer import (
 )
 
 from dopaminergic import checks
+from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.outcomes import Outcome, mean_loss, mean_losses, mean_tensor
 from dopaminergic.scalars import Scalar, clip, finite, mean, select
 from dopaminergic.weights import Weights
 
@@ -115,6 +116,8 @@ class ForwardOptimizer(Optimizer):
             leading dimension R, and the closure returns R losses (or an outcome with that leading dimension).
         weight_decay: decoupled, >= 0: weights shrink by `weight_decay` times the learning rate of the gradient descent
             that the update amounts to (Loshchilov and Hutter 2019).
+        batched: evaluate up to 32 directions as one batch where the closure allows it, which is faster for small models
+            and takes the memory of so many copies of the weights and activations.
     """
 
     needs_base = True
@@ -130,6 +133,7 @@ class ForwardOptimizer(Optimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = False,
         **settings: Any,
     ) -> None:
         self._rule_name = type(self).__name__
@@ -137,11 +141,12 @@ class ForwardOptimizer(Optimizer):
         checks.noise(self._rule_name, noise)
         seeds = checks.seeds(self._rule_name, seed)
         self._fleet = isinstance(seeds, list)
-        self.settings = {"directions": directions, "noise": noise, "seed": seeds, **settings}
+        self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
         super().__init__(
             checks.parameters(self._rule_name, params), {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
         )
         checks.some_trainable(self._rule_name, self.param_groups)
+        self._batched = self._make_batched()
         self._progress = Progress(self._start(), skipped_steps=self.zero().to(torch.int64) if self._fleet else 0)
         self._weights = self._make_weights()
         self._pending: Change | None = None
@@ -161,6 +166,9 @@ class ForwardOptimizer(Optimizer):
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
         return Weights(self.param_groups, np.array(seeds, np.uint64), self.settings["noise"])
+
+    def _make_batched(self, **known: bool) -> Batched:
+        return Batched(self._rule_name, self.settings.get("memory", MEMORY), **known)
 
     @property
     def forward_passes(self) -> int:
@@ -279,29 +287,58 @@ class ForwardOptimizer(Optimizer):
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
         groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.sizes, strict=True)]
-        displacements: list[list[Multiple]] = [[g.sigma for g in groups]]
-        if self.needs_minus:
-            displacements.append([-g.sigma for g in groups])
+        signs = (1, -1) if self.needs_minus else (1,)
+        displacements: list[list[Multiple]] = [[sign * g.sigma for g in groups] for sign in signs]
         # Common random numbers: every evaluation starts where torch's generators are now.
         random_states = [(generator, generator.get_state()) for generator in weights.generators]
-        tried = [self._loss(closure)] if self.needs_base else []
-        for k in range(self.settings["directions"]):
+        base = [self._loss(closure)] if self.needs_base else []
+        tried, extra = [], 0
+        if self.settings["batched"]:
+            rewind(random_states)
+            tried, extra = self._as_batches(closure, displacements, base, before.step)
+        for k in range(0 if self.settings["batched"] else self.settings["directions"]):
             for displacement in displacements:
                 weights.move([(k, displacement)])
                 for generator, state in random_states:
                     generator.set_state(state)
                 tried.append(self._loss(closure))
-        losses = Losses(tried[0], tried[1:], []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
-        return losses, self._decide(before, losses, tried, groups)
+        losses = Losses(base[0], tried, []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
+        return losses, self._decide(before, losses, base + tried, groups, extra)
+
+    def _as_batches(
+        self, closure: Closure, displacements: list[list[Multiple]], base: list[Scalar], step: int
+    ) -> tuple[list[Scalar], int]:
+        """Losses in the order of the loop above, and how many evaluations it took beyond them."""
+        replicas, count, extra = len(self.settings["seed"]) if self._fleet else None, self.settings["directions"], 0
+        random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
+        if not base and not (self._batched.checked or self._batched.refused):
+            base, extra = [self._loss(closure)], 1  # what the first batch is compared by
+        reference, found = torch.as_tensor(base[0] if base else 0.0, dtype=torch.float64).reshape(-1), []
+        for displacement in displacements:
+            rewind(random_states)
+            losses, evaluations = self._batched(
+                self._weights,
+                closure,
+                lambda returned: mean_tensor(returned, self._rule_name, replicas),
+                reference,
+                count,
+                displacement,
+                step,
+            )
+            self._weights.restore(step)
+            self._weights.begin(step)
+            found.append(losses if self._fleet else losses[:, 0].tolist())
+            extra += evaluations - count
+        return [loss for pair in zip(*found, strict=True) for loss in pair], extra
 
     def _loss(self, closure: Closure) -> Scalar:
         if self._fleet:
             return mean_losses(closure(), self._rule_name, len(self.settings["seed"]))
         return mean_loss(closure(), self._rule_name)
 
-    def _decide(self, before: Progress, losses: Losses, tried: list[Scalar], groups: list[Group]) -> Change:
+    def _decide(self, before: Progress, losses: Losses, tried: list[Scalar], groups: list[Group], extra: int) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        usable, passes = finite(sum(tried)), len(tried)
+        usable, passes = finite(sum(tried)), len(tried) + extra
         if usable is False:
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
@@ -356,6 +393,7 @@ class ForwardOptimizer(Optimizer):
         progress = self._progress._asdict()
         rule = progress.pop("rule")
         forward = {"settings": dict(self.settings), "rule": list(rule) if rule else None, "progress": progress}
+        forward["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
         return {**super().state_dict(), "forward": {**self._identity(), **forward}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -372,6 +410,7 @@ class ForwardOptimizer(Optimizer):
         self._fleet = isinstance(self.settings["seed"], list)
         self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
         self._weights, self._pending = self._make_weights(), None
+        self._batched = self._make_batched(**forward.get("batched", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here to this

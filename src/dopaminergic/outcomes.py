@@ -164,3 +164,22 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
     if not losses.is_floating_point():
         losses = losses.to(torch.float64)
     return losses.reshape(replicas, -1).mean(1).to("cpu", torch.float64)
+
+
+def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
+    """The losses in what a closure returned, as a tensor that may be part of a batch.
+
+    Args:
+        returned: as for `mean_loss` or, of a fleet, `mean_losses`.
+        rule: the optimizer's name, for errors.
+        replicas: number R of replicas; None for one model.
+
+    Returns:
+        float64, shape `(R,)`.
+    """
+    if replicas is not None:
+        return mean_losses(returned, rule, replicas)
+    losses = returned.losses if isinstance(returned, Outcome) else returned
+    if isinstance(losses, Tensor) and losses.is_floating_point() and (losses.ndim < 2 or losses is not returned):
+        return losses.detach().reshape(1, -1).mean(1).to("cpu", torch.float64)
+    return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64)

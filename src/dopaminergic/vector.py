@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.batched import MEMORY, Batched, rewind
+from dopaminergic.batched import MEMORY, rewind
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
@@ -111,6 +111,7 @@ class VectorDopamine(ForwardOptimizer):
             noise=noise,
             seed=seed,
             weight_decay=weight_decay,
+            batched=True,
             automatic=directions is None,
             damping=damping,
             tau=tau,
@@ -118,7 +119,6 @@ class VectorDopamine(ForwardOptimizer):
             beta=beta,
             memory=int(memory),
         )
-        self._batched = Batched("VectorDopamine", int(memory))
 
     @property
     def next_passes(self) -> int:
@@ -284,17 +284,6 @@ class VectorDopamine(ForwardOptimizer):
     def _own(self, x: Tensor) -> Scalar:
         """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
         return x if self._fleet else float(x)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As of every `ForwardOptimizer`, with what is known of the closure."""
-        state = super().state_dict()
-        state["forward"]["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of every `ForwardOptimizer`."""
-        super().load_state_dict(state_dict)
-        self._batched = Batched("VectorDopamine", self.settings["memory"], **state_dict["forward"].get("batched", {}))
 
 
 def _listed(params: Any) -> Any:
