@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizers import ROWS, Row
+from optimizers import ROWS, VECTOR, Row
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,4 +17,10 @@ def one_thread() -> None:
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     """Every optimizer in turn."""
+    return request.param
+
+
+@pytest.fixture(params=[*ROWS, VECTOR], ids=lambda row: row.name)
+def any_row(request: pytest.FixtureRequest) -> Row:
+    """Every optimizer, also the one that keeps whole vectors of regrets."""
     return request.param

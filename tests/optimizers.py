@@ -1,6 +1,6 @@
 """The optimizers under test, one row each, and the rules once more: plain Python, written from algorithms.md alone.
 
-A new optimizer gets a row here and is then covered by every test that takes the fixture `row`.
+A new optimizer gets a row here and is then covered by every test that takes the fixture `row`, or `any_row`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, ForwardOptimizer, WeightPerturbation
+from dopaminergic import (
+    SPSA,
+    Dopamine,
+    Dopamine2,
+    EvolutionStrategy,
+    ForwardOptimizer,
+    VectorDopamine,
+    WeightPerturbation,
+)
 from dopaminergic.noise import reference
 
 Vector = list[float]
@@ -199,6 +207,8 @@ ROWS = [
     Row("Dopamine2", Dopamine2, lambda K: K + 1, True, False, {}, plain_dopamine2),
 ]
 RULES = [row.make for row in ROWS]
+# Its step is not a sum of scalar regrets: test_vector.py has its reference, and other tests take it where they fit.
+VECTOR = Row("VectorDopamine", VectorDopamine, lambda K: K + 2, True, False, {}, lambda *_, **__: iter(()))
 
 # ---- what they are tried on ------------------------------------------------------------------------------------------
 

@@ -30,29 +30,29 @@ class Half:
 
 
 @dtypes
-def test_hundreds_of_probes_do_not_move_a_bit(row: Row, dtype: torch.dtype) -> None:
+def test_hundreds_of_probes_do_not_move_a_bit(any_row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
-    old, optimizer, probes = copies([half.w]), row.make([half.w]), 0
+    old, optimizer, probes = copies([half.w]), any_row.make([half.w]), 0
     while probes < 250:
         optimizer.probe(half.loss)
-        probes += row.passes(optimizer.settings["directions"])
+        probes += any_row.passes(optimizer.settings["directions"])
     assert same(copies([half.w]), old)
 
 
 @dtypes
-def test_no_learning_rate_no_change(row: Row, dtype: torch.dtype) -> None:
+def test_no_learning_rate_no_change(any_row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
     old = copies([half.w])
-    optimizer = row.make([half.w], lr=0.0, weight_decay=0.5, directions=2)
+    optimizer = any_row.make([half.w], lr=0.0, weight_decay=0.5, directions=2)
     for _ in range(20):
         optimizer.step(half.loss)
     assert same(copies([half.w]), old)
 
 
 @dtypes
-def test_an_exception_is_undone_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
+def test_an_exception_is_undone_bit_for_bit(any_row: Row, dtype: torch.dtype) -> None:
     half, calls = Half(dtype), 0
-    old, optimizer = copies([half.w]), row.make([half.w])
+    old, optimizer = copies([half.w]), any_row.make([half.w])
 
     def closure() -> Tensor:
         nonlocal calls
@@ -138,11 +138,11 @@ def test_overflow_does_not_make_nan(dtype: torch.dtype) -> None:
 
 
 @dtypes
-def test_training_goes_down(row: Row, dtype: torch.dtype) -> None:
+def test_training_goes_down(any_row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)
     # Rounding multiplies the variance of the estimate, which a fixed learning rate must allow for.
-    settings = {**row.learns, "lr": 0.02} if row.estimates else row.learns
-    optimizer, before = row.make([half.w], **settings), float(half.loss())
+    settings = {**any_row.learns, "lr": 0.02} if any_row.estimates else any_row.learns
+    optimizer, before = any_row.make([half.w], **settings), float(half.loss())
     while optimizer.forward_passes < 400:
         optimizer.step(half.loss)
     assert float(half.loss()) < 0.5 * before

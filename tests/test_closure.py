@@ -88,14 +88,14 @@ def test_outcomes_of_shapes_that_do_not_fit(make: Callable[[], Any], error: type
 # ---- what it may do --------------------------------------------------------------------------------------------------
 
 
-def test_it_runs_without_gradients(row: Row) -> None:
+def test_it_runs_without_gradients(any_row: Row) -> None:
     problem, modes = Regression(), []
 
     def closure() -> Tensor:
         modes.append((torch.is_grad_enabled(), problem.loss().requires_grad))
         return problem.loss()
 
-    row.make(problem.model.parameters()).step(closure)
+    any_row.make(problem.model.parameters()).step(closure)
     assert set(modes) == {(False, False)}
 
 
@@ -135,12 +135,12 @@ def test_it_may_switch_gradients_on_for_good() -> None:
         assert not torch.is_grad_enabled()
 
 
-def test_averaging_micro_batches_is_the_whole_batch(row: Row) -> None:
+def test_averaging_micro_batches_is_the_whole_batch(any_row: Row) -> None:
     """Gradient accumulation is just a closure that averages."""
     ends = []
     for parts in (1, 4):
         problem = Regression()
-        optimizer = row.make(problem.model.parameters())
+        optimizer = any_row.make(problem.model.parameters())
 
         def closure(problem: Regression = problem, parts: int = parts) -> Tensor:
             batches = zip(problem.x.chunk(parts), problem.y.chunk(parts), strict=True)
@@ -201,9 +201,9 @@ def test_dropout_does_not_drown_the_regret() -> None:
             assert 0 < abs(optimizer.last_rpe) < 1e-6
 
 
-def test_the_generator_is_left_as_after_one_call(row: Row) -> None:
+def test_the_generator_is_left_as_after_one_call(any_row: Row) -> None:
     problem = Regression()
-    optimizer = row.make(problem.model.parameters(), directions=3)
+    optimizer = any_row.make(problem.model.parameters(), directions=3)
 
     def closure() -> Tensor:
         return problem.loss() + torch.rand(5).sum()
@@ -222,7 +222,7 @@ def test_the_generator_is_left_as_after_one_call(row: Row) -> None:
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
-def test_global_generators_are_neither_read_nor_set(row: Row, noise: str) -> None:
+def test_global_generators_are_neither_read_nor_set(any_row: Row, noise: str) -> None:
     runs = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
@@ -230,7 +230,7 @@ def test_global_generators_are_neither_read_nor_set(row: Row, noise: str) -> Non
             np.random.seed(seed)
             before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
             problem = Regression()
-            optimizer = row.make(problem.model.parameters(), noise=noise)
+            optimizer = any_row.make(problem.model.parameters(), noise=noise)
             for _ in range(2):
                 optimizer.step(problem.loss)
             runs.append(problem.weights())

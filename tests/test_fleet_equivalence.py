@@ -64,13 +64,13 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
-def test_three_replicas_are_three_runs_bit_for_bit(row: Row, settings: dict[str, Any]) -> None:
+def test_three_replicas_are_three_runs_bit_for_bit(any_row: Row, settings: dict[str, Any]) -> None:
     fleet = Perceptrons(SEEDS)
-    optimizer = row.make(fleet.parameters, seed=SEEDS, **settings)
+    optimizer = any_row.make(fleet.parameters, seed=SEEDS, **settings)
     losses = [optimizer.step(fleet.losses) for _ in range(25)]
     for i, seed in enumerate(SEEDS):
         alone = Perceptrons(None).start_as(seed)
-        single = row.make(alone.parameters, seed=seed, **settings)
+        single = any_row.make(alone.parameters, seed=seed, **settings)
         for loss in losses:
             assert single.step(alone.losses) == float(loss[i])
         assert same([p[i] for p in copies(fleet.parameters)], copies(alone.parameters))
@@ -82,9 +82,12 @@ def test_three_replicas_are_three_runs_bit_for_bit(row: Row, settings: dict[str,
         assert optimizer.forward_passes == single.forward_passes
 
 
-def test_a_fleet_of_one_is_the_single_run(row: Row) -> None:
+def test_a_fleet_of_one_is_the_single_run(any_row: Row) -> None:
     fleet, alone = Perceptrons([9]), Perceptrons(None).start_as(9)
-    a, b = row.make(fleet.parameters, seed=[9], weight_decay=0.1), row.make(alone.parameters, seed=9, weight_decay=0.1)
+    a, b = (
+        any_row.make(fleet.parameters, seed=[9], weight_decay=0.1),
+        any_row.make(alone.parameters, seed=9, weight_decay=0.1),
+    )
     for _ in range(25):
         losses = a.step(fleet.losses)
         assert losses.shape == (1,)
@@ -92,23 +95,23 @@ def test_a_fleet_of_one_is_the_single_run(row: Row) -> None:
     assert same([p[0] for p in copies(fleet.parameters)], copies(alone.parameters))
 
 
-def test_each_replica_may_have_its_own_learning_rate(row: Row) -> None:
+def test_each_replica_may_have_its_own_learning_rate(any_row: Row) -> None:
     rates = [0.01, 0.0, 0.3]
     fleet = Perceptrons(SEEDS)
-    optimizer = row.make(fleet.parameters, seed=SEEDS, lr=torch.tensor(rates, dtype=torch.float64))
+    optimizer = any_row.make(fleet.parameters, seed=SEEDS, lr=torch.tensor(rates, dtype=torch.float64))
     for _ in range(5):
         optimizer.step(fleet.losses)
     for i, (seed, rate) in enumerate(zip(SEEDS, rates, strict=True)):
         alone = Perceptrons(None).start_as(seed)
-        single = row.make(alone.parameters, seed=seed, lr=rate)
+        single = any_row.make(alone.parameters, seed=seed, lr=rate)
         for _ in range(5):
             single.step(alone.losses)
         assert same([p[i] for p in copies(fleet.parameters)], copies(alone.parameters)), rate
 
 
-def test_replicas_with_one_seed_and_one_start_stay_together(row: Row) -> None:
+def test_replicas_with_one_seed_and_one_start_stay_together(any_row: Row) -> None:
     fleet = Perceptrons([4, 4])
-    optimizer = row.make(fleet.parameters, seed=[4, 4])
+    optimizer = any_row.make(fleet.parameters, seed=[4, 4])
     for _ in range(5):
         optimizer.step(fleet.losses)
     assert all(torch.equal(p[0], p[1]) for p in copies(fleet.parameters))
@@ -178,18 +181,18 @@ def test_a_replica_whose_loss_is_not_finite_is_frozen_alone(row: Row, bad: float
         assert same([p[i] for p in copies(fleet.parameters)], copies(alone.parameters)), i
 
 
-def test_a_diverged_replica_harms_nobody_for_good(row: Row) -> None:
+def test_a_diverged_replica_harms_nobody_for_good(any_row: Row) -> None:
     """NaN weights in one replica, at every step."""
     fleet = Perceptrons(SEEDS)
     fleet.W.data[1] = math.nan
-    optimizer = row.make(fleet.parameters, seed=SEEDS)
+    optimizer = any_row.make(fleet.parameters, seed=SEEDS)
     with pytest.warns(RuntimeWarning, match="not finite"):
         optimizer.step(fleet.losses)
     for _ in range(4):
         optimizer.step(fleet.losses)
     assert optimizer.skipped_steps.tolist() == [0, 5, 0]
     alone = Perceptrons(None).start_as(SEEDS[2])
-    single = row.make(alone.parameters, seed=SEEDS[2])
+    single = any_row.make(alone.parameters, seed=SEEDS[2])
     for _ in range(5):
         single.step(alone.losses)
     assert same([p[2] for p in copies(fleet.parameters)], copies(alone.parameters))

@@ -41,13 +41,13 @@ def halfway(row: Row) -> tuple[Regression, ForwardOptimizer]:
     return problem, optimizer
 
 
-def test_a_loaded_state_goes_on_bit_for_bit(row: Row) -> None:
-    problem, optimizer = halfway(row)
+def test_a_loaded_state_goes_on_bit_for_bit(any_row: Row) -> None:
+    problem, optimizer = halfway(any_row)
     saved = through_a_file({"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()})
     run(problem, optimizer, 4)
     # Other settings and some steps, all of which loading must overrule.
     other = Regression(seed=1)
-    resumed = row.make(other.model.parameters(), seed=1, lr=0.5, sigma=0.1)
+    resumed = any_row.make(other.model.parameters(), seed=1, lr=0.5, sigma=0.1)
     run(other, resumed, 3)
     other.model.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["optimizer"])
@@ -103,16 +103,16 @@ def test_a_fresh_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert same(ends[row.name], expected[row.name]), row.name
 
 
-def test_a_state_dict_does_not_change_with_the_run(row: Row) -> None:
-    problem, optimizer = halfway(row)
+def test_a_state_dict_does_not_change_with_the_run(any_row: Row) -> None:
+    problem, optimizer = halfway(any_row)
     state = optimizer.state_dict()
     text = str(state)
     run(problem, optimizer, 2)
     assert str(state) == text
 
 
-def test_a_state_can_be_loaded_twice(row: Row) -> None:
-    problem, optimizer = halfway(row)
+def test_a_state_can_be_loaded_twice(any_row: Row) -> None:
+    problem, optimizer = halfway(any_row)
     weights, state = copy.deepcopy(problem.model.state_dict()), optimizer.state_dict()
     ends = []
     for _ in range(2):
@@ -134,8 +134,8 @@ def test_loading_does_not_rebind_parameters(row: Row) -> None:
     assert not same(problem.weights(), old)
 
 
-def test_a_deep_copy_goes_its_own_way(row: Row) -> None:
-    problem, optimizer = halfway(row)
+def test_a_deep_copy_goes_its_own_way(any_row: Row) -> None:
+    problem, optimizer = halfway(any_row)
     other_problem, other = copy.deepcopy((problem, optimizer))
     run(problem, optimizer, 3)
     before = other_problem.weights()
@@ -145,17 +145,17 @@ def test_a_deep_copy_goes_its_own_way(row: Row) -> None:
     assert other.forward_passes == optimizer.forward_passes
 
 
-def test_pickling_goes_on_bit_for_bit(row: Row) -> None:
-    problem, optimizer = halfway(row)
+def test_pickling_goes_on_bit_for_bit(any_row: Row) -> None:
+    problem, optimizer = halfway(any_row)
     other_problem, other = pickle.loads(pickle.dumps((problem, optimizer)))
     run(problem, optimizer, 3)
     run(other_problem, other, 3)
     assert same(other_problem.weights(), problem.weights())
 
 
-def test_copies_of_a_scheduled_optimizer_are_copies(row: Row) -> None:
+def test_copies_of_a_scheduled_optimizer_are_copies(any_row: Row) -> None:
     """Schedulers put a wrapper on the optimizer they were given, which a copy must not share."""
-    problem, optimizer = halfway(row)
+    problem, optimizer = halfway(any_row)
     lr_scheduler.StepLR(optimizer, 10)
     for duplicate in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
         other_problem, other = duplicate((problem, optimizer))
@@ -163,17 +163,17 @@ def test_copies_of_a_scheduled_optimizer_are_copies(row: Row) -> None:
         run(other_problem, other, 1)
         assert optimizer.forward_passes == passes
         assert same(problem.weights(), weights)
-        assert other.forward_passes == passes + row.passes(2)
+        assert other.forward_passes == passes + any_row.passes(2)
 
 
 # ---- learning rates and groups ---------------------------------------------------------------------------------------
 
 
-def test_schedulers_have_their_effect(row: Row) -> None:
+def test_schedulers_have_their_effect(any_row: Row) -> None:
     problem, by_hand = Regression(), Regression()
-    optimizer = row.make(problem.model.parameters(), lr=0.02)
+    optimizer = any_row.make(problem.model.parameters(), lr=0.02)
     scheduler = lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
-    other = row.make(by_hand.model.parameters(), lr=0.02)
+    other = any_row.make(by_hand.model.parameters(), lr=0.02)
     for step in range(6):
         optimizer.step(problem.loss)
         scheduler.step()
@@ -181,7 +181,7 @@ def test_schedulers_have_their_effect(row: Row) -> None:
         other.step(by_hand.loss)
     torch.testing.assert_close(problem.weights(), by_hand.weights(), rtol=1e-12, atol=1e-12)
     stale = Regression()
-    never = row.make(stale.model.parameters(), lr=0.02)
+    never = any_row.make(stale.model.parameters(), lr=0.02)
     run(stale, never, 6)
     assert not same(stale.weights(), problem.weights())
 
@@ -201,17 +201,17 @@ def test_other_schedulers_run(make: Any) -> None:
     assert len(set(rates)) == 4
 
 
-def test_a_scheduled_run_resumes(row: Row) -> None:
+def test_a_scheduled_run_resumes(any_row: Row) -> None:
     ends = []
     for stopped in (False, True):
         problem = Regression()
-        optimizer = row.make(problem.model.parameters())
+        optimizer = any_row.make(problem.model.parameters())
         scheduler = lr_scheduler.ExponentialLR(optimizer, 0.7)
         for step in range(6):
             if stopped and step == 3:
                 saved = through_a_file([x.state_dict() for x in (problem.model, optimizer, scheduler)])
                 problem = Regression(seed=2)
-                optimizer = row.make(problem.model.parameters())
+                optimizer = any_row.make(problem.model.parameters())
                 scheduler = lr_scheduler.ExponentialLR(optimizer, 0.7)
                 for x, state in zip((problem.model, optimizer, scheduler), saved, strict=True):
                     x.load_state_dict(state)
@@ -221,14 +221,14 @@ def test_a_scheduled_run_resumes(row: Row) -> None:
     assert same(*ends)
 
 
-def test_groups_and_named_parameters_are_saved_too(row: Row) -> None:
+def test_groups_and_named_parameters_are_saved_too(any_row: Row) -> None:
     ends = []
     for stopped in (False, True):
         problem = Regression()
 
         def make(problem: Regression) -> ForwardOptimizer:
             named = list(problem.model.named_parameters())
-            return row.make(
+            return any_row.make(
                 [{"params": named[:2], "lr": 0.02, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}]
             )
 
@@ -237,7 +237,7 @@ def test_groups_and_named_parameters_are_saved_too(row: Row) -> None:
         if stopped:
             saved = through_a_file([problem.model.state_dict(), optimizer.state_dict()])
             problem = Regression(seed=1)
-            optimizer = row.make(
+            optimizer = any_row.make(
                 [{"params": p} for p in (list(problem.model.named_parameters())[i : i + 2] for i in (0, 2))]
             )
             problem.model.load_state_dict(saved[0])
@@ -247,7 +247,7 @@ def test_groups_and_named_parameters_are_saved_too(row: Row) -> None:
     assert same(*ends)
 
 
-def test_a_group_added_later_is_trained_and_moves_nobodys_noise(row: Row) -> None:
+def test_a_group_added_later_is_trained_and_moves_nobodys_noise(any_row: Row) -> None:
     """An added group starts new indices, so that the parameters before it keep their directions."""
     problem = Regression()
     first, *rest = problem.model.parameters()
@@ -256,7 +256,7 @@ def test_a_group_added_later_is_trained_and_moves_nobodys_noise(row: Row) -> Non
         problem = Regression()
         first, *rest = problem.model.parameters()
         groups = [{"params": [first]}, {"params": rest, "sigma": 0.01, "lr": 0.02}]
-        optimizer = row.make(groups[:1] if late else groups)
+        optimizer = any_row.make(groups[:1] if late else groups)
         if late:
             optimizer.add_param_group(groups[1])
             assert optimizer.param_groups[1]["sigma"] == 0.01

@@ -71,16 +71,16 @@ def test_forward_passes_are_the_calls_of_the_closure(row: Row) -> None:
         assert calls - before == optimizer.forward_passes == 3 * row.passes(directions)
 
 
-def test_the_loss_returned_is_that_of_the_weights_before(row: Row) -> None:
+def test_the_loss_returned_is_that_of_the_weights_before(any_row: Row) -> None:
     problem, seen = Regression(), []
 
     def closure() -> Tensor:
         seen.append(float(problem.loss()))
         return problem.loss()
 
-    returned = row.make(problem.model.parameters()).step(closure)
+    returned = any_row.make(problem.model.parameters()).step(closure)
     assert isinstance(returned, float)
-    assert returned == (seen[0] if row.returns_base else pytest.approx(sum(seen) / len(seen), rel=1e-15))
+    assert returned == (seen[0] if any_row.returns_base else pytest.approx(sum(seen) / len(seen), rel=1e-15))
 
 
 def test_dtypes_mix_in_one_optimizer(row: Row) -> None:
@@ -97,10 +97,10 @@ def test_dtypes_mix_in_one_optimizer(row: Row) -> None:
 # ---- updates ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_learning_rate_no_change(row: Row) -> None:
+def test_no_learning_rate_no_change(any_row: Row) -> None:
     problem = Regression(dtype=torch.float32)
     old = problem.weights()
-    optimizer = row.make(problem.model.parameters(), lr=0.0, weight_decay=0.3, directions=3)
+    optimizer = any_row.make(problem.model.parameters(), lr=0.0, weight_decay=0.3, directions=3)
     for _ in range(5):
         optimizer.step(problem.loss)
     assert same(problem.weights(), old)
@@ -225,7 +225,7 @@ def test_tied_weights_are_perturbed_once(row: Row) -> None:
     )
 
 
-def test_the_layout_in_memory_does_not_matter(row: Row) -> None:
+def test_the_layout_in_memory_does_not_matter(any_row: Row) -> None:
     """A transposed parameter gets the noise of its own elements, in their logical order."""
     ends = []
     for transposed in (False, True):
@@ -233,7 +233,7 @@ def test_the_layout_in_memory_does_not_matter(row: Row) -> None:
         w = nn.Parameter(w.t().contiguous().t() if transposed else w)
         assert w.is_contiguous() is not transposed
         v, target = nn.Parameter(randn(3, seed=1)), randn(6, 5, seed=2)
-        optimizer = row.make([w, v], noise="rademacher")
+        optimizer = any_row.make([w, v], noise="rademacher")
         for _ in range(3):
             optimizer.step(lambda w=w, v=v, target=target: float(((w - target) ** 2).contiguous().sum() + (v**2).sum()))
         ends.append((w.detach().contiguous(), v.detach()))
@@ -268,10 +268,10 @@ def test_empty_and_single_number_parameters(row: Row) -> None:
     assert float(single.detach()) != 2.0
 
 
-def test_replaced_and_cast_weights_are_found_again(row: Row) -> None:
+def test_replaced_and_cast_weights_are_found_again(any_row: Row) -> None:
     """Users move models between steps; the optimizer follows the parameter, not the memory it once had."""
     problem = Regression()
-    optimizer = row.make(problem.model.parameters())
+    optimizer = any_row.make(problem.model.parameters())
     optimizer.step(problem.loss)
     abandoned = [p.data for p in problem.model.parameters()]
     for p in problem.model.parameters():
@@ -322,12 +322,12 @@ def test_what_is_cut_off_a_parameter_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_probe_and_step_is_step_with_a_closure(row: Row, large: bool) -> None:
+def test_probe_and_step_is_step_with_a_closure(any_row: Row, large: bool) -> None:
     ends = []
     for halves in (False, True):
         problem = Bowl() if large else Regression()
         parameters = [problem.w] if isinstance(problem, Bowl) else list(problem.model.parameters())
-        optimizer = row.make(parameters, sigma=1e-3, weight_decay=0.1, directions=2)
+        optimizer = any_row.make(parameters, sigma=1e-3, weight_decay=0.1, directions=2)
         losses = []
         for _ in range(2 if large else 4):
             if halves:
@@ -379,10 +379,10 @@ def test_step_without_a_probe_says_so_and_does_nothing(row: Row) -> None:
     assert not same(problem.weights(), old)
 
 
-def test_a_probe_is_forgotten_by_a_whole_step(row: Row) -> None:
+def test_a_probe_is_forgotten_by_a_whole_step(any_row: Row) -> None:
     """What it found belongs to weights and directions that are past."""
     problem = Regression()
-    optimizer = row.make(problem.model.parameters())
+    optimizer = any_row.make(problem.model.parameters())
     optimizer.probe(problem.loss)
     optimizer.step(problem.loss)
     old = problem.weights()
@@ -435,9 +435,9 @@ def test_a_loss_too_large_to_be_differenced_skips_the_step() -> None:
     assert optimizer.skipped_steps == 1
 
 
-def test_a_constant_loss_moves_nothing_and_breaks_nothing(row: Row) -> None:
+def test_a_constant_loss_moves_nothing_and_breaks_nothing(any_row: Row) -> None:
     problem = Regression()
-    optimizer, old = row.make(problem.model.parameters()), problem.weights()
+    optimizer, old = any_row.make(problem.model.parameters()), problem.weights()
     for value in (1.0, 1.0, 0.0, 0.0, 1.0):
         optimizer.step(lambda value=value: value)
     assert optimizer.skipped_steps == 0
@@ -486,11 +486,11 @@ def test_global_hooks_are_called() -> None:
     assert heard == [optimizer]
 
 
-def test_a_hooked_step_is_the_same_step(row: Row) -> None:
+def test_a_hooked_step_is_the_same_step(any_row: Row) -> None:
     ends = []
     for hooked in (False, True):
         problem = Regression()
-        optimizer = row.make(problem.model.parameters())
+        optimizer = any_row.make(problem.model.parameters())
         if hooked:
             optimizer.register_step_post_hook(lambda *_: None)
         losses = [optimizer.step(problem.loss) for _ in range(3)]
