@@ -99,7 +99,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         loss, r, H, samples = loss_slope_curvature(problem.form, o, problem.y)
         K = min(optimizer.settings["directions"], d)
         if optimizer.settings["automatic"]:
-            K = int(32 * 1.5**step)
+            K = int(32 * 1.05**step)
             K = max(8, min(K, math.ceil(2 * d / 3), max(8, 2 * samples), 512))
         Z = torch.stack(
             [
@@ -135,7 +135,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         expected = float(share * g @ c - share**2 * c @ A @ c / 2)
         trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
         ratio = (loss - trial) / expected
-        damping = min(max(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.25 else 3.0), 1e-8), 1e4)
+        damping = min(max(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8), 1e4)
         rpe, last = loss - trial - expected, loss
         if loss - trial > 0:
             decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])
