@@ -14,7 +14,7 @@ def runs(
     optimizer: str, task: str, errors: Sequence[float | None], solved: Sequence[int | None] | None = None
 ) -> list[Record]:
     """Runs with the given final errors, each halving its error from four times the last on its way."""
-    variant = "default" if optimizer.startswith("dopamine") else "tuned"
+    variant = "default" if optimizer in ("dopamine", "dopamine2", "vector") else "tuned"
     return [
         {"task": task, "task_settings": {}, "optimizer": optimizer, "variant": variant, "role": "report", "seed": seed,
          "settings": {}, "budget": 300, "metrics": {}, "solved_at": solved[seed] if solved else None,
@@ -38,7 +38,7 @@ def word(claim: str, records: list[Record], costs: dict[str, Any] | None = None)
 
 def test_nothing_measured_is_said_of_every_claim() -> None:
     verdicts = judge([], {})
-    assert [each.claim for each in verdicts] == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert [each.claim for each in verdicts] == ["C1", "C2", "C3", "C4", "C5", "C6", "V1"]
     for each in verdicts:
         assert (each.verdict, each.n, each.provisional) == ("not measured", 0, False)
         assert each.evidence[0].startswith("Not measured: ")
@@ -187,6 +187,35 @@ def test_c6_counts_runs_that_diverge_or_climb_again() -> None:
     assert found.verdict == "not seen"
     assert found.evidence[0].startswith("Unstable runs: Dopamine 2 of 20;")
     assert word("C6", runs("dopamine", "lorenz", [None, *near(0.1, 9)])) == "not seen"
+
+
+def test_v1_pairs_vector_dopamine_with_adam_by_seed() -> None:
+    def task(name: str, *, vector: float, adam: float) -> list[Record]:
+        return runs("vector", name, near(vector)) + runs("adam", name, near(adam))
+
+    # The ranges of the two overlap, yet on each seed one of them is lower by a little.
+    win, loss = task("lorenz", vector=0.1, adam=0.101), task("digits", vector=0.101, adam=0.1)
+    tie = task("rossler", vector=0.1, adam=0.1)
+    assert word("V1", win) == "holds"
+    assert word("V1", win + tie) == "holds partly"
+    assert word("V1", win + loss) == "not seen"
+    assert word("V1", tie) == "not seen"
+    found = verdict("V1", win + loss + tie)
+    assert found.evidence[0] == "Against tuned Adam, won on 1, level on 1, lost on 1 of 3 tasks."
+    assert found.evidence[1].startswith("Lorenz: median error 0.100 against 0.101, lower on 100% of 20 seeds, median")
+    assert found.evidence[1].endswith("difference −0.00102 to −9.80 × 10⁻⁴.")  # noqa: RUF001
+    assert (found.n, found.provisional) == (20, False)
+    assert word("V1", runs("vector", "lorenz", near(0.1)) + runs("wp", "lorenz", near(0.2))) == "not measured"
+    assert "not a claim of the paper" in found.rule
+
+
+def test_v1_compares_passes_where_there_is_a_threshold_and_a_run_that_never_meets_it_loses() -> None:
+    late = runs("vector", "xor-2-8-1", near(0.001), [200] * 20) + runs("adam", "xor-2-8-1", near(0.009), [100] * 20)
+    assert word("V1", late) == "not seen"
+    never = runs("vector", "xor-2-8-1", near(0.1), [200] * 20) + runs("adam", "xor-2-8-1", near(0.01), [None] * 20)
+    assert word("V1", never) == "holds"
+    unpaired = runs("vector", "lorenz", [0.1]) + runs("adam", "lorenz", [0.2])
+    assert word("V1", unpaired) == "not seen"
 
 
 def test_few_seeds_make_a_verdict_provisional() -> None:

@@ -83,8 +83,26 @@ def test_the_listing_is_for_people_and_programs(capsys: pytest.CaptureFixture[st
     assert main(["tasks", "--json"]) == 0
     listing = json.loads(capsys.readouterr().out)
     assert {"lorenz", "xor-2-2-1", "series"} <= {task["name"] for task in listing["tasks"]}
+    [vector] = [each for each in listing["optimizers"] if each["name"] == "vector"]
+    assert vector == {
+        "name": "vector",
+        "label": "VectorDopamine",
+        "default_lr": 1.0,
+        "grid": [1.0],
+        "passes_per_step": 514,
+    }
     assert main(["tasks"]) == 0
     assert "mackey-glass" in capsys.readouterr().out
+
+
+def test_vector_dopamine_is_compared_unless_others_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["compare", "--task", "xor-2-8-1", "--seeds", "2", "--tuning-seeds", "1", "--budget", "120"]
+    assert main([*command, "--workers", "1", "--out", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert {row["optimizer"] for row in rows} == {"dopamine", "dopamine2", "vector", "wp", "sgd", "adam"}
+    assert [(row["variant"], row["n"]) for row in rows if row["optimizer"] == "vector"] == [("default", 2)]
 
 
 @pytest.mark.parametrize("command", [[], ["reproduce"], ["train"], ["compare"], ["report"], ["tasks"]])

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from dopaminergic.lab import plots
-from dopaminergic.lab.drawing import COLOURS, _apart
+from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import draw_all
-from dopaminergic.lab.records import LABELS, append_records, by_task
+from dopaminergic.lab.records import LABELS, append_records, by_task, read_records
 from dopaminergic.lab.report import tables, write_report
 
 HOSTILE = "<script>alert('1')</script>"
 METHODS = (("dopamine", "default"), ("dopamine", "tuned"), ("wp", "tuned"), ("adam", "tuned"))
+VECTOR = ("vector", "default")
 
 
 def run(task: str, method: tuple[str, str], seed: int, error: float | None, **others: Any) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.tags.count("img") == len(list((folder / "figures").glob("*.png"))) == 16
-    for words in ("The paper's claims, judged", "n = 3 to 4 seeds: fewer than the 20",
+    for words in ("The paper's claims, and one of this library's, judged", "n = 3 to 4 seeds: fewer than the 20",
                   "dopaminergic reproduce --seeds 3",
                   "abc123", "2.13.0", "lr 0.100, sigma 0.00100", "threads"):  # fmt: skip
         assert words in page.words, words
@@ -154,7 +157,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     words = Page(write_report(tmp_path, tmp_path / "out").read_text("utf-8")).words
     for each in ("Tuning seeds only", "No pictures.jsonl", "No costs.json", "1 damaged line of records.jsonl left out"):
         assert each in words
-    assert words.count("Not measured: ") == 6
+    assert words.count("Not measured: ") == 7
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["figures", "report.html", "summary.json"]
 
 
@@ -172,7 +175,7 @@ def test_the_summary_has_the_medians(folder: Path) -> None:
     solved = rows["XOR 2-2-1", "adam", "tuned"]
     assert solved["solved"]["value"] == pytest.approx(2 / 3)
     assert solved["passes_to_threshold"]["value"] == 200
-    assert [claim["claim"] for claim in summary["claims"]] == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert [claim["claim"] for claim in summary["claims"]] == ["C1", "C2", "C3", "C4", "C5", "C6", "V1"]
 
 
 def test_the_best_of_a_row_is_marked() -> None:
@@ -218,6 +221,45 @@ def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
     heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].tolist()
     assert {0.2, 0.4} <= set(heights)
     assert not {0.1, 0.5 + 1e-9} & set(heights)
+
+
+def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
+    trace = {"passes": [0, 50], "rpe": [1e-3, -2e-3], "learning_rate": [0.5, 0.52]}
+    append_records(folder / "records.jsonl", [run("lorenz", VECTOR, s, 0.05, traces=trace) for s in range(3)])
+    write_report(folder)
+    text = Page((folder / "report.html").read_text("utf-8")).words
+    assert "V1This library's own: VectorDopamine beats backpropagation" in text
+    assert "Dopamine, VectorDopamine and WP never compute a gradient" in text
+    cells = by_task(read_records(folder / "records.jsonl").records)["Lorenz"]
+    axes = plots.learning_curves(cells).axes[0]
+    assert COLOURS["vector"] in [line.get_color() for line in axes.lines]
+    assert "VectorDopamine" in [label.get_text() for label in plots.final_errors(cells).axes[0].get_yticklabels()]
+    assert "VectorDopamine" in [panel.get_title(loc="left") for panel in plots.traces(cells[VECTOR]).axes]
+    assert tables(cells[VECTOR])[0].columns == ["VectorDopamine"]
+
+
+def test_names_beside_lines_stay_on_the_figure() -> None:
+    figure = plots.learning_curves({VECTOR: [run("lorenz", VECTOR, 0, 0.05)]})
+    figure.draw_without_rendering()
+    [label] = [text for text in figure.axes[0].texts if text.get_text() == "VectorDopamine"]
+    assert label.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_many_decades_have_few_ticks_and_a_small_part_of_one_has_some() -> None:
+    for low, high, ticks in ((1e-22, 1.0, range(6, 14)), (0.5, 0.56, range(3, 9)), (9.0, 11.5, range(3, 9))):
+        _, axes = new_figure(*SMALL)
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        readable_log(axes, "y")
+        assert len(axes.get_yticks()) in ticks
+
+
+def test_time_is_drawn_for_a_pass() -> None:
+    row = {"task": "lorenz", "passes_per_step": 250, "time_over_two_forwards": 50.0, "peak_memory_over_inference": 7.0}
+    figure = plots.costs_of_steps([{**row, "optimizer": "vector"}])
+    bars = [patch for panel in figure.axes for patch in panel.patches if isinstance(patch, Rectangle)]
+    assert [bar.get_width() for bar in bars] == [250, pytest.approx(0.4), 7.0]
+    assert bars[0].get_facecolor()[:3] == pytest.approx(to_rgb(COLOURS["vector"]))
 
 
 def test_labels_are_pushed_apart_in_their_order() -> None:

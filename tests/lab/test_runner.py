@@ -149,6 +149,27 @@ def test_killed_runs_end_like_an_uninterrupted_one(number: signal.Signals, tmp_p
     assert without_circumstances(ours) == without_circumstances(theirs)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_training_of_vector_dopamine_resumes_after_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dopaminergic", "train", "--task", "continuous-xor", "--optimizer", "vector"]
+    command += ["--budget", "20000", "--json", "--out"]
+    surroundings, cut = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "cut"
+    process = subprocess.Popen([*command, str(cut)], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not (cut / "checkpoints").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)  # the folder is there just before the first step
+    process.send_signal(signal.SIGINT)
+    assert b"interrupted" in process.communicate()[1]
+    assert process.returncode == 130
+    assert list((cut / "checkpoints").iterdir())
+    subprocess.run([*command, str(cut), "--resume"], env=surroundings, check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole")], env=surroundings, check=True, capture_output=True)
+    ours, theirs = (read_records(tmp_path / name / "records.jsonl").records for name in ("cut", "whole"))
+    assert without_circumstances(ours) == without_circumstances(theirs)
+    assert ours[0]["variant"] == "default"
+    assert 20_000 - 514 < ours[0]["forward_passes"] <= 20_000
+
+
 @pytest.mark.parametrize("size", ["quick", "default", "full"])
 @pytest.mark.parametrize("part", ["xor", "chaos", "all"])
 def test_plans_hold_what_they_are_for(part: str, size: str) -> None:

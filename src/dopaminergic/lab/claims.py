@@ -1,8 +1,8 @@
-"""The six claims made for Dopamine in arXiv 2510.22178, and a verdict on each from records alone.
+"""The six claims made for Dopamine in arXiv 2510.22178, one of this library's own, and verdicts from records alone.
 
 Every verdict follows from a rule that is fixed here, in the docstring of the function that judges the claim; the report
 prints it beside the verdict. A claim is about the paper's equations, which are not public; what is judged are the rules
-that this library defined after its abstract.
+that this library defined after its abstract. V1 is about VectorDopamine, which is not in the paper.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ENOUGH_SEEDS = 20  # fewer make a verdict provisional
 COMPARABLE = 1.25  # ratio of median errors up to which two methods count as comparable
 DOPAMINE: Method = ("dopamine", "default")
 DOPAMINE2: Method = ("dopamine2", "default")
+VECTOR: Method = ("vector", "default")
 WP: Method = ("wp", "tuned")
 SGD: Method = ("sgd", "tuned")
 ADAM: Method = ("adam", "tuned")
@@ -47,7 +48,7 @@ class Verdict:
     """What the data say about one claim.
 
     Attributes:
-        claim: "C1" ... "C6".
+        claim: "C1" ... "C6" of the paper, "V1" of this library.
         statement: the claim in words.
         verdict: "holds", "holds partly", "not seen" or "not measured".
         evidence: a summary, then one sentence per task or measure, with numbers.
@@ -77,7 +78,7 @@ class Finding(NamedTuple):
 
 
 def judge(records: Iterable[Record], costs: Mapping[str, Any]) -> list[Verdict]:
-    """A verdict on each of the six claims, from the runs of role "report".
+    """A verdict on each claim, from the runs of role "report".
 
     Args:
         records: any records; those of other roles are left out.
@@ -303,6 +304,37 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     )
 
 
+def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
+    """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task; not a claim of the paper.
+
+    Runs are paired by their seed, which gives both the same weights and batches; one beats the other as in C1. A task
+    is won where the 95 % bootstrap interval of the median difference lies below 0, lost where it lies above. Holds:
+    won on all. Holds partly: won on some, and on more than are lost. Otherwise not seen.
+    """
+    outcomes, evidence, sizes = [], [], []
+    for title, cells in _with(tasks, (VECTOR, ADAM), lambda task: True):
+        ours, theirs = cells[VECTOR], cells[ADAM]
+        timed = has_threshold(ours + theirs)
+        score = solved_at if timed else final_error
+        first, second = ({run["seed"]: score(run) for run in runs} for runs in (ours, theirs))
+        found = statistics.paired_differences(first, second)
+        outcomes.append(int(found.median.high < 0) - int(found.median.low > 0))
+        sizes.append(len(found.seeds))
+        measure = "median passes to the threshold" if timed else "median error"
+        words = f"{title}: {measure} {_middle(score, ours)} against {_middle(score, theirs)}"
+        evidence.append(
+            f"{words}, lower on {found.share_better:.0%} of {len(found.seeds)} seeds{_bounds(found.median)}."
+        )
+    if not outcomes:
+        return _nothing("no task was run with both VectorDopamine and tuned Adam")
+    won, lost = outcomes.count(1), outcomes.count(-1)
+    summary = (
+        f"Against tuned Adam, won on {won}, level on {outcomes.count(0)}, lost on {lost} of {len(outcomes)} tasks."
+    )
+    verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
+    return Finding(verdict, [summary, *evidence], min(sizes))
+
+
 CLAIMS: dict[str, tuple[str, Callable[[Tasks, Mapping[str, Any]], Finding]]] = {
     "C1": ("Dopamine converges faster than plain weight perturbation (WP) and outperforms it.", faster_than_wp),
     "C2": ("It performs comparably to gradient-based training.", comparable_to_gradients),
@@ -310,6 +342,10 @@ CLAIMS: dict[str, tuple[str, Callable[[Tasks, Mapping[str, Any]], Finding]]] = {
     "C4": ("It generalises better on XOR.", generalises_on_xor),
     "C5": ("Dopamine2 has the lowest error on chaotic forecasting.", lowest_error_on_chaos),
     "C6": ("It converges stably.", stable),
+    "V1": (
+        "This library's own: VectorDopamine beats backpropagation with Adam at equal forward passes.",
+        vector_beats_adam,
+    ),
 }
 COSTS = {
     "passes_per_step": "Forward passes per step",
@@ -367,6 +403,17 @@ def _sign(chance: statistics.Estimate) -> int:
 def _interval(chance: statistics.Estimate) -> str:
     bounds = "one run" if math.isnan(chance.low) else f"{chance.low:.2f} to {chance.high:.2f}"
     return f"{chance.value:.2f} ({bounds})"
+
+
+def _bounds(difference: statistics.Estimate) -> str:
+    """The interval of a median difference, in words; nothing where one run leaves it open."""
+    if math.isnan(difference.low):
+        return ""
+    return f", median difference {_signed(difference.low)} to {_signed(difference.high)}"
+
+
+def _signed(value: float) -> str:
+    return compact(value) if value >= 0 else f"−{compact(-value)}"  # noqa: RUF001
 
 
 def _passes_to(record: Record, error: float) -> float:

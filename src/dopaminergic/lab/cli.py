@@ -16,9 +16,9 @@ EXAMPLES = """examples:
   dopaminergic reproduce                      both experiments of the paper, and a report
   dopaminergic reproduce --quick              a look, in under a minute
   dopaminergic reproduce xor --full           the XOR experiments of record
-  dopaminergic train --task lorenz --optimizer dopamine2
+  dopaminergic train --task lorenz --optimizer vector
   dopaminergic train --csv sales.csv --column units --optimizer dopamine
-  dopaminergic compare --task continuous-xor --optimizers dopamine,adam
+  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam
   dopaminergic report runs/reproduce
   dopaminergic tasks
 """
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "train one network on one task",
-        "  dopaminergic train --task lorenz --optimizer dopamine2 --set hidden=32\n"
+        "  dopaminergic train --task lorenz --optimizer vector --set hidden=32\n"
         "  dopaminergic train --csv sales.csv --column units --optimizer dopamine --budget 5000\n"
         "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
     )
@@ -121,11 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         _compare,
         "tune and compare several optimizers on one task",
-        "  dopaminergic compare --task continuous-xor --optimizers dopamine,wp,adam --seeds 5\n"
+        "  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam --seeds 5\n"
         "  dopaminergic compare --csv sales.csv --column units --budget 5000",
     )
     _add_task(sub)
-    sub.add_argument("--optimizers", default="dopamine,dopamine2,wp,sgd,adam", help="names, separated by commas")
+    sub.add_argument(
+        "--optimizers",
+        default="dopamine,dopamine2,vector,wp,sgd,adam",
+        help="names, separated by commas (all but spsa, es)",
+    )
     sub.add_argument("--seeds", type=_positive, default=5, help="reported runs of each (5)")
     sub.add_argument("--tuning-seeds", type=_positive, default=2, help="runs of each of the seven learning rates (2)")
     sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
@@ -217,7 +221,7 @@ def _measure_costs(folder: Path, size: str, progress: Any) -> None:
 
     if not (folder / "costs.json").exists():
         progress("costs of a step", 0, 1, [])
-        costs = measure_costs(5, ("dopamine", "adam")) if size == "quick" else measure_costs()
+        costs = measure_costs(5, ("dopamine", "vector", "adam")) if size == "quick" else measure_costs()
         write_whole(folder / "costs.json", json.dumps(costs, indent=1))
         progress("costs of a step", 1, 1, [])
 

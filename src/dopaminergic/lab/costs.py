@@ -1,4 +1,7 @@
-"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over inference."""
+"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over inference.
+
+A step of VectorDopamine has many passes, evaluated as batches, so it is the time of a pass that compares.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
 from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.outcomes import Outcome
 from dopaminergic.vector import VectorDopamine
 
 FORWARD: dict[str, type[ForwardOptimizer]] = {
@@ -35,28 +39,36 @@ FORWARD: dict[str, type[ForwardOptimizer]] = {
 }
 BACKWARD: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 TINY_RATE = 1e-12  # so small that the weights, and with them the time of a pass, stay as they are
+WARM_UP = 8  # steps after which VectorDopamine tries as many directions as it ever will
 
-Loss = Callable[[], torch.Tensor]
+Loss = Callable[[], torch.Tensor | Outcome]
 
 
-def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callable[[], Any]:
-    """One training step of a method, as a function of nothing.
+def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callable[[], int]:
+    """One training step of a method, as a function of nothing that returns the forward passes it counts as.
 
     Args:
         name: in `METHODS`.
         model: what is trained.
-        loss: its loss on a fixed batch.
+        loss: its loss, or outcome, on a fixed batch.
         **settings: of a forward-only optimizer.
     """
     if name in FORWARD:
         optimizer = FORWARD[name](model.parameters(), lr=TINY_RATE, **settings)
-        return lambda: optimizer.step(loss)
+
+        def forward_step() -> int:
+            before = optimizer.forward_passes
+            optimizer.step(loss)
+            return optimizer.forward_passes - before
+
+        return forward_step
     backward = BACKWARD[name](model.parameters(), lr=TINY_RATE)
 
-    def step() -> None:
+    def step() -> int:
         backward.zero_grad()
-        loss().backward()
+        loss().mean().backward()
         backward.step()
+        return METHODS[name].passes_per_step
 
     return step
 
@@ -75,25 +87,31 @@ def time_ratios(steps: dict[str, Callable[[], Any]], loss: Loss, rounds: int) ->
     def forwards() -> None:
         for _ in range(2):
             with torch.no_grad():
-                float(loss())
+                float(loss().mean())
 
     everything = {"forwards": forwards, **steps}
     for work in everything.values():
-        work()
-    began = time.perf_counter()
-    forwards()
-    repeats = max(1, int(0.02 / max(time.perf_counter() - began, 1e-6)))
+        for _ in range(WARM_UP):
+            work()
+    repeats = {name: _repeats(work) for name, work in everything.items()}
     times: dict[str, list[float]] = {name: [] for name in everything}
     for _, (name, work) in itertools.product(range(rounds), everything.items()):
         began = time.perf_counter()
-        for _ in range(repeats):
+        for _ in range(repeats[name]):
             work()
-        times[name].append((time.perf_counter() - began) / repeats)
+        times[name].append((time.perf_counter() - began) / repeats[name])
     found = {}
     for name in steps:
         ratios = sorted(t / f for t, f in zip(times[name], times["forwards"], strict=True))
         found[name] = {"median": median(ratios), "low": ratios[len(ratios) // 4], "high": ratios[-1 - len(ratios) // 4]}
     return found
+
+
+def _repeats(work: Callable[[], Any]) -> int:
+    """How often to do it in one measurement, for some 20 ms."""
+    began = time.perf_counter()
+    work()
+    return max(1, int(0.02 / max(time.perf_counter() - began, 1e-6)))
 
 
 def peak_memory(name: str, weights: int) -> float | None:
@@ -127,12 +145,12 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
     steps = {}
     for name in METHODS:
         model = task.build(0)
-        steps[name] = stepper(name, model, lambda model=model: task.outcome(model, batch).mean())
+        steps[name] = stepper(name, model, lambda model=model: task.outcome(model, batch))
     model = task.build(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = time_ratios(steps, lambda: task.outcome(model, batch).mean(), rounds)
+        times = time_ratios(steps, lambda: task.outcome(model, batch), rounds)
     finally:
         torch.set_num_threads(threads)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -141,7 +159,7 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
         {
             "optimizer": name,
             "task": task.name,
-            "passes_per_step": METHODS[name].passes_per_step,
+            "passes_per_step": steps[name](),
             "time_over_two_forwards": times[name]["median"],
             "peak_memory_over_inference": memory.get(name),
         }

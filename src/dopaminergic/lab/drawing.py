@@ -34,6 +34,7 @@ COLOURS = {
     "adam": "#1A1A1A",
 }
 GRADIENTS = ("sgd", "adam")
+OURS = ("dopamine", "dopamine2", "vector")  # drawn in bold
 TRUTH = "#444444"
 SMALL, WIDE = (5.33, 4.0), 8.0  # inches; 150 dots each make 800 and 1200 pixels
 STYLE: Any = {
@@ -93,13 +94,16 @@ def zero_place(errors: Iterable[float]) -> float | None:
 
 
 def readable_log(axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number) -> None:
-    """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, decades beyond; `zero` is labelled 0."""
+    """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond; `zero` is labelled 0."""
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
     tight = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    tightest = [tenths / 10 for tenths in (*range(10, 20), *range(20, 100, 2))]
     steps = (
-        tight
+        tightest
+        if decades < 0.12
+        else tight
         if decades < 0.4
         else (1, 1.5, 2, 3, 5, 7)
         if decades < 0.7
@@ -109,7 +113,9 @@ def readable_log(axes: Axes, which: str, zero: float | None = None, form: Callab
         if decades < 3.2
         else (1,)
     )
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    powers = range(
+        math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, math.ceil(decades / (12 if which == "y" else 7))
+    )
     ticks = [step * 10.0**power for power in powers for step in steps]
     names = [form(tick) if decades < 4 else f"$10^{{{math.log10(tick):.0f}}}$" for tick in ticks]
     shown = [
@@ -128,7 +134,7 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
     figure, engine = axes.figure, axes.figure.get_layout_engine()
     if not (isinstance(figure, Figure) and isinstance(engine, ConstrainedLayoutEngine)):
         raise TypeError("axes: must come from new_figure(), whose layout makes room for the names")
-    engine.set(rect=(0, 0, 0.77, 1))
+    engine.set(rect=(0, 0, 0.97 - 0.0205 * max(len(text) for _, text, _ in ends), 1))  # a bold letter of SMALL's width
     figure.draw_without_rendering()
     to_fraction = axes.transAxes.inverted()
     heights = [to_fraction.transform(axes.transData.transform((axes.get_xlim()[1], y)))[1] for y, _, _ in ends]
@@ -143,7 +149,7 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
             textcoords="axes fraction",
             color=hue,
             fontsize=size,
-            fontweight="bold" if text.startswith("Dopamine") else "normal",
+            fontweight="bold" if text in [LABELS[name] for name in OURS] else "normal",
             va="center",
             arrowprops={
                 "arrowstyle": "-",

@@ -213,7 +213,8 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
             n = plural(len({run["seed"] for run in runs}), "run")
             caption = (
                 "Above, the reward prediction error of the first run (linear near zero, logarithmic beyond); below, "
-                f"the learning rate it sets, n = {n} each, the first in full colour."
+                f"the learning rate it sets, n = {n} each, the first in full colour. VectorDopamine's errors are "
+                "improvements less expected ones, its rate is the share of a Gauss-Newton step that it takes."
             )
             yield Plan(f"traces-{_slug(title)}", partial(plots.traces, runs), title, caption, TRACES, True)
 
@@ -222,7 +223,8 @@ def _costs(rows: list[Record]) -> Iterator[Plan]:
     if rows:
         models = list(dict.fromkeys(task_title(row["task"]) for row in rows))
         caption = (
-            f"Medians over n = {plural(len(models), 'model')} ({', '.join(models)}); white dots: each model. Dashed: "
-            "two forward passes without gradients, and the memory of inference."
+            f"Medians over n = {plural(len(models), 'model')} ({', '.join(models)}); white dots: each model. Dashed: a "
+            "forward pass without gradients, and the memory of inference. A pass is what compares, as a step of "
+            "VectorDopamine has many, evaluated as batches; a step of SGD or Adam counts as 3."
         )
         yield Plan("costs", partial(plots.costs_of_steps, rows), "Passes, time and memory", caption, COSTS, True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dopaminergic.lab import statistics
 from dopaminergic.lab.drawing import (
+    OURS,
     SMALL,
     STYLE,
     TRUTH,
@@ -87,7 +88,7 @@ def learning_curves(cells: Cells) -> Figure:
             hue, name = colour(optimizer), LABELS.get(optimizer, optimizer)
             ceiling = np.where(np.isfinite(high), high, middle)
             axes.fill_between(passes[there], low[there], ceiling[there], color=hue, alpha=0.13, linewidth=0)
-            width = 2.6 if optimizer.startswith("dopamine") else 1.7
+            width = 2.6 if optimizer in OURS else 1.7
             axes.plot(passes[there], middle[there], line_style(optimizer), color=hue, linewidth=width)
             if there[-1]:
                 ends.append((middle[-1], name, hue))
@@ -141,7 +142,7 @@ def final_errors(cells: Cells) -> Figure:
         axes.set_yticks(range(len(order)), [_row_name(method, cells) for method in order])
         for label, method in zip(axes.get_yticklabels(), order, strict=True):
             label.set_color(colour(method[0]))
-            label.set_fontweight("bold" if method[0].startswith("dopamine") else "normal")
+            label.set_fontweight("bold" if method[0] in OURS else "normal")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         readable_log(axes, "x", zero)
@@ -170,7 +171,7 @@ def solved_shares(cells: Cells) -> Figure:
             shares = np.concatenate([[0], np.arange(1, np.isfinite(each).sum() + 1), [np.isfinite(each).sum()]]) / len(
                 each
             )
-            width = 2.6 if optimizer.startswith("dopamine") else 1.7
+            width = 2.6 if optimizer in OURS else 1.7
             axes.step(
                 steps, 100 * shares, line_style(optimizer), where="post", color=colour(optimizer), linewidth=width
             )
@@ -206,7 +207,7 @@ def sensitivity(cells: Cells) -> Figure:
             axes.fill_between(
                 rates[there], low[there], np.minimum(high, ceiling)[there], color=hue, alpha=0.1, linewidth=0
             )
-            width = 2.4 if optimizer.startswith("dopamine") else 1.6
+            width = 2.4 if optimizer in OURS else 1.6
             axes.plot(
                 rates[there], middle[there], line_style(optimizer), color=hue, marker="o", markersize=4, linewidth=width
             )
@@ -406,7 +407,9 @@ def decision_boundaries(pictures: Sequence[Record]) -> Figure:
             panel.contour(grid, grid, probability, levels=[0.5], colors="#1A1A1A", linewidths=1.8)
             panel.axhline(0, color="#1A1A1A", linewidth=0.8, linestyle=":")
             panel.axvline(0, color="#1A1A1A", linewidth=0.8, linestyle=":")
-            panel.set_title(_picture_name(picture), color=colour(picture["optimizer"]))
+            panel.set_title(
+                _picture_name(picture), color=colour(picture["optimizer"]), fontsize=13 if columns < 4 else 11
+            )
             panel.set_xlabel("x" if index // columns == rows - 1 else "")
             panel.tick_params(labelbottom=index // columns == rows - 1, labelleft=index % columns == 0)
             panel.set_ylabel("y" if index % columns == 0 else "")
@@ -418,11 +421,12 @@ def decision_boundaries(pictures: Sequence[Record]) -> Figure:
 
 
 def costs_of_steps(rows: Sequence[Record]) -> Figure:
-    """Forward passes, time and memory of a step of each optimizer: medians over models (bars) and each model (dots).
+    """Passes of a step, time of a pass, and memory of each optimizer: medians over models (bars), each model (dots).
 
     Args:
         rows: of `costs.json`.
     """
+    rows = [{**row, "time_of_pass": 2 * row["time_over_two_forwards"] / row["passes_per_step"]} for row in rows]
     with matplotlib.rc_context(STYLE):
         present = {row["optimizer"] for row in rows}
         names = [name for name in LABELS if name in present] + sorted(present - set(LABELS))
@@ -430,11 +434,15 @@ def costs_of_steps(rows: Sequence[Record]) -> Figure:
         panels = np.asarray(panels).ravel()
         columns = (
             ("passes_per_step", "Forward passes\nper step"),
-            ("time_over_two_forwards", "Time per step\n(two forwards = 1)"),
+            ("time_of_pass", "Time per pass\n(a forward = 1)"),
             ("peak_memory_over_inference", "Peak memory\n(inference = 1)"),
         )
         for panel, (key, title) in zip(panels, columns, strict=True):
-            panel.axvline(1 if key != "passes_per_step" else 2, color="#999999", linewidth=1, linestyle=(0, (4, 2)))
+            if key == "passes_per_step":
+                panel.set_xscale("log")
+                panel.set_xlim(1, 10 * max(row[key] for row in rows))
+            else:
+                panel.axvline(1, color="#999999", linewidth=1, linestyle=(0, (4, 2)))
             for place, name in enumerate(names):
                 values = [float(row[key]) for row in rows if row["optimizer"] == name and row.get(key) is not None]
                 if not values:
@@ -445,9 +453,12 @@ def costs_of_steps(rows: Sequence[Record]) -> Figure:
                     panel.plot(values, [place] * len(values), "o", color="white", markeredgecolor=colour(name))
                 panel.text(max(values), place, f"  {compact(middle)}", va="center", fontsize=11, color="#222222")
             panel.set_title(title, fontsize=12)
-            panel.set_xlim(0, 1.25 * panel.get_xlim()[1])
             panel.grid(False)
-            panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            if key == "passes_per_step":
+                readable_log(panel, "x")
+            else:
+                panel.set_xlim(0, 1.25 * panel.get_xlim()[1])
+                panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             panel.tick_params(axis="y", length=0)
         panels[0].set_ylim(len(names) - 0.45, -0.55)
         panels[0].set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
@@ -474,7 +485,7 @@ def profile(tasks: dict[str, Cells]) -> Figure:
                 [final_error(run) / lowest[title] for run in cells[method]] for title, cells in tasks.items()
             ]
             shares = statistics.performance_profile(strata, factors)
-            width = 2.6 if method[0].startswith("dopamine") else 1.7
+            width = 2.6 if method[0] in OURS else 1.7
             axes.plot(factors, 100 * shares, line_style(method[0]), color=colour(method[0]), linewidth=width)
         axes.set_xscale("log")
         axes.set_xlim(factors[0], factors[-1])

@@ -71,7 +71,7 @@ def print_tasks(listing: dict[str, Any]) -> None:
     optimizers = Table(
         "optimizer",
         "name",
-        "passes a step",
+        "passes a step, at most",
         "default lr",
         "tuned over",
         title="Optimizers",
@@ -80,7 +80,7 @@ def print_tasks(listing: dict[str, Any]) -> None:
     )
     for each in listing["optimizers"]:
         default = "-" if each["default_lr"] is None else f"{each['default_lr']:g}"
-        grid = f"{each['grid'][0]:g} ... {each['grid'][-1]:g}"
+        grid = f"{each['grid'][0]:g} ... {each['grid'][-1]:g}" if len(each["grid"]) > 1 else "-"
         optimizers.add_row(each["name"], each["label"], str(each["passes_per_step"]), default, grid)
     console = Console(file=sys.stdout)
     console.print(tasks)
@@ -91,7 +91,7 @@ def print_tasks(listing: dict[str, Any]) -> None:
 def print_summary(summary: dict[str, Any], page: Path) -> None:
     """Print the verdicts and where the report is."""
     console = Console(file=sys.stdout)
-    table = Table("claim", "verdict", "evidence", title="The paper's claims", title_justify="left", box=None)
+    table = Table("claim", "verdict", "evidence", title="The claims", title_justify="left", box=None)
     for claim in summary.get("claims", []):
         table.add_row(f"{claim['claim']} {claim['title']}", claim["verdict"], claim["evidence"])
     console.print(table)

@@ -258,8 +258,9 @@ def lead(records: Sequence[Record]) -> str:
         "a gradient."
     )
     second = (
-        f"Settings were tuned with the same effort for all on {plural(len(tuning), 'other seed')}, never shown in a "
-        "result; a default set is one and the same for every task."
+        "Settings were tuned with the same effort for all that have any to tune on "
+        f"{plural(len(tuning), 'other seed')}, never shown in a result; a default set is one and the same for every "
+        "task."
     )
     return f"{first} {second}" if tuning else f"{first} The runs that tuned the settings are not in this folder."
 
