@@ -73,27 +73,30 @@ def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callabl
     return step
 
 
-def time_ratios(steps: dict[str, Callable[[], Any]], loss: Loss, rounds: int) -> dict[str, dict[str, float]]:
+def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) -> dict[str, dict[str, float]]:
     """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
 
     The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
 
     Args:
-        steps: by name.
+        steps: by name, each as of `stepper`.
         loss: the forward pass.
         rounds: how many times each is measured.
     """
 
-    def forwards() -> None:
+    def forwards() -> int:
         for _ in range(2):
             with torch.no_grad():
                 float(loss().mean())
+        return 2
 
     everything = {"forwards": forwards, **steps}
     for work in everything.values():
         for _ in range(WARM_UP):
             work()
-    repeats = {name: _repeats(work) for name, work in everything.items()}
+    # All windows have about as many passes, so that whatever interrupts the machine lengthens all alike.
+    passes = 2 * _repeats(forwards)
+    repeats = {name: max(1, passes // work()) for name, work in everything.items()}
     times: dict[str, list[float]] = {name: [] for name in everything}
     for _, (name, work) in itertools.product(range(rounds), everything.items()):
         began = time.perf_counter()
@@ -109,9 +112,12 @@ def time_ratios(steps: dict[str, Callable[[], Any]], loss: Loss, rounds: int) ->
 
 def _repeats(work: Callable[[], Any]) -> int:
     """How often to do it in one measurement, for some 20 ms."""
-    began = time.perf_counter()
-    work()
-    return max(1, int(0.02 / max(time.perf_counter() - began, 1e-6)))
+    shortest = 1.0
+    for _ in range(5):
+        began = time.perf_counter()
+        work()
+        shortest = min(shortest, time.perf_counter() - began)
+    return max(1, int(0.02 / max(shortest, 1e-6)))
 
 
 def peak_memory(name: str, weights: int) -> float | None:

@@ -66,7 +66,7 @@ def studies(part: str, size: str) -> list[Study]:
             Study("continuous-xor", {}, 6000, 3, 10),
             Study("cluster-xor", {}, 3000, 3, 10),
         ]
-        chaos = [Study("lorenz", {}, 20_000, 2, 6)]
+        chaos = [Study("lorenz", {}, 20_000, 2, 5)]
         chaos += [Study(task, {}, 5000, 1, 5) for task in chaos_tasks[1:]]
         chaos += [Study("lorenz-vpt", {}, 1500, 1, 1, few[1:])]
     else:
