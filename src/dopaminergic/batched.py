@@ -23,7 +23,7 @@ from dopaminergic.noise import Combination, Multiple
 from dopaminergic.recurrent import RECURRENT
 from dopaminergic.weights import Weights
 
-MEMORY = 1 << 28  # bytes of perturbed copies and outcomes that may exist at once, by default
+MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at once, by default
 MOST = 32  # copies at once: more fill the caches without making the products any faster
 WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
 

@@ -39,7 +39,7 @@ FORWARD: dict[str, type[ForwardOptimizer]] = {
 }
 BACKWARD: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 TINY_RATE = 1e-12  # so small that the weights, and with them the time of a pass, stay as they are
-WARM_UP = 8  # steps after which VectorDopamine tries as many directions as it ever will
+WARM_UP = 60  # steps after which VectorDopamine tries as many directions as it ever will
 
 Loss = Callable[[], torch.Tensor | Outcome]
 
