@@ -875,3 +875,21 @@ def test_continuous_xor_is_classified_in_bounded_passes(seed: int) -> None:
     while optimizer.forward_passes + optimizer.next_passes <= 4000:
         optimizer.step(lambda: cross_entropy(model(x), labels))
     assert float((model(x).argmax(1) == labels).double().mean()) > 0.95
+
+
+def test_large_models_come_back_from_a_bad_step() -> None:
+    """A lone number tells so little that the proposal is hundreds of times as long as the weights, and bad."""
+    torch.manual_seed(0)
+    weights = nn.Parameter(0.05 * torch.randn(300_000))
+    before, optimizer = weights.detach().clone(), VectorDopamine([weights], directions=8, damping=1e-6)
+    # Perturbations move each weight by 2e-5, any step by more, and every step looks bad.
+    optimizer.step(lambda: (weights - 1).square().mean() + 1e6 * ((weights - before).abs().amax() > 1e-3))
+    torch.testing.assert_close(weights.detach(), before, rtol=0, atol=5e-7)
+
+
+def test_large_models_take_short_steps() -> None:
+    torch.manual_seed(0)
+    weights = nn.Parameter(0.05 * torch.randn(300_000))
+    before, optimizer = weights.detach().clone(), VectorDopamine([weights], directions=8, damping=1e-6)
+    optimizer.step(lambda: (weights - 1).square().mean() - ((weights - before).abs().amax() > 1e-3).float())
+    assert 0.01 < float((weights.detach() - before).square().mean().sqrt()) <= 0.1

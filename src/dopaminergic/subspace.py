@@ -78,6 +78,11 @@ class Proposal(NamedTuple):
         """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
         return share * self.slope - share**2 * self.curvature / 2
 
+    def within(self, length: float) -> Proposal:
+        """The proposal, shortened to a length of at most `length` in units of one direction's."""
+        factor = (length / (self.coefficients.norm(dim=1) + TINY)).clamp(max=1.0)
+        return Proposal(factor[:, None] * self.coefficients, factor * self.slope, factor**2 * self.curvature)
+
 
 def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
     """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what can be used.

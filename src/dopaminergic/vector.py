@@ -40,6 +40,7 @@ from dopaminergic.subspace import (
     subspace,
 )
 
+LONGEST = 0.1  # root mean square change of a weight in one step of a large model
 GRAM_WORTH_IT = 16  # directions are as good as orthogonal where there are this many weights for each of them
 
 
@@ -208,7 +209,9 @@ class VectorDopamine(ForwardOptimizer):
         flat = loss.slope.square().sum(1).cpu() / (2.0 * loss.loss.abs())  # what it would be were the loss a square
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
-        return state, propose(space, state)
+        proposal = propose(space, state)
+        # Weights without a copy come back from a trial only as exactly as it was short.
+        return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._scales()))
 
     def _gram(self, regrets: Tensor, step: int) -> Tensor:
         """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap.

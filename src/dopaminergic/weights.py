@@ -66,6 +66,11 @@ class Weights:
         self._layout: list[list[Any]] = []
         self._displacement: list[Term] = []  # of the blocks that are perturbed in place
 
+    @property
+    def saved_all(self) -> bool:
+        """Whether a copy of every weight is kept during a step."""
+        return not self._in_place
+
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
         self._step = step
