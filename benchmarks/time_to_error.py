@@ -1,4 +1,4 @@
-"""Time until VectorDopamine reaches the error at which Adam ends, over the time that Adam takes; prints one JSON object.
+"""Time until VectorDopamine reaches the error at which Adam ends, over the time of Adam; prints one JSON object.
 
     python benchmarks/time_to_error.py [--seeds 5] [--out FILE]
 
