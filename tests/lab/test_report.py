@@ -15,7 +15,7 @@ from PIL import Image
 
 from dopaminergic.lab import plots
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
-from dopaminergic.lab.figures import draw_all
+from dopaminergic.lab.figures import draw_all, plan_all
 from dopaminergic.lab.records import LABELS, append_records, by_task, read_records
 from dopaminergic.lab.report import tables, write_report
 
@@ -292,3 +292,12 @@ def test_the_sensitivity_takes_the_best_other_settings() -> None:
         for rate, sigma, error in grid
     ]
     assert plots.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]
+
+
+def test_the_profile_leaves_out_tasks_that_few_have_run() -> None:
+    both = [("vector", "default"), ("adam", "tuned")]
+    records = [run(task, m, s, 0.1) for task in ("lorenz", "rossler") for m in both for s in range(3)]
+    alone = [run("mackey-glass", both[0], s, 0.1) for s in range(3)]
+    plan = next(p for p in plan_all(records + alone, [], []) if p.name == "profile")
+    assert "Mackey" not in plan.caption
+    assert [text.get_text() for text in plan.draw().legends[0].get_texts()] == ["VectorDopamine", "Adam"]

@@ -138,13 +138,16 @@ def _results(records: list[Record]) -> Iterator[Plan]:
         draw = partial(plots.final_errors, cells)
         yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}
+    # Only tasks that all methods have run compare them; one with a single method would leave out the rest.
+    most = max((len(cells) for cells in chaos.values()), default=0)
+    chaos = {title: cells for title, cells in chaos.items() if len(cells) == most}
     if len(chaos) > 1 and all(0 < plots.lowest_median(cells) < math.inf for cells in chaos.values()):
         joined = {(title, *method): runs for title, cells in chaos.items() for method, runs in cells.items()}
         caption = (
             f"Share of runs, averaged over {', '.join(chaos)}, whose final error is at most a multiple of the lowest "
             f"median on the task; further left is better; {count(joined)} on every task."
         )
-        title = "All forecasting tasks: performance profile"
+        title = "Forecasting tasks: performance profile"
         yield Plan("profile", partial(plots.profile, chaos), title, caption, RESULTS, True)
 
 
