@@ -160,7 +160,7 @@ def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, An
     optimizer = row.make([w], seed=11, **settings)
     group, own = optimizer.param_groups[0], optimizer.settings
     by_hand = {key: group[key] for key in ("lr", "sigma")}
-    by_hand |= {key: value for key, value in own.items() if key not in ("noise", "seed")}
+    by_hand |= {key: value for key, value in own.items() if key not in ("noise", "seed", "batched")}
     expected = row.plain(
         bowl, w.tolist(), lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(), 5, **by_hand
     )

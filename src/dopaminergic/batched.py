@@ -27,6 +27,7 @@ MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at onc
 MOST = 32  # copies at once: more fill the caches without making the products any faster
 WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
 
+_modes: Any = torch._C
 Read = Callable[[Any], Tensor]  # what to keep of that which a closure returns, as one tensor
 
 
@@ -115,6 +116,7 @@ class Batched:
     def __init__(self, rule: str, memory: int = MEMORY, *, checked: bool = False, refused: bool = False) -> None:
         self.rule, self.memory = rule, memory
         self.checked, self.refused = checked, refused
+        self._depth: int | None = None  # of torch's stack of modes before a batch
         self._copies: Copies | None = None
         self._layout: Any = None
 
@@ -166,8 +168,12 @@ class Batched:
 
             # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
             plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
-            with plain:
-                return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+            self._depth = _modes._len_torch_function_stack()
+            try:
+                with plain:
+                    return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+            finally:
+                self.leave()
 
         found, evaluations = [], count
         if at_once >= min(count, WORTH_IT):  # large models fill the processor alone
@@ -184,6 +190,12 @@ class Batched:
                 found.extend(self._attempt(batch, alone, len(found), min(at_once, count - len(found))).split(1))
         found += [alone(k) for k in range(len(found), count)]
         return torch.cat(found), evaluations
+
+    def leave(self) -> None:
+        """End the exchange, also where Ctrl-C came while torch entered or left it; harmless at any time."""
+        while self._depth is not None and _modes._len_torch_function_stack() > self._depth:
+            _modes._pop_torch_function_stack()
+        self._depth = None
 
     def _attempt(
         self, batch: Callable[[int, int], Tensor], alone: Callable[[int], Tensor], first: int, size: int

@@ -246,6 +246,7 @@ class ForwardOptimizer(Optimizer):
         try:
             return work(closure, before)
         except BaseException:
+            self._batched.leave()
             if self._progress is before:
                 self._weights.restore(before.step)
             raise
