@@ -159,6 +159,11 @@ class ForwardOptimizer(Optimizer):
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
         raise NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
 
+    @property
+    def _replicas(self) -> int | None:
+        """R of a fleet; None for one model."""
+        return len(self.settings["seed"]) if self._fleet else None
+
     def zero(self) -> Scalar:
         """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
         return torch.zeros(len(self.settings["seed"]), dtype=torch.float64) if self._fleet else 0.0
@@ -310,7 +315,7 @@ class ForwardOptimizer(Optimizer):
         self, closure: Closure, displacements: list[list[Multiple]], base: list[Scalar], step: int
     ) -> tuple[list[Scalar], int]:
         """Losses in the order of the loop above, and how many evaluations it took beyond them."""
-        replicas, count, extra = len(self.settings["seed"]) if self._fleet else None, self.settings["directions"], 0
+        count, extra = self.settings["directions"], 0
         random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
         if not base and not (self._batched.checked or self._batched.refused):
             base, extra = [self._loss(closure)], 1  # what the first batch is compared by
@@ -320,14 +325,12 @@ class ForwardOptimizer(Optimizer):
             losses, evaluations = self._batched(
                 self._weights,
                 closure,
-                lambda returned: mean_tensor(returned, self._rule_name, replicas),
+                lambda returned: mean_tensor(returned, self._rule_name, self._replicas),
                 reference,
                 count,
                 displacement,
                 step,
             )
-            self._weights.restore(step)
-            self._weights.begin(step)
             found.append(losses if self._fleet else losses[:, 0].tolist())
             extra += evaluations - count
         return [loss for pair in zip(*found, strict=True) for loss in pair], extra
@@ -358,7 +361,7 @@ class ForwardOptimizer(Optimizer):
             rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
         decays = [group["weight_decay"] for group in self.param_groups]
-        return Change(list(enumerate(rows)), _shrinks(decays, rates, usable) if any(decays) else None, after)
+        return Change(list(enumerate(rows)), shrinks(decays, rates, usable) if any(decays) else None, after)
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -427,7 +430,7 @@ class ForwardOptimizer(Optimizer):
         """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
         super().add_param_group(param_group)
         try:
-            checks.group(self._rule_name, self.param_groups[-1], len(self.settings["seed"]) if self._fleet else None)
+            checks.group(self._rule_name, self.param_groups[-1], self._replicas)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -442,7 +445,7 @@ def _array(x: Scalar) -> Multiple:
     return x.numpy() if isinstance(x, Tensor) else x
 
 
-def _shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
+def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
     """What weight decay leaves of the weights of each group."""
     shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
     return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]

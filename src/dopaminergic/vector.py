@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -23,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, rewind
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen
+from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen, shrinks
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.scalars import Scalar
@@ -137,10 +138,6 @@ class VectorDopamine(ForwardOptimizer):
     def _start(self) -> VectorState:
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
         return VectorState(*[zero] * 8)._replace(damping=zero + self.settings["damping"], gain=zero + 0.5)
-
-    @property
-    def _replicas(self) -> int | None:
-        return len(self.settings["seed"]) if self._fleet else None
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights = self._weights
@@ -278,11 +275,8 @@ class VectorDopamine(ForwardOptimizer):
         decays = [group["weight_decay"] for group in self.param_groups]
         if not any(decays):
             return None
-        kept = [
-            torch.where(accepted, (1 - rate * decay).clamp(0, 1), 1.0)
-            for rate, decay in zip(rates, decays, strict=True)
-        ]
-        return [k.numpy() if self._fleet else float(k) for k in kept]
+        kept = shrinks(decays, rates, accepted)
+        return kept if self._fleet else [float(np.asarray(k).item()) for k in kept]
 
     def _own(self, x: Tensor) -> Scalar:
         """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
