@@ -77,7 +77,7 @@ def test_an_update_does_not_depend_on_the_moves_before_it(
         weights.begin(0)
         for direction, sign in moved if probed else []:
             weights.move([(direction, [sign * weights.sigmas[0]])])
-        terms = [(k, [0.3 * problem[1] * (k + 1)]) for k in range(2)]
+        terms: list[noise.Term] = [(k, [0.3 * problem[1] * (k + 1)]) for k in range(2)]
         weights.update(terms, [0.9] if shrink else None, lambda: None)
         w = weights.groups[0]["params"][0].detach()
         ends.append(w.clone())
