@@ -90,14 +90,14 @@ def _copysign(typing_context, x, sign):
 def _turn(words, blocks, block, parameter, step, selector, key0, key1):
     """Philox4x32-10 of consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
     for lane in range(blocks):
-        # In 64 bits, whose high half is known to be empty, so that a product is one instruction.
+        # In 64 bits whose high half is only emptied before a product, which makes that one instruction.
         c0, c1 = np.uint64(np.uint32(block + np.uint32(lane))), np.uint64(parameter)
         c2, c3 = np.uint64(step), np.uint64(selector)
         k0, k1 = key0, key1
         for _ in range(10):
-            p0, p1 = c0 * M0, c2 * M1
+            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
             c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
-            c1, c3 = p1 & LOW, p0 & LOW
+            c1, c3 = p1, p0
             # numba widens every sum of 32-bit integers, hence the conversions back.
             k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
         words[0, lane], words[1, lane] = np.uint32(c0), np.uint32(c1)
@@ -160,9 +160,10 @@ def _normals(z, words, blocks, polar):
 @compiled
 def _interleave(out, rows, blocks):
     """Element e of block b <- rows[e, b]."""
-    table = out.reshape(-1, 4)
-    for i in range(blocks):
-        table[i, 0], table[i, 1], table[i, 2], table[i, 3] = rows[0, i], rows[1, i], rows[2, i], rows[3, i]
+    # One dimension and rows of their own, or the loop does not become vector instructions.
+    a, b, c, d = rows[0, :blocks], rows[1, :blocks], rows[2, :blocks], rows[3, :blocks]
+    for i in range(a.size):
+        out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = a[i], b[i], c[i], d[i]
 
 
 @compiled
@@ -383,7 +384,7 @@ def _combine(
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
     words, polar = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
     normals, buffer = np.empty(0 if signs else NORMAL_TILE, F), np.empty(most, real.dtype)
-    noise = np.zeros(most + 8 if halves else most, np.uint32)
+    noise = np.empty(most + 8 if halves else 0, np.uint32)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
