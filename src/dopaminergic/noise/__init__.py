@@ -4,8 +4,8 @@
 
     target <- scale * source + sum_k coefficient_k z_k
 
-with z from `reference` (the definition, torch) or `cpu` (numba, the same bits in one pass over memory). 16-bit weights
-are computed in float32 and rounded stochastically, so that small changes survive in expectation.
+with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the same bits in one pass over memory.
+16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ KINDS = ("rademacher", "gaussian")
 CHUNK = 1 << 16  # elements; a multiple of every block, small enough to stay in cache
 MANTISSA_BITS_DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # of float32's 23
 FAST_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+TRITON_DEVICES = ("cuda",)
 
 
 @functools.cache
@@ -46,6 +48,20 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
     from dopaminergic.noise.cpu import combine, combine_one
 
     return combine, combine_one
+
+
+@functools.cache
+def triton_launch() -> Callable[..., Any] | None:
+    """What makes a launch for tensors on a GPU, or None without Triton (said once in the log)."""
+    if importlib.util.find_spec("triton") is None:
+        logging.getLogger(__name__).warning(
+            "triton is not installed: noise on the GPU comes from the slower torch reference, with the same bits "
+            "(torch's CUDA builds bring it; else: pip install triton)"
+        )
+        return None
+    from dopaminergic.noise.gpu import Launch
+
+    return Launch
 
 
 class Combination:
@@ -72,7 +88,7 @@ class Combination:
         self.group = group
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
-        self.fast = None
+        self.fast = self.launch = None
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         plain = all(
@@ -85,6 +101,13 @@ class Combination:
             self._plan = np.array([own, sources, sizes, parameters], np.uint64)
             self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
             self.fast = fast_kernels()
+        on_gpu = targets[0].device.type in TRITON_DEVICES and all(
+            t.is_contiguous() for t in [*targets, *(copies or [])]
+        )
+        make_launch = triton_launch() if on_gpu else None
+        if make_launch is not None:
+            sources, firsts = targets if copies is None else copies, [0] * len(targets)
+            self.launch = make_launch(targets, sources, parameters, firsts, seeds, self.signs)
 
     def __call__(self, terms: Sequence[Term], scales: list[Multiple] | None, step: int, rounding: int = 0) -> None:
         """Do it; the first call of a step saves the targets to the copies, which all calls of the step start from.
@@ -97,6 +120,11 @@ class Combination:
                 weights that were rounded up while the loss was measured would be rounded up again.
         """
         scale = 1.0 if scales is None else scales[self.group]
+        if self.launch is not None:
+            self._save(step)
+            numbers, rows = self._arrays(terms, scale)
+            self.launch(np.array([direction for direction, _ in terms], np.int64), rows, numbers, step, rounding)
+            return
         if self.fast is None:
             self._slowly(terms, scale, step, rounding)
             return
@@ -121,12 +149,16 @@ class Combination:
         scales, multiples = self._arrays(terms, scale)
         directions = [direction for direction, _ in terms]
         sources = self.targets if self.copies is None else self.copies
-        if self.copies is not None and self.saved[0] != step:
-            for target, source in zip(self.targets, sources, strict=True):
-                source.copy_(target)
-            self.saved[0] = step
+        self._save(step)
         for i, (target, source) in enumerate(zip(self.targets, sources, strict=True)):
             self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step, rounding)
+
+    def _save(self, step: int) -> None:
+        """Copy before anything is changed: an interruption in between finds the weights as they were."""
+        if self.copies is not None and self.saved[0] != step:
+            for target, source in zip(self.targets, self.copies, strict=True):
+                source.copy_(target)
+            self.saved[0] = step
 
     def _combine_slowly(
         self,
