@@ -202,6 +202,9 @@ def test_numbers_without_neighbours_pass_unharmed(dtype: torch.dtype) -> None:
     call(**arrays({**nothing, "scales": [0.7]}))
     right = combined("rademacher", before, 0, 0, [1], {**nothing, "scales": [0.7]})
     assert torch.equal(weights.nan_to_num(1.0), right.nan_to_num(1.0))
+    # A GPU's own NaN, to whose bits nothing can be added.
+    call(**arrays({**nothing, "scales": [np.int64((1 << 63) - 1).view(np.float64)]}))
+    assert bool(weights.isnan().all())
 
 
 def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +235,8 @@ def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monke
     assert launches[0][2]["enable_fp_fusion"] is False
 
 
-def test_nothing_to_do_is_no_launch() -> None:
+def test_nothing_to_do_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_combine", None)
     empty = torch.empty(1, 0, device=DEVICE)
     gpu.Launch([empty], [empty], [0], [128], np.array([1], np.uint64), True)(**arrays(ONE))
 
