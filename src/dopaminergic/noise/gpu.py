@@ -92,7 +92,8 @@ def _end_on_grid(x, grid):
 @triton.jit
 def _round_stochastically(x, words, dtype: tl.constexpr):
     """Float32 to a 16-bit neighbour, as the reference does it; infinities and NaN as they are."""
-    bits, half = x.to(tl.uint32, bitcast=True), dtype == tl.float16
+    bits = x.to(tl.uint32, bitcast=True)
+    half: tl.constexpr = dtype == tl.float16
     dropped: tl.constexpr = 13 if half else 16
     kept: tl.constexpr = 0xFFFFE000 if half else 0xFFFF0000
     rounded = ((bits + (words >> (32 - dropped))) & kept).to(tl.float32, bitcast=True)
@@ -278,10 +279,7 @@ class Launch:
         host = torch.from_numpy(np.concatenate([header, scale, rows.ravel()]))
         if len(self._numbers) < len(host):
             self._numbers = torch.zeros(len(host), dtype=torch.int64, device=self.device)
-        if self.device.type == "cuda":
-            # Pageable memory might be waited for. torch keeps the pinned copy until the device has read it.
-            host = host.pin_memory()
-        self._numbers[: len(host)].copy_(host, non_blocking=True)
+        self._numbers[: len(host)].copy_(self._pinned(host), non_blocking=True)
 
     def launch(self) -> None:
         """Do what was written. Every argument is the same each time, unless `write` was given more than ever before."""
@@ -294,5 +292,9 @@ class Launch:
                 **OPTIONS,
             )  # fmt: skip
 
+    def _pinned(self, host: Tensor) -> Tensor:
+        """Memory that can be sent without waiting; torch keeps it until the device has read it."""
+        return host.pin_memory() if self.device.type == "cuda" else host
+
     def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return self._pinned(torch.from_numpy(array)).to(self.device, non_blocking=True)
