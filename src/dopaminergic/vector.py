@@ -12,7 +12,6 @@ Witten and Daw, "A feature-specific prediction error model explains dopaminergic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +80,8 @@ class VectorDopamine(ForwardOptimizer):
     >>> losses[-1] < 1e-6
     True
     """
+
+    shares_sigma = True
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class VectorDopamine(ForwardOptimizer):
 
     def _scales(self) -> list[float]:
         """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
-        return [group["sigma"] / math.sqrt(sum(self._weights.sizes)) for group in self.param_groups]
+        return self._weights.sigmas
 
     def _regrets(self, closure: Closure, loss: Quadratic, step: int) -> tuple[Tensor, int]:
         """J `(R, K, n)`, and the evaluations it took. A direction with an outcome that is not finite is not used."""
