@@ -4,7 +4,8 @@
 
     x = source;  x += undo_k z_k;  x *= scale;  x += coefficient_k z_k;  x = on_grid(x);  target = x
 
-in this order, with z from `reference` (the definition, torch) or `cpu` (numba, the same bits in one pass over memory).
+in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the same bits, and in
+the last two one pass over memory.
 16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation.
 
 Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma, both x + sigma and
@@ -48,6 +49,7 @@ KERNEL_TYPES = {
     torch.float16: (np.int16, np.float32),
 }
 PIECE = 1 << 20  # weights that are worth a thread
+TRITON_DEVICES = ("cuda",)
 
 
 @functools.cache
@@ -62,6 +64,24 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
     from dopaminergic.noise.cpu import combine, combine_one
 
     return combine, combine_one
+
+
+@functools.cache
+def triton_launch() -> Callable[..., Any] | None:
+    """What makes a launch for tensors on a GPU, or None without Triton (said once in the log)."""
+    if importlib.util.find_spec("triton") is None:
+        logging.getLogger(__name__).warning(
+            "triton is not installed: noise on the GPU comes from the slower torch reference, with the same bits "
+            "(torch's CUDA builds bring it; else: pip install triton)"
+        )
+        return None
+    from dopaminergic.noise.gpu import Launch
+
+    return Launch
+
+
+def _is_for_triton(t: Tensor) -> bool:
+    return t.device.type in TRITON_DEVICES and t.dtype in KERNEL_TYPES and t.is_contiguous()
 
 
 class Change(NamedTuple):
@@ -118,7 +138,7 @@ class Combination:
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.firsts = [0] * len(targets) if firsts is None else firsts
         self.kind, self.signs = kind, kind == "rademacher"
-        self.fast = None
+        self.fast = self.launch = None
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         sources = targets if copies is None else copies
@@ -131,6 +151,8 @@ class Combination:
             self._whole = (np.empty(0, memory), np.empty(0, real), plan, layouts)
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
+        if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
+            self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
     def __call__(
         self,
@@ -153,6 +175,12 @@ class Combination:
             grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
         """
         scale, grid = 1.0 if scales is None else scales[self.group], 0.0 if grids is None else grids[self.group]
+        if self.launch is not None:
+            self._save(step)
+            numbers, rows = self._arrays([*undo, *terms], scale)
+            directions = np.array([direction for direction, _ in [*undo, *terms]], np.int64)
+            self.launch(directions, rows, numbers, step, rounding, len(undo), grid)
+            return
         if self.fast is None or not self._plain:
             self._save(step)
         if self.fast is None:
