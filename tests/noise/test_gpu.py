@@ -289,10 +289,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[gpu.Launch]:
 
 def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dopaminergic.weights.SAVED_BYTES", 100)
+    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(noise, "TRITON_DEVICES", ())
+    slow = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
     used = watched(monkeypatch)
-    trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
-    # Two groups, three steps, one pass out and one back, which also updates.
-    assert len(used) == 2 * 3 * 2
+    fast = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
+    assert largest_difference(slow, fast) == 0
+    # Two groups, three steps, one pass out and one back, which also updates; one before, if there is a grid to be put on.
+    assert len(used) in (12, 14)
 
 
 def test_other_strides_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
