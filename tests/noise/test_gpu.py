@@ -295,7 +295,7 @@ def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) ->
     used = watched(monkeypatch)
     fast = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
     assert largest_difference(slow, fast) == 0
-    # Two groups, three steps, one pass out and one back, which also updates; one before, if there is a grid to be put on.
+    # Two groups, three steps, one pass out and one back, which also updates; one before, if there is a grid.
     assert len(used) in (12, 14)
 
 
