@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
+from dopaminergic.sharding import first_element, is_sharded, local
 
 SAVED_BYTES = 1 << 20
 
@@ -45,15 +46,21 @@ class Weights:
         groups: the optimizer's `param_groups`.
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
+        keep_copies: of all weights during a step, however many there are.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
         bytes: memory of all trainable weights.
         blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
+        sharded: some parameters are DTensors, of which this rank holds a part; all numbers above are of the whole.
+        saved_all: a copy of every weight is kept during a step; the same on all ranks, also on one without weights.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str, *, keep_copies: bool = False
+    ) -> None:
+        self.keep_copies, self.sharded, self.saved_all = keep_copies, False, True
         self.groups, self.seeds, self.kind = groups, seeds, kind
         self.sizes: list[int] = []
         self.bytes = 0
@@ -66,18 +73,18 @@ class Weights:
         self._layout: list[list[Any]] = []
         self._displacement: list[Term] = []  # of the blocks that are perturbed in place
 
-    @property
-    def saved_all(self) -> bool:
-        """Whether a copy of every weight is kept during a step."""
-        return not self._in_place
-
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
         self._step = step
-        layout = [_layout(group["params"]) for group in self.groups]
-        if layout != self._layout:
+        if self._layout_now() != self._layout:
             self._arrange()
-            self._layout = layout
+            self._layout = self._layout_now()
+
+    def _layout_now(self) -> list[list[Any]]:
+        groups = [group["params"] for group in self.groups]
+        if self.sharded:  # a DTensor has no memory of its own
+            groups += [[local(p) for p in parameters] for parameters in groups]
+        return [_layout(parameters) for parameters in groups]
 
     def move(self, terms: list[Term], *, as_update: bool = False) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`.
@@ -152,8 +159,10 @@ class Weights:
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
-        self.bytes = sum(p.numel() * p.element_size() for p in trainable)
-        small = self.bytes <= SAVED_BYTES
+        self.sharded = any(map(is_sharded, trainable))
+        self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
+        small = self.bytes <= SAVED_BYTES or self.keep_copies
+        self.saved_all = small or not any(p.dtype in FAST_DTYPES for p in trainable)
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         index, self.sizes, self.generators = 0, [0] * len(self.groups), _generators({p.device for p in trainable})
         for number, group in enumerate(self.groups):
@@ -166,11 +175,14 @@ class Weights:
         self._saved, self._in_place, self.blocks = [], [], []
         for (group, _, _, in_place, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
-            tensors = [p.detach() for p in block.parameters]
-            copies = None if in_place else [torch.empty_like(t) for t in tensors]
-            combine = Combination(tensors, block.indices, self.seeds, self.kind, copies, group)
-            (self._in_place if in_place else self._saved).append(combine)
             self.blocks.append(block)
+            held = [(local(p), i, first_element(p)) for p, i in pairs if local(p).numel() > 0]
+            if not held:  # another rank has all of them
+                continue
+            tensors, indices, firsts = [list(column) for column in zip(*held, strict=True)]
+            copies = None if in_place else [torch.empty_like(t) for t in tensors]
+            combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
+            (self._in_place if in_place else self._saved).append(combine)
 
 
 def _layout(parameters: list[Tensor]) -> list[Any]:

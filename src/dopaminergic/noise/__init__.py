@@ -58,6 +58,7 @@ class Combination:
         kind: `"rademacher"` or `"gaussian"`.
         copies: tensors of the same shapes that the targets are saved to, and computed from; None: in place.
         group: the number of their group.
+        firsts: for each target the index of its first element in the whole parameter, any number; None: 0 each.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Combination:
         kind: str,
         copies: list[Tensor] | None = None,
         group: int = 0,
+        firsts: list[int] | None = None,
     ) -> None:
         self.group = group
+        self.firsts = firsts or [0] * len(targets)
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = None
@@ -78,7 +81,7 @@ class Combination:
         plain = all(
             t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in [*targets, *(copies or [])]
         )
-        if plain and fast_kernels() is not None:
+        if plain and not any(self.firsts) and fast_kernels() is not None:
             sources = [t.data_ptr() for t in (targets if copies is None else copies)]
             own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
             # Addresses are looked up once; they must stay valid as long as this object is used.
@@ -126,13 +129,13 @@ class Combination:
                 source.copy_(target)
             self.saved[0] = step
         for i, (target, source) in enumerate(zip(self.targets, sources, strict=True)):
-            self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step, rounding)
+            self._combine_slowly(target, source, i, scales, multiples, directions, step, rounding)
 
     def _combine_slowly(
         self,
         target: Tensor,
         source: Tensor,
-        parameter: int,
+        i: int,
         scales: np.ndarray,
         coefficients: np.ndarray,
         directions: Sequence[int],
@@ -140,6 +143,7 @@ class Combination:
         rounding: int,
     ) -> None:
         draw = reference.rademacher if self.kind == "rademacher" else reference.gaussian
+        parameter, block = self.parameters[i], reference.SIGNS_PER_BLOCK
         exact = target.dtype if target.dtype in FAST_DTYPES else torch.float32
         seed = torch.from_numpy(self.seeds.astype(np.int64)).to(target.device)
         scale = torch.from_numpy(scales).to(target.device, exact)[:, None]
@@ -148,11 +152,14 @@ class Combination:
         old, new = source.reshape(len(self.seeds), -1), target.reshape(len(self.seeds), -1)
         for start in range(0, old.shape[1], CHUNK):
             chunk = old[:, start : start + CHUNK].to(exact) * scale
+            lead = (self.firsts[i] + start) % block  # numbers of the first block that belong to elements before these
+            first, count = self.firsts[i] + start - lead, lead + chunk.shape[1]
             for k, direction in enumerate(directions):
-                z = draw(chunk.shape[1], seed=seed, step=step, direction=direction, parameter=parameter, first=start)
-                chunk = chunk + coefficient[k] * z.to(exact)
+                z = draw(count, seed=seed, step=step, direction=direction, parameter=parameter, first=first)
+                chunk = chunk + coefficient[k] * z[:, lead:].to(exact)
             if target.dtype in MANTISSA_BITS_DROPPED:
-                chunk = _round_stochastically(chunk, target.dtype, seed, step, rounding, parameter, start)
+                whole = torch.nn.functional.pad(chunk, (lead, 0))
+                chunk = _round_stochastically(whole, target.dtype, seed, step, rounding, parameter, first)[:, lead:]
             new[:, start : start + CHUNK] = chunk
         if new.data_ptr() != target.data_ptr():
             target.copy_(new.reshape(target.shape))
