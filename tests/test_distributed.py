@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
     """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
     context = mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="spawn")
     assert context is not None
+    end = time.monotonic() + limit
     try:
-        assert context.join(timeout=limit, grace_period=1), "the ranks hang"
+        while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
+            assert time.monotonic() < end, "the ranks hang"
     finally:
         for process in context.processes:
             if process.is_alive():
@@ -205,18 +208,16 @@ def test_weights_may_be_broadcast_at_the_start(found: list[Any]) -> None:
 
 def test_one_changed_bit_changes_the_fingerprint() -> None:
     for dtype, bits in ((torch.float32, torch.int32), (torch.float64, torch.int64), (torch.bfloat16, torch.int16)):
-        w = randn(CHUNK + 5).to(dtype)
+        w, top = randn(CHUNK + 5).to(dtype), 8 * dtype.itemsize - 1
         before, seen = fingerprint([], [w]), set()
-        for i in (0, 1, CHUNK - 1, CHUNK, CHUNK + 4):
-            for bit in (0, 7, 8 * w.element_size() - 1):
+        for i in (0, CHUNK, CHUNK + 4):
+            for bit in (1, 1 << 7, -1 << top):
                 changed = w.clone()
-                changed.view(bits)[i] ^= torch.tensor(1 << bit if bit < 8 * w.element_size() - 1 else -(1 << bit)).to(
-                    bits
-                )
+                changed.view(bits)[i] ^= bit
                 after = fingerprint([], [changed])
                 assert after[:2] == before[:2]
                 seen.add(after[2])
-        assert len(seen - {before[2]}) == 15
+        assert len(seen - {before[2]}) == 9
 
 
 def test_two_weights_that_change_places_change_the_fingerprint() -> None:

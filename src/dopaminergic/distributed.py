@@ -244,13 +244,14 @@ def fingerprint(identity: Any, parameters: Iterable[Tensor]) -> list[float]:
 
 
 def _hash(parameters: list[Tensor]) -> int:
-    """Of the sum of the weights' bits times odd numbers, mod 2^64: any change of one weight changes that."""
+    """Of the sum of the weights' bits times odd numbers, mod 2^64, which every change of one weight changes."""
     total = 0
     for p in map(local, parameters):
         bits = p.reshape(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()])
         factors = _factors(min(CHUNK, bits.numel())).to(p.device)
         for start in range(0, bits.numel(), CHUNK):
             chunk = bits[start : start + CHUNK].to(torch.int64)
+            chunk = chunk ^ (chunk >> 32)  # or two signs of float64 that change would leave the sum as it was
             total = (total * 0x9E3779B97F4A7C15 + int((chunk * factors[: len(chunk)]).sum())) % (1 << 64)
     return _digest(total)
 
