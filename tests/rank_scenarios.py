@@ -17,12 +17,15 @@ from torch.distributed.fsdp import fully_shard
 
 from dopaminergic import ForwardOptimizer, cross_entropy, squared_error
 from dopaminergic.distributed import Ranks, broadcast
-from optimizers import ROWS, VECTOR, Regression, Row, copies, randn
+from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
 SIZE = 4
 STEPS = 3
 K = 7  # with the weights themselves eight evaluations, two for each rank; the pairs of SPSA are shared unevenly
 SETTINGS: dict[str, Any] = {"directions": K, "seed": 5, "weight_decay": 0.1}
+
+
+LARGE_ROWS = [ROWS[1], ROWS[3], VECTOR]
 
 
 class Shards(Regression):
@@ -59,9 +62,10 @@ def trained(
     **settings: Any,
 ) -> dict[str, Any]:
     """Weights, losses and state after some steps."""
-    optimizer = make(problem.model.parameters(), process_group=group, **{**SETTINGS, **settings})
+    parameters = [problem.w] if isinstance(problem, Bowl) else list(problem.model.parameters())
+    optimizer = make(parameters, process_group=group, **{**SETTINGS, **settings})
     losses = [optimizer.step(closure) for _ in range(steps)]
-    return {"weights": copies(problem.model.parameters()), "losses": losses, "state": optimizer.state_dict()}
+    return {"weights": copies(parameters), "losses": losses, "state": optimizer.state_dict()}
 
 
 def failing(work: Callable[[], Any]) -> str:
@@ -90,6 +94,12 @@ def directions(rank: int) -> dict[str, Any]:
         found[VECTOR.name, name] = trained(
             VECTOR.make, problem, closure(problem, problem.x, problem.y), Ranks(data_parallel=1), memory=1
         )
+    for row in LARGE_ROWS:
+        bowl = Bowl()
+        run = trained(row.make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), directions=4)
+        found[row.name, "large"] = {**run, "weights": [w[:1000] for w in run["weights"]]}
+    bowl = Bowl()
+    trained(ROWS[3].make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), noise="gaussian")  # keeps copies
     return found
 
 
@@ -265,12 +275,24 @@ def sharded(rank: int) -> dict[str, Any]:
                     problem = Shards(shards, ranks.shard, dtype)
                     if is_sharded:
                         fully_shard(problem.model, mesh=mesh, reshard_after_forward=True)
-                    settings = {"memory": 1, "sigma": 0.01} if row is VECTOR else {"sigma": 0.01}
+                    settings: dict[str, Any] = {"sigma": 0.01, **({"memory": 1} if row is VECTOR else {})}
                     run = trained(row.make, problem, problem.loss, ranks, **settings)
                     whole = [w.full_tensor() if is_sharded else w for w in run["weights"]]
                     found[row.name, shards, str(dtype), is_sharded] = whole
                     found[row.name, shards, str(dtype), is_sharded, "state"] = run["state"]["forward"]["progress"]
     return found
+
+
+def unseen(rank: int) -> list[str]:
+    """What is said of a model whose root keeps the weights that it has gathered."""
+    problem = Shards()
+    fully_shard(problem.model, mesh=init_device_mesh("cpu", (4,)))
+    optimizer = ROWS[3].make(problem.model.parameters(), process_group=Ranks())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            optimizer.step(problem.loss)
+    return [str(warning.message) for warning in said]
 
 
 def misplaced(rank: int) -> str:
@@ -283,13 +305,26 @@ def misplaced(rank: int) -> str:
     return failing(lambda: optimizer.step(lambda: 1.0))
 
 
-SCENARIOS = [directions, data, faults, differences, resumed, fleet, bytes_sent, sharded, misplaced]
+SCENARIOS = [directions, data, faults, differences, resumed, fleet, bytes_sent, sharded, unseen, misplaced]
+
+
+def warm_up() -> None:
+    """Have the kernels compiled once, not by four processes at the same time."""
+    for dtype in (torch.float64, torch.bfloat16):
+        problem = Shards(dtype=dtype)
+        for directions in (1, K):
+            trained(ROWS[0].make, problem, problem.loss, None, directions=directions)
+    for noise in ("rademacher", "gaussian"):
+        trained(ROWS[0].make, Bowl(), Bowl().loss, None, noise=noise)
 
 
 def main(rank: int, folder: str) -> None:
     """Do all of it, and leave what was found in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
+    if rank == 0:
+        warm_up()
+    dist.barrier()
     found = {scenario.__name__: scenario(rank) for scenario in SCENARIOS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.barrier()

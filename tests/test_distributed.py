@@ -19,16 +19,15 @@ import torch.multiprocessing as mp
 import rank_scenarios
 from dopaminergic import Dopamine
 from dopaminergic.distributed import CHUNK, Ranks, fingerprint
-from optimizers import ROWS, VECTOR, randn, same
-from rank_scenarios import SIZE, Shards, trained, vector_closures
+from optimizers import ROWS, VECTOR, Bowl, randn, same
+from rank_scenarios import LARGE_ROWS, SIZE, Shards, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
 
 
 def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
     """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
-    context = mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="spawn")
-    assert context is not None
+    context: Any = mp.spawn(main, (str(folder),), nprocs=size, join=False)
     end = time.monotonic() + limit
     try:
         while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
@@ -73,6 +72,16 @@ def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: lis
         reference = trained(row.make, problem, problem.loss, None, noise=noise)
         for rank in range(SIZE):
             assert_same(found[rank]["directions"][row.name, noise], reference, (noise, rank))
+
+
+@pytest.mark.parametrize("row", LARGE_ROWS, ids=lambda row: row.name)
+def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(found: list[Any], row: Any) -> None:
+    """Float32 weights without a copy; all ranks compared the hashes of theirs in each step."""
+    problem = Bowl()
+    reference = trained(row.make, problem, problem.loss, None, directions=4)
+    reference = {**reference, "weights": [w[:1000] for w in reference["weights"]]}
+    for rank in range(SIZE):
+        assert_same(found[rank]["directions"][row.name, "large"], reference, rank)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
@@ -160,6 +169,12 @@ def test_a_sharded_model_learns_what_a_whole_one_does(found: list[Any], row: Any
                 assert same(runs[*key, True], runs[*key, False]), (rank, key)
                 assert str(runs[*key, True, "state"]) == str(runs[*key, False, "state"])
                 assert not same(runs[*key, True], Shards(dtype=getattr(torch, dtype[6:])).weights())
+
+
+def test_a_model_that_does_not_see_the_perturbation_is_named_once(found: list[Any]) -> None:
+    for rank in range(SIZE):
+        [said] = found[rank]["unseen"]
+        assert "reshard_after_forward=True" in said
 
 
 def test_shards_that_are_no_range_of_rows_are_refused(found: list[Any]) -> None:
@@ -358,7 +373,7 @@ def dying(rank: int, folder: str) -> None:
 
 
 def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
-    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+    with pytest.raises(Exception, match="SIGKILL"):
         run_ranks(dying, tmp_path, 2, 120.0)
     told = torch.load(tmp_path / "0.pt", weights_only=True)
     assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told

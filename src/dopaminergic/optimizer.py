@@ -58,7 +58,8 @@ class Group(NamedTuple):
 
     Attributes:
         lr: learning rate, in the rule's own unit.
-        sigma: perturbation scale, the change of each weight in a perturbed pass.
+        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models perturbed in place by
+            signs, what was asked for rounded to 6 significant bits.
         size: number of trainable weights.
     """
 
@@ -125,6 +126,7 @@ class ForwardOptimizer(Optimizer):
 
     needs_base = True
     needs_minus = False
+    shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
 
     def __init__(
         self,
@@ -176,9 +178,10 @@ class ForwardOptimizer(Optimizer):
 
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
+        seeds = np.array(seeds, np.uint64)
         # Gaussian directions are taken back in place only to rounding, and each rank takes back others.
         keep = self.settings["noise"] == "gaussian" and self._ranks is not None and self._ranks.shares > 1
-        return Weights(self.param_groups, np.array(seeds, np.uint64), self.settings["noise"], keep_copies=keep)
+        return Weights(self.param_groups, seeds, self.settings["noise"], shared=self.shares_sigma, keep_copies=keep)
 
     def _make_batched(self, **known: bool) -> Batched:
         return Batched(self._rule_name, self.settings.get("memory", MEMORY), **known)
@@ -308,7 +311,10 @@ class ForwardOptimizer(Optimizer):
         weights.begin(step)
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
-        groups = [Group(g["lr"], g["sigma"], n) for g, n in zip(self.param_groups, weights.sizes, strict=True)]
+        groups = [
+            Group(group["lr"], sigma, size)
+            for group, sigma, size in zip(self.param_groups, weights.sigmas, weights.sizes, strict=True)
+        ]
         signs = (1, -1) if self.needs_minus else (1,)
         displacements: list[list[Multiple]] = [[sign * g.sigma for g in groups] for sign in signs]
         # Common random numbers: every evaluation starts where torch's generators are now.
@@ -338,6 +344,13 @@ class ForwardOptimizer(Optimizer):
 
         width = (1 + self.needs_minus) * (self._replicas or 1)
         numbers = ranks.losses(work, len(units), width, self._check(step))
+        if self._weights.sharded and not self._agreed and (numbers == numbers[0]).all():
+            warnings.warn(
+                f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one of FSDP2, "
+                "its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
+                RuntimeWarning,
+                stacklevel=9,
+            )
         self._agreed = True
         if self._fleet:
             return list(torch.from_numpy(numbers).reshape(-1, width // (1 + self.needs_minus))), groups, 0

@@ -12,7 +12,6 @@ Witten and Daw, "A feature-specific prediction error model explains dopaminergic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +82,8 @@ class VectorDopamine(ForwardOptimizer):
     >>> losses[-1] < 1e-6
     True
     """
+
+    shares_sigma = True
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class VectorDopamine(ForwardOptimizer):
 
     def _scales(self) -> list[float]:
         """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
-        return [group["sigma"] / math.sqrt(sum(self._weights.sizes)) for group in self.param_groups]
+        return self._weights.sigmas
 
     def _regrets(self, closure: Closure, loss: Quadratic, numbers: range, step: int) -> tuple[Tensor, int]:
         """J `(R, k, n)` of some directions, and the evaluations it took."""
