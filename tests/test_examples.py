@@ -91,6 +91,20 @@ def test_vector_dopamine_against_adam() -> None:
     assert float(adam) < 0.1  # the comparison is with something that learns
 
 
+def test_two_ranks_end_at_the_bits_of_one() -> None:
+    one = printed("ranks.py", "--steps", "100").splitlines()
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, str(EXAMPLES / "ranks.py"), "--steps", "100"]
+    two = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert two.returncode == 0, two.stderr
+    assert one[1].startswith("sum of the weights")
+    assert two.stdout.splitlines()[1] == one[1]
+    [(start, end)] = re.findall(r"loss ([\d.]+) -> ([\d.]+)", one[0])
+    assert float(end) < float(start)
+    assert "2 ranks" in two.stdout
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60

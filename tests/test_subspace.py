@@ -23,6 +23,7 @@ from dopaminergic.subspace import (
     MOST_DIRECTIONS,
     Subspace,
     VectorState,
+    covariance,
     directions_for,
     mean_curvature,
     next_damping,
@@ -212,11 +213,20 @@ def test_of_targets_that_are_noise_all_of_the_slope_is_noise() -> None:
     assert error < 0.05 * sum(slopes) / len(slopes)  # so that a missing correction would be seen
 
 
-@pytest.mark.parametrize("samples", [1, 4])
-def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(samples: int) -> None:
-    loss = logits()._replace(samples=samples)
-    found = propose(subspace(randn(1, 4, 18, seed=1), loss, eye(4)), state(curvature=1.0))
-    assert float(found.noise) == 0.0
+@pytest.mark.parametrize(("samples", "width"), [(1, 18), (1, 0), (5, 0)])
+def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(samples: int, width: int) -> None:
+    loss = logits()._replace(samples=samples, width=width)
+    space = subspace(randn(1, 4, 18, seed=1), loss, eye(4))
+    found = propose(space, state(curvature=1.0))
+    assert abs(float(found.noise)) < 1e-12 * float(found.slope)
+    known = subspace(randn(1, 4, 18, seed=1), logits(), eye(4))
+    assert float(propose(known, state(curvature=1.0)).noise) > 0.1 * float(found.slope)
+
+
+def test_the_covariance_is_that_of_the_parts_of_samples() -> None:
+    loss, regrets = logits(), randn(1, 4, 18, seed=1)
+    parts = torch.stack([regrets[0, :, i : i + 3] @ loss.slope[0, i : i + 3] for i in range(0, 18, 3)], 1)
+    torch.testing.assert_close(covariance(subspace(regrets, loss, eye(4)))[0], 6 * torch.cov(parts))
 
 
 def noisy(**values: float) -> Any:

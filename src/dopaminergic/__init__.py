@@ -3,6 +3,7 @@
 from dopaminergic._version import __version__
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.diagnostics import EstimatorReport, check_estimator
+from dopaminergic.distributed import Ranks, broadcast
 from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
@@ -16,9 +17,11 @@ __all__ = [
     "EvolutionStrategy",
     "ForwardOptimizer",
     "Outcome",
+    "Ranks",
     "VectorDopamine",
     "WeightPerturbation",
     "__version__",
+    "broadcast",
     "check_estimator",
     "cross_entropy",
     "outcome",

@@ -56,6 +56,7 @@ class WeightPerturbation(ForwardOptimizer):
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -80,6 +81,7 @@ class WeightPerturbation(ForwardOptimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -90,6 +92,7 @@ class WeightPerturbation(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=batched,
+            process_group=process_group,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
@@ -112,6 +115,7 @@ class SPSA(ForwardOptimizer):
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -139,6 +143,7 @@ class SPSA(ForwardOptimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -149,6 +154,7 @@ class SPSA(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=batched,
+            process_group=process_group,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
@@ -171,6 +177,7 @@ class EvolutionStrategy(ForwardOptimizer):
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -198,6 +205,7 @@ class EvolutionStrategy(ForwardOptimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -208,6 +216,7 @@ class EvolutionStrategy(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=batched,
+            process_group=process_group,
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:

@@ -130,36 +130,37 @@ class Batched:
         closure: Callable[[], Any],
         read: Read,
         base: Tensor,
-        count: int,
+        numbers: range,
         multiples: list[Multiple],
         step: int,
     ) -> tuple[Tensor, int]:
-        """What `read` keeps of the closure at weights + multiples z_k, for k < count, and the number of evaluations.
+        """What `read` keeps of the closure at weights + multiples z_k, for each k, and the number of evaluations.
 
         Args:
             weights: unperturbed, and unperturbed again afterwards unless evaluated in place.
             closure: see `ForwardOptimizer.step`; every evaluation gets the random numbers that torch would give next.
             read: a tensor of what the closure returned, of the same shape each time.
             base: the same at the unperturbed weights.
-            count: number K of directions.
+            numbers: of the K directions, at least one.
             multiples: of each direction, one for each group.
             step: step number.
 
         Returns:
-            Shape `(K, *shape of what is read)`, and K, or K + 1 where direction 0 was tried both ways.
+            Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both ways.
         """
+        count = len(numbers)
         states = [(generator, generator.get_state()) for generator in weights.generators]
-        at_once = min(count, MOST, self.memory // max(1, weights.bytes))
+        at_once = 0 if weights.sharded else min(count, MOST, self.memory // max(1, weights.bytes))
 
         def alone(k: int) -> Tensor:
-            weights.move([(k, multiples)])
+            weights.move([(numbers[k], multiples)])
             rewind(states)
             return read(closure())[None]
 
         def batch(first: int, size: int) -> Tensor:
             copies = self._room(weights)
             for i in range(size):
-                copies.write(i, first + i, multiples, step)
+                copies.write(i, numbers[first + i], multiples, step)
             rewind(states)
 
             def one(*replaced: Tensor) -> Tensor:

@@ -203,6 +203,7 @@ class Dopamine(ForwardOptimizer):
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -232,6 +233,7 @@ class Dopamine(ForwardOptimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
     ) -> None:
         checks.number("Dopamine", "loss_floor", loss_floor)
         checks.number("Dopamine", "cap", cap, above=0)
@@ -245,6 +247,7 @@ class Dopamine(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=batched,
+            process_group=process_group,
             loss_floor=loss_floor,
             cap=cap,
             beta=beta,
@@ -282,6 +285,7 @@ class Dopamine2(ForwardOptimizer):
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -314,6 +318,7 @@ class Dopamine2(ForwardOptimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
     ) -> None:
         checks.number("Dopamine2", "tau", tau, above=0, below=1)
         checks.number("Dopamine2", "kappa", kappa, at_least=0)
@@ -328,6 +333,7 @@ class Dopamine2(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=batched,
+            process_group=process_group,
             tau=tau,
             kappa=kappa,
             cap=cap,

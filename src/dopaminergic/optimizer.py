@@ -26,6 +26,7 @@ from torch.optim.optimizer import (
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched, rewind
+from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses, mean_tensor
 from dopaminergic.scalars import Scalar, clip, finite, mean, select
@@ -119,6 +120,8 @@ class ForwardOptimizer(Optimizer):
             that the update amounts to (Loshchilov and Hutter 2019).
         batched: evaluate up to 32 directions as one batch where the closure allows it, which is faster for small models
             and takes the memory of so many copies of the weights and activations.
+        process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and losses are averaged.
+            Or a `Ranks`, which says how ranks share data and directions; None: this process is alone.
     """
 
     needs_base = True
@@ -136,6 +139,7 @@ class ForwardOptimizer(Optimizer):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
+        process_group: Any = None,
         **settings: Any,
     ) -> None:
         self._rule_name = type(self).__name__
@@ -143,6 +147,8 @@ class ForwardOptimizer(Optimizer):
         checks.noise(self._rule_name, noise)
         seeds = checks.seeds(self._rule_name, seed)
         self._fleet = isinstance(seeds, list)
+        self._ranks: Ranks | None = ranks_of(process_group)
+        self._agreed = False  # whether the ranks have been compared since the start
         self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
         super().__init__(
             checks.parameters(self._rule_name, params), {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
@@ -173,7 +179,9 @@ class ForwardOptimizer(Optimizer):
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
         seeds = np.array(seeds, np.uint64)
-        return Weights(self.param_groups, seeds, self.settings["noise"], shared=self.shares_sigma)
+        # Gaussian directions are taken back in place only to rounding, and each rank takes back others.
+        keep = self.settings["noise"] == "gaussian" and self._ranks is not None and self._ranks.shares > 1
+        return Weights(self.param_groups, seeds, self.settings["noise"], shared=self.shares_sigma, keep_copies=keep)
 
     def _make_batched(self, **known: bool) -> Batched:
         return Batched(self._rule_name, self.settings.get("memory", MEMORY), **known)
@@ -291,8 +299,16 @@ class ForwardOptimizer(Optimizer):
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
+        units = self.needs_base + self.settings["directions"]
+        try_all = self._try if self._ranks is None else self._try_on_all_ranks
+        found, groups, extra = try_all(closure, before.step, range(units))
+        losses = Losses(found[0], found[1:], []) if self.needs_base else Losses(None, found[::2], found[1::2])
+        return losses, self._decide(before, losses, found, groups, extra)
+
+    def _try(self, closure: Closure, step: int, units: range) -> tuple[list[Scalar], list[Group], int]:
+        """Losses of some units of a step: the weights themselves (number 0, if needed), then the directions."""
         weights = self._weights
-        weights.begin(before.step)
+        weights.begin(step)
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
         groups = [
@@ -303,25 +319,57 @@ class ForwardOptimizer(Optimizer):
         displacements: list[list[Multiple]] = [[sign * g.sigma for g in groups] for sign in signs]
         # Common random numbers: every evaluation starts where torch's generators are now.
         random_states = [(generator, generator.get_state()) for generator in weights.generators]
-        base = [self._loss(closure)] if self.needs_base else []
+        base = [self._loss(closure)] if self.needs_base and 0 in units else []
+        numbers = range(max(0, units.start - self.needs_base), max(0, units.stop - self.needs_base))
         tried, extra = [], 0
-        if self.settings["batched"]:
+        if self.settings["batched"] and numbers:
             rewind(random_states)
-            tried, extra = self._as_batches(closure, displacements, base, before.step)
-        for k in range(0 if self.settings["batched"] else self.settings["directions"]):
+            tried, extra = self._as_batches(closure, displacements, base, numbers, step)
+        for k in () if self.settings["batched"] else numbers:
             for displacement in displacements:
                 weights.move([(k, displacement)])
                 for generator, state in random_states:
                     generator.set_state(state)
                 tried.append(self._loss(closure))
-        losses = Losses(base[0], tried, []) if self.needs_base else Losses(None, tried[::2], tried[1::2])
-        return losses, self._decide(before, losses, base + tried, groups, extra)
+        return base + tried, groups, extra
+
+    def _try_on_all_ranks(self, closure: Closure, step: int, units: range) -> tuple[list[Scalar], list[Group], int]:
+        ranks: Any = self._ranks
+        groups: list[Group] = []
+
+        def work() -> list[float]:
+            seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
+            found, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
+            return torch.cat(found).tolist() if self._fleet and found else found
+
+        width = (1 + self.needs_minus) * (self._replicas or 1)
+        numbers = ranks.losses(work, len(units), width, self._check(step))
+        if self._weights.sharded and not self._agreed and (numbers == numbers[0]).all():
+            warnings.warn(
+                f"{self._rule_name}: no perturbation changed the loss of this sharded model; if it is one of FSDP2, "
+                "its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
+                RuntimeWarning,
+                stacklevel=9,
+            )
+        self._agreed = True
+        if self._fleet:
+            return list(torch.from_numpy(numbers).reshape(-1, width // (1 + self.needs_minus))), groups, 0
+        return numbers.tolist(), groups, 0
+
+    def _check(self, step: int) -> Check | None:
+        """What all ranks compare in this step, if they do; in the first one frozen parameters too."""
+        ranks: Any = self._ranks
+        if self._agreed and step % ranks.check_every:
+            return None
+        groups = [{key: x for key, x in group.items() if key != "params"} for group in self.param_groups]
+        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed]
+        return lambda: fingerprint([self._identity(), self.settings, groups, self._progress], parameters)
 
     def _as_batches(
-        self, closure: Closure, displacements: list[list[Multiple]], base: list[Scalar], step: int
+        self, closure: Closure, displacements: list[list[Multiple]], base: list[Scalar], numbers: range, step: int
     ) -> tuple[list[Scalar], int]:
         """Losses in the order of the loop above, and how many evaluations it took beyond them."""
-        count, extra = self.settings["directions"], 0
+        extra = 0
         random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
         if not base and not (self._batched.checked or self._batched.refused):
             base, extra = [self._loss(closure)], 1  # what the first batch is compared by
@@ -333,12 +381,12 @@ class ForwardOptimizer(Optimizer):
                 closure,
                 lambda returned: mean_tensor(returned, self._rule_name, self._replicas),
                 reference,
-                count,
+                numbers,
                 displacement,
                 step,
             )
             found.append(losses if self._fleet else losses[:, 0].tolist())
-            extra += evaluations - count
+            extra += evaluations - len(numbers)
         return [loss for pair in zip(*found, strict=True) for loss in pair], extra
 
     def _loss(self, closure: Closure) -> Scalar:
@@ -419,7 +467,7 @@ class ForwardOptimizer(Optimizer):
         self.settings = forward["settings"]
         self._fleet = isinstance(self.settings["seed"], list)
         self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
-        self._weights, self._pending = self._make_weights(), None
+        self._weights, self._pending, self._agreed = self._make_weights(), None, False
         self._batched = self._make_batched(**forward.get("batched", {}))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Subspace(NamedTuple):
         slope: g_k = <J_k, r>, shape `(R, K)`.
         products: A_kl = <J_k, H J_l>, shape `(R, K, K)`.
         outputs: <J_k, J_l>, shape `(R, K, K)`.
-        covariance: of g from batch to batch, as the samples of this one tell it, shape `(R, K, K)`; 0 of one sample.
+        moments: sum_i g_i g_i' over the parts g_i that samples have in g, shape `(R, K, K)`.
         gram: <D z_k, D z_l> over the mean of its diagonal, shape `(R, K, K)`, or an identity `(1, K, K)`.
         samples: number N of losses.
     """
@@ -73,7 +73,7 @@ class Subspace(NamedTuple):
     slope: Tensor
     products: Tensor
     outputs: Tensor
-    covariance: Tensor
+    moments: Tensor
     gram: Tensor
     samples: int
 
@@ -143,26 +143,31 @@ def subspace(regrets: Tensor, loss: Quadratic, gram: Tensor) -> Subspace:
     def product(one: Tensor, other: Tensor) -> Tensor:
         return (one @ other).to("cpu", torch.float64)
 
-    across = regrets.mT
+    across, parts = regrets.mT, _parts(regrets, loss)
     return Subspace(
         product(regrets, loss.slope[..., None])[..., 0],
         product(loss.curve(regrets), across),
         product(regrets, across),
-        product(*_centred(regrets, loss)),
+        product(parts, parts.mT),
         gram,
         loss.samples,
     )
 
 
-def _centred(regrets: Tensor, loss: Quadratic) -> tuple[Tensor, Tensor]:
-    """Two factors of the covariance of g: the parts that single samples have in it, less their mean."""
-    parts, samples = regrets * loss.slope[:, None], loss.samples
-    if samples < 2 or parts.shape[-1] % samples:  # outcomes of a loss of its own need not belong to samples
-        nothing = parts[..., :1] * 0.0
-        return nothing, nothing.mT
-    each = parts.unflatten(-1, (samples, -1)).sum(-1)
-    centred = each - each.mean(-1, keepdim=True)
-    return samples / (samples - 1) * centred, centred.mT
+def _parts(regrets: Tensor, loss: Quadratic) -> Tensor:
+    """What each sample has in g, shape `(R, K, N)`; equal parts where outcomes do not belong to samples."""
+    parts = regrets * loss.slope[:, None]
+    if loss.width == 0:
+        return parts.sum(-1, keepdim=True) / loss.samples**0.5
+    return parts.unflatten(-1, (-1, loss.width)).sum(-1)
+
+
+def covariance(space: Subspace) -> Tensor:
+    """Covariance of g from batch to batch, as the samples of this one tell it, shape `(R, K, K)`; 0 of one sample."""
+    count = space.samples
+    if count < 2:
+        return torch.zeros_like(space.moments)
+    return count / (count - 1) * (space.moments - space.slope[..., None] * space.slope[:, None] / count)
 
 
 def mean_curvature(space: Subspace) -> Tensor:
@@ -188,7 +193,7 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     unit = largest / 2 * _trace(space.outputs) / space.slope.shape[1]
     ridge = (torch.maximum(state.damping, DAMPED * lost) * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
-    solved = _solve(matrix, torch.cat([space.slope[..., None], space.covariance], -1))
+    solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
     c = solved[..., 0]
     curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
     return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost)

@@ -25,6 +25,7 @@ from dopaminergic.batched import MEMORY, rewind
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen, shrinks
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.scalars import Scalar
 from dopaminergic.subspace import (
@@ -67,6 +68,7 @@ class VectorDopamine(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0: weights shrink by `lr` times eta times it.
+        process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
         ValueError: an argument is out of range, or nothing can be trained.
@@ -100,6 +102,7 @@ class VectorDopamine(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        process_group: Any = None,
     ) -> None:
         checks.number("VectorDopamine", "damping", damping, above=0)
         checks.number("VectorDopamine", "tau", tau, above=0, below=1)
@@ -117,6 +120,7 @@ class VectorDopamine(ForwardOptimizer):
             seed=seed,
             weight_decay=weight_decay,
             batched=True,
+            process_group=process_group,
             automatic=directions is None,
             damping=damping,
             tau=tau,
@@ -145,19 +149,35 @@ class VectorDopamine(ForwardOptimizer):
         )
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
-        weights = self._weights
-        weights.begin(before.step)
-        if not any(weights.sizes):
-            checks.some_trainable(self._rule_name, self.param_groups)
-        random_states = [(generator, generator.get_state()) for generator in weights.generators]
-        loss = quadratic(closure(), self._rule_name, self._replicas)
-        usable = loss.loss.isfinite() & loss.values.isfinite().all(1).cpu() & loss.slope.isfinite().all(1).cpu()
+        weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
+        if ranks is not None:
+            closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
+        random_states: list[Any] = []
+
+        def first() -> Quadratic:
+            weights.begin(before.step)
+            if not any(weights.sizes):
+                checks.some_trainable(self._rule_name, self.param_groups)
+            random_states[:] = [(generator, generator.get_state()) for generator in weights.generators]
+            return quadratic(closure(), self._rule_name, self._replicas)
+
+        check = None if ranks is None else self._check(before.step)
+        loss, usable, outcomes, portions = measure(ranks, first, check, replicas)
+        self._agreed = True
         losses = Losses(self._own(loss.loss), [], [])
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
         rewind(random_states)
-        regrets, tried = self._regrets(closure, loss, before.step)
-        state, proposal = self._propose(before.rule, loss, regrets, before.step)
+        count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
+        evaluations = [0]
+
+        def regrets(numbers: range) -> Tensor:
+            found, evaluations[0] = self._regrets(closure, loss, numbers, before.step)
+            return found
+
+        seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
+        tried = evaluations[0] if ranks is None else count
+        state, proposal = self._propose(before.rule, loss, seen, before.step)
         # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
         usable = usable & proposal.coefficients.isfinite().all(1)
         if not bool(usable.any()):
@@ -166,19 +186,24 @@ class VectorDopamine(ForwardOptimizer):
         state = chosen(usable, state, before.rule)
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
         rates = [group["lr"] * taken for group in self.param_groups]
-        weights.move(self._terms(proposal.coefficients, rates), as_update=True)
-        rewind(random_states)
-        trial = quadratic(closure(), self._rule_name, self._replicas).loss
+
+        def last() -> Tensor:
+            weights.move(self._terms(proposal.coefficients, rates), as_update=True)
+            rewind(random_states)
+            return quadratic(closure(), self._rule_name, self._replicas).loss
+
+        trial = judged(ranks, last, portions, replicas)
         return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
 
     def _scales(self) -> list[float]:
         """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
         return self._weights.sigmas
 
-    def _regrets(self, closure: Closure, loss: Quadratic, step: int) -> tuple[Tensor, int]:
-        """J `(R, K, n)`, and the evaluations it took. A direction with an outcome that is not finite is not used."""
+    def _regrets(self, closure: Closure, loss: Quadratic, numbers: range, step: int) -> tuple[Tensor, int]:
+        """J `(R, k, n)` of some directions, and the evaluations it took."""
         multiples: list[Multiple] = [*self._scales()]
-        count = self._count(step, sum(self._weights.sizes), loss.samples, loss.values.shape[1])
+        if not numbers:
+            return loss.values[:, None][:, :0], 0
 
         def values(returned: Any) -> Tensor:
             if self._replicas:
@@ -193,23 +218,30 @@ class VectorDopamine(ForwardOptimizer):
                 )
             return found
 
-        outcomes, tried = self._batched(self._weights, closure, values, loss.values, count, multiples, step)
-        regrets = outcomes.transpose(0, 1) - loss.values[:, None]
+        outcomes, tried = self._batched(self._weights, closure, values, loss.values, numbers, multiples, step)
+        return outcomes.transpose(0, 1) - loss.values[:, None], tried
+
+    def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
+        """The loss in the span of the directions. One with an outcome that is not finite is not used."""
         used = regrets.isfinite().all(-1, keepdim=True)
         regrets = torch.where(used, regrets, 0.0)
-        if loss.black_box and count >= FEWEST:
+        if loss.black_box and regrets.shape[1] >= FEWEST:
             # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
-        return regrets, tried
+        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64)[None])
+        steepness = loss.slope.square().sum(1).to("cpu", torch.float64)
+        return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
 
-    def _propose(self, state: VectorState, loss: Quadratic, regrets: Tensor, step: int) -> tuple[VectorState, Proposal]:
-        space = subspace(regrets, loss, self._gram(regrets, step))
+    def _propose(
+        self, state: VectorState, loss: Quadratic, seen: Projection, step: int
+    ) -> tuple[VectorState, Proposal]:
+        space = seen.space._replace(gram=self._gram(seen.taken, step), samples=loss.samples)
         state = next_gain(
             state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
         )
         curvature = mean_curvature(space)
-        flat = loss.slope.square().sum(1).cpu() / (2.0 * loss.loss.abs())  # what it would be were the loss a square
+        flat = seen.steepness / (2.0 * loss.loss.abs())  # what it would be were the loss a square
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         proposal = propose(space, state)
@@ -217,17 +249,16 @@ class VectorDopamine(ForwardOptimizer):
         # Weights without a copy come back from a trial only as exactly as it was short.
         return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._scales()))
 
-    def _gram(self, regrets: Tensor, step: int) -> Tensor:
+    def _gram(self, taken: Tensor, step: int) -> Tensor:
         """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap.
 
         Directions without regrets have no part in those beside them, or they would be taken to shorten the step.
         """
-        count = regrets.shape[1]
+        count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
             return torch.eye(count, dtype=torch.float64)[None]
         z = self._weights.directions(count, self._scales(), step)
-        taken = (regrets != 0.0).any(-1).to("cpu", torch.float64)
-        gram = z @ z.mT
+        gram, taken = z @ z.mT, taken.to(torch.float64)
         gram = torch.where(torch.eye(count, dtype=torch.bool), gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 

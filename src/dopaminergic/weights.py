@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
+from dopaminergic.sharding import first_element, is_sharded, local
 
 SAVED_BYTES = 1 << 20
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
@@ -50,6 +51,7 @@ class Weights:
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
+        keep_copies: of all weights during a step, however many there are.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
@@ -58,10 +60,21 @@ class Weights:
         bytes: memory of all trainable weights.
         blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
+        sharded: some parameters are DTensors, of which this rank holds a part; all numbers above are of the whole.
+        saved_all: a copy of every weight is kept during a step; the same on all ranks, also on one without weights.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        seeds: np.ndarray,
+        kind: str,
+        *,
+        shared: bool = False,
+        keep_copies: bool = False,
+    ) -> None:
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
+        self.keep_copies, self.sharded, self.saved_all = keep_copies, False, True
         self.sizes: list[int] = []
         self.sigmas: list[float] = []
         self.bytes = 0
@@ -77,32 +90,32 @@ class Weights:
         self._asked: list[Any] = []  # the sigmas of the groups
         self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
 
-    @property
-    def saved_all(self) -> bool:
-        """Whether a copy of every weight is kept during a step."""
-        return not self._in_place
-
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards all attributes are up to date.
 
         Weights that are perturbed in place by signs are brought onto the grid of sigma if they do not lie there.
         """
         self._step = step
-        layout = [_layout(group["params"]) for group in self.groups]
-        asked = [group["sigma"] for group in self.groups]
+        layout, asked = self._layout_now(), [group["sigma"] for group in self.groups]
         if layout != self._layout or asked != self._asked:
             self._layout = []  # until all is arranged, for Ctrl-C may come
             self._arrange()
             self._choose_sigmas(asked)
-            self._layout, self._asked = layout, asked
+            self._layout, self._asked = self._layout_now(), asked
         if self._grids is not None and self._versions != self._version_numbers():
             with _uninterrupted():
                 self._write_in_place([], None, [])
 
+    def _layout_now(self) -> list[list[Any]]:
+        groups = [group["params"] for group in self.groups]
+        if self.sharded:  # a DTensor has no memory of its own
+            groups += [[local(p) for p in parameters] for parameters in groups]
+        return [_layout(parameters) for parameters in groups]
+
     def _choose_sigmas(self, asked: list[float]) -> None:
         share = math.sqrt(max(1, sum(self.sizes))) if self.shared else 1.0
         self.sigmas, self._grids, self._versions = [sigma / share for sigma in asked], None, []
-        if self._in_place and self.kind == "rademacher":
+        if not self.saved_all and self.kind == "rademacher":
             self._grids = self.sigmas = [_representable(sigma) for sigma in self.sigmas]
 
     def move(self, terms: list[Term], *, as_update: bool = False) -> None:
@@ -189,8 +202,10 @@ class Weights:
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
-        self.bytes = sum(p.numel() * p.element_size() for p in trainable)
-        small = self.bytes <= SAVED_BYTES
+        self.sharded = any(map(is_sharded, trainable))
+        self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
+        small = self.bytes <= SAVED_BYTES or self.keep_copies
+        self.saved_all = small or not any(p.dtype in FAST_DTYPES for p in trainable)
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         index, self.sizes, self.generators = 0, [0] * len(self.groups), _generators({p.device for p in trainable})
         for number, group in enumerate(self.groups):
@@ -203,11 +218,14 @@ class Weights:
         self._saved, self._in_place, self.blocks = [], [], []
         for (group, _, _, in_place, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
-            tensors = [p.detach() for p in block.parameters]
-            copies = None if in_place else [torch.empty_like(t) for t in tensors]
-            combine = Combination(tensors, block.indices, self.seeds, self.kind, copies, group)
-            (self._in_place if in_place else self._saved).append(combine)
             self.blocks.append(block)
+            held = [(local(p), i, first_element(p)) for p, i in pairs if local(p).numel() > 0]
+            if not held:  # another rank has all of them
+                continue
+            tensors, indices, firsts = [list(column) for column in zip(*held, strict=True)]
+            copies = None if in_place else [torch.empty_like(t) for t in tensors]
+            combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
+            (self._in_place if in_place else self._saved).append(combine)
 
 
 def _layout(parameters: list[Tensor]) -> list[Any]:

@@ -1,0 +1,112 @@
+"""Two ranks on one machine against one: bytes, directions a second, share of communication; prints one JSON object.
+
+    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--largest 7] [--out FILE]
+
+Ratios only: one rank and two take turns, round by round, while the others wait at a barrier. `bytes` counts what is
+handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one.
+`communication` is the time in collectives, waiting for the other rank included, over that of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from models import MODELS, build
+
+from dopaminergic import Dopamine, Ranks, VectorDopamine
+from dopaminergic.lab.runner import environment
+
+DIRECTIONS = 7  # eight evaluations, four for each of two ranks
+
+
+class Timed(Ranks):
+    """Ranks that know how long they have waited."""
+
+    waited = 0.0
+
+    def _gather(self, sent: Any) -> Any:
+        start = time.perf_counter()
+        found = super()._gather(sent)
+        self.waited += time.perf_counter() - start
+        return found
+
+
+def bytes_of_a_step(largest: int) -> dict[str, dict[str, float]]:
+    """Bytes of one rank in a step, by the number of weights, of K = 8 directions."""
+    found: dict[str, dict[str, float]] = {}
+    for make in (Dopamine, VectorDopamine):
+        for shards, name in ((1, "directions"), (2, "data")):
+            row = found.setdefault(f"{make.__name__}, {name}", {})
+            for power in range(3, largest + 1):
+                w, ranks = torch.nn.Parameter(torch.ones(10**power)), Ranks(data_parallel=shards, check_every=10**6)
+                optimizer = make([w], directions=8, process_group=ranks)
+                optimizer.step(lambda w=w: w[:100].square().mean())
+                before = ranks.bytes_sent
+                optimizer.step(lambda w=w: w[:100].square().mean())
+                row[f"1e{power}"] = ranks.bytes_sent - before
+    return found
+
+
+def speed(name: str, rounds: int, rank: int) -> dict[str, float]:
+    """Medians over rounds of ratios within a round."""
+    runs = []
+    for ranks in (None, Timed(data_parallel=1, check_every=10**6)):
+        torch.manual_seed(0)
+        model, loss = build(name)
+        runs.append((Dopamine(model.parameters(), directions=DIRECTIONS, process_group=ranks), loss, ranks))
+    start = time.perf_counter()
+    for optimizer, loss, _ in runs:
+        optimizer.step(loss)
+    turns = torch.tensor(max(1, int(0.3 / (time.perf_counter() - start))))
+    dist.broadcast(turns, 0)
+    speedups, shares = [], []
+    for _ in range(rounds):
+        times = []
+        for optimizer, loss, ranks in runs:
+            dist.barrier()
+            waited, start = ranks.waited if ranks else 0.0, time.perf_counter()
+            for _ in range(int(turns) if ranks or rank == 0 else 0):
+                optimizer.step(loss)
+            times.append(time.perf_counter() - start)
+            if ranks:
+                shares.append((ranks.waited - waited) / times[-1])
+        speedups.append(times[0] / times[1])
+    return {"speedup": statistics.median(speedups), "communication": statistics.median(shares)}
+
+
+def work(rank: int, folder: str, options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
+    results = {"bytes": bytes_of_a_step(options.largest)}
+    results |= {name: speed(name, options.rounds, rank) for name in chosen}
+    if rank == 0:
+        text = json.dumps({"what": "two ranks over one", "environment": environment(), "results": results}, indent=1)
+        print(text)
+        if options.out:
+            options.out.write_text(text + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (9)")
+    parser.add_argument("--models", default="rnn,mlp,transformer", help="models whose name starts so")
+    parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
+    parser.add_argument("--out", type=Path, help="write the JSON there too")
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (folder, parser.parse_args()), nprocs=2)
+
+
+if __name__ == "__main__":
+    main()

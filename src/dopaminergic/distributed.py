@@ -1,0 +1,296 @@
+"""Many ranks, one step: only losses travel, and every rank makes the same update of them.
+
+    ranks = shards of the data x shares of the directions
+
+A direction is a function of (seed, step, number), so whoever knows the losses knows the update. Each rank evaluates its
+share of a step on its shard of the data; one all_gather of a few float64 numbers hands all losses to all ranks, which
+sum them in the order of ranks and run the same rule on the same bits. Weights are never sent; every so many steps a
+hash of them is (Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017).
+
+Whatever a rank does between two exchanges, it comes to the next one: an exception travels as a NaN of its own, so that
+all ranks stop at the same step with the weights they had before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dopaminergic.batched import rewind
+from dopaminergic.sharding import first_element, is_sharded, local
+from dopaminergic.weights import Weights
+
+RAISED = 0x7FF8_DEAD_0000_0000  # bits of a NaN that no arithmetic makes: this rank raised an exception
+CHUNK = 1 << 20  # weights that are hashed at once
+EXACT = 1 << 52  # integers below it are float64 numbers
+CHECKS = 3  # numbers that a check sends
+
+Work = Callable[[], Sequence[float] | np.ndarray]
+Check = Callable[[], Sequence[float]]
+
+
+class Ranks:
+    """How the ranks of a process group share the work of a step; to be passed as an optimizer's `process_group`.
+
+    Rank r sees shard `r mod data_parallel` of the data and tries share `r div data_parallel` of the directions. Losses
+    are averaged over shards, each shard counting the same (in `VectorDopamine`, each sample).
+
+    Args:
+        process_group: of `torch.distributed`; None: all processes.
+        data_parallel: number of shards of the data, a divisor of the number of ranks; None: every rank has its own.
+            1: all ranks see the same data and try different directions.
+        check_every: steps between two comparisons of all ranks' settings, states and weights, >= 1. The first step
+            always compares.
+
+    Attributes:
+        rank: of this process in the group.
+        size: number of ranks.
+        shards: number of shards of the data.
+        shares: number of shares of the directions.
+        shard: which data this rank should see, in [0, shards).
+        bytes_sent: bytes that this rank has handed to collectives.
+
+    Raises:
+        RuntimeError: there is no process group.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, process_group: Any = None, *, data_parallel: int | None = None, check_every: int = 100) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError(
+                "Ranks: there is no process group; call torch.distributed.init_process_group() first, and start the "
+                "script with torchrun"
+            )
+        self.group = process_group
+        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if self.rank < 0:
+            raise ValueError("Ranks: this process is not in process_group; make the optimizer on its members only")
+        self.shards = self.size if data_parallel is None else data_parallel
+        if not isinstance(self.shards, int) or self.shards < 1 or self.size % self.shards:
+            raise ValueError(
+                f"Ranks: data_parallel must divide the number of ranks, {self.size}, got {data_parallel!r}; 1 tries "
+                f"different directions on the same data, {self.size} the same directions on different data"
+            )
+        if not isinstance(check_every, int) or check_every < 1:
+            raise ValueError(f"Ranks: check_every must be an int >= 1, got {check_every!r}")
+        self.shares, self.check_every = self.size // self.shards, check_every
+        self.shard, self.share = self.rank % self.shards, self.rank // self.shards
+        self.bytes_sent = 0
+        on_gpu = "nccl" in dist.get_backend(process_group)
+        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self  # a copy of an optimizer belongs to the same ranks
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "Ranks belong to this process and cannot be saved; save optimizer.state_dict() and make the optimizer anew"
+        )
+
+    # ---- who does what ----------------------------------------------------------------------------------------------
+
+    def part(self, units: int, share: int | None = None) -> range:
+        """The units of work, out of so many, of one share: this rank's, if none is named."""
+        share = self.share if share is None else share
+        return range(units * share // self.shares, units * (share + 1) // self.shares)
+
+    def seeded(self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int) -> Callable[[], Any]:
+        """The closure, whose draws from torch's generators start from (seed, step, shard); they are left as they were.
+
+        Ranks evaluate different numbers of directions, so what a closure draws must not depend on what was drawn
+        before.
+        """
+        number = _digest((seed, step, self.shard))
+
+        def call() -> Any:
+            before = [(generator, generator.get_state()) for generator in weights.generators]
+            for generator, _ in before:
+                generator.manual_seed(number)
+            try:
+                return closure()
+            finally:
+                rewind(before)
+
+        return call
+
+    # ---- what travels -----------------------------------------------------------------------------------------------
+
+    def exchange(self, work: Work, length: int) -> np.ndarray:
+        """Do this rank's work, and hand what it returns to all ranks.
+
+        Args:
+            work: returns up to `length` numbers.
+            length: how many numbers each rank sends.
+
+        Returns:
+            float64 `(size, length)`; the end of a row is NaN where a rank returned fewer.
+
+        Raises:
+            RuntimeError: another rank raised an exception, or does not answer. An exception in `work` of this rank is
+                raised as it is, once the others know.
+        """
+        sent = np.full(length, np.nan)
+        try:
+            numbers = np.asarray(work(), np.float64).reshape(-1)
+            sent[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
+        except BaseException:
+            sent.view(np.int64)[:] = RAISED
+            self._gather(sent)
+            raise
+        rows = self._gather(sent)
+        raised = np.flatnonzero((rows.view(np.int64) == RAISED).any(1)).tolist()
+        if raised:
+            raise RuntimeError(
+                f"rank {', '.join(map(str, raised))} of {self.size} raised an exception in this step, see its own "
+                f"message; rank {self.rank} stops with it, its weights are those before the step"
+            )
+        return rows
+
+    def _gather(self, sent: np.ndarray) -> np.ndarray:
+        one = torch.from_numpy(sent.view(np.int64)).to(self._device)
+        all_ranks = torch.empty(self.size, len(sent), dtype=torch.int64, device=self._device)
+        self.bytes_sent += one.numel() * one.element_size()
+        try:
+            dist.all_gather(list(all_ranks), one, group=self.group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"rank {self.rank} of {self.size} got no answer from the others: one has died, hangs, or waited longer "
+                "than the timeout of init_process_group, or they do different things (another number of directions?). "
+                "The weights are those before the step; end all ranks and start them again from a checkpoint, as "
+                f"torchrun --max-restarts does. torch said: {error}"
+            ) from error
+        return all_ranks.cpu().numpy().view(np.float64)
+
+    def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of ranks.
+
+        Args:
+            rows: one for each rank.
+            weights: of the shards, which sum to 1; None: all the same.
+        """
+        split = rows.reshape(self.shares, self.shards, *rows.shape[1:])
+        if self.shards == 1:
+            return split[:, 0]
+        if weights is not None:
+            split = split * weights.reshape(1, -1, *[1] * (rows.ndim - 1))
+        total = split[:, 0].copy()
+        for shard in range(1, self.shards):
+            total += split[:, shard]
+        return total if weights is not None else total / self.shards
+
+    def losses(self, work: Work, units: int, width: int, check: Check | None) -> np.ndarray:
+        """All losses of a step, averaged over shards, in the order of a single rank.
+
+        Args:
+            work: evaluates this rank's part of the units.
+            units: into which the step is split, see `part`.
+            width: numbers that one unit brings.
+            check: see `compare`; None: no check is due.
+
+        Returns:
+            float64 `(units width,)`.
+        """
+        checks = 0 if check is None else CHECKS
+        most = max(len(self.part(units, share)) for share in range(self.shares)) * width
+        rows = self.exchange(lambda: [*(check() if check else ()), *work()], checks + most)
+        self.compare(rows[:, :checks])
+        shares = self.average(rows[:, checks:])
+        return np.concatenate([row[: len(self.part(units, i)) * width] for i, row in enumerate(shares)])
+
+    # ---- what is checked --------------------------------------------------------------------------------------------
+
+    def compare(self, rows: np.ndarray) -> None:
+        """Raise unless all ranks sent the same `fingerprint` (of the weights: those that hold the same part of them).
+
+        Raises:
+            RuntimeError: two ranks differ; all ranks raise it.
+        """
+        if rows.shape[1] == 0:
+            return
+        settings, places, weights = rows.T
+        if (settings != settings[0]).any():
+            other = int(np.flatnonzero(settings != settings[0])[0])
+            raise RuntimeError(
+                f"rank {other} differs from rank 0 in the optimizer's settings, parameter groups, step or state; make "
+                "the same model and optimizer on all ranks, and load the same state_dict on all or on none"
+            )
+        for place in np.unique(places):
+            same = np.flatnonzero(places == place)
+            if (weights[same] != weights[same[0]]).any():
+                other = int(same[weights[same] != weights[same[0]]][0])
+                raise RuntimeError(
+                    f"the weights of rank {other} differ from those of rank {same[0]}: they must be equal at the start "
+                    "(seed the model alike or dopaminergic.broadcast it, load the same checkpoint) and must not "
+                    "be changed by anybody else; load a checkpoint on all ranks to go on"
+                )
+
+
+def fingerprint(identity: Any, parameters: Iterable[Tensor]) -> list[float]:
+    """What must be equal on all ranks, as three integers below 2^52: of settings, of places of shards, of weights.
+
+    Args:
+        identity: anything made of numbers, strings, tensors, lists and dicts.
+        parameters: of which this rank's part is read once.
+    """
+    parameters = list(parameters)
+    places = [(first_element(p), local(p).numel()) for p in parameters if is_sharded(p)]
+    return [float(_digest(_plain(identity)) % EXACT), float(_digest(places) % EXACT), float(_hash(parameters) % EXACT)]
+
+
+def _hash(parameters: list[Tensor]) -> int:
+    """Of the sum of the weights' bits times odd numbers, mod 2^64, which every change of one weight changes."""
+    total = 0
+    for p in map(local, parameters):
+        bits = p.reshape(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()])
+        factors = _factors(min(CHUNK, bits.numel())).to(p.device)
+        for start in range(0, bits.numel(), CHUNK):
+            chunk = bits[start : start + CHUNK].to(torch.int64)
+            chunk = chunk ^ (chunk >> 32)  # or two signs of float64 that change would leave the sum as it was
+            total = (total * 0x9E3779B97F4A7C15 + int((chunk * factors[: len(chunk)]).sum())) % (1 << 64)
+    return _digest(total)
+
+
+def _factors(count: int) -> Tensor:
+    """Odd numbers, as good as random (the finalizer of splitmix64, Steele et al. 2014)."""
+    x = torch.arange(1, count + 1) * -0x61C8864680B583EB
+    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
+    return (x ^ (x >> 31)) | 1
+
+
+def _digest(value: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=7).digest(), "little")
+
+
+def _plain(value: Any) -> Any:
+    """Without tensors, whose text leaves digits out."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return [(key, _plain(v)) for key, v in value.items()]
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def ranks_of(process_group: Any) -> Ranks | None:
+    """What an optimizer's `process_group` stands for: a bare group is data-parallel."""
+    return process_group if process_group is None or isinstance(process_group, Ranks) else Ranks(process_group)
+
+
+def broadcast(parameters: Iterable[Tensor], process_group: Any = None) -> None:
+    """Give all ranks the parameters of rank 0, once, before training (not those that are sharded).
+
+    Args:
+        parameters: of the model; buffers too, if the closure reads them.
+        process_group: of `torch.distributed`; None: all processes.
+    """
+    source = 0 if process_group is None else dist.get_global_rank(process_group, 0)
+    with torch.no_grad():
+        for p in parameters:
+            if not is_sharded(p):
+                dist.broadcast(p.detach(), source, group=process_group)

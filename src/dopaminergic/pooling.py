@@ -1,0 +1,174 @@
+"""VectorDopamine over ranks: what each rank adds to the loss in the span of the directions.
+
+    shards of the data:       l, g, A, <J, J> and moments are sums over samples, so over ranks: 1.5 K^2 + 5 K numbers
+    shares of the directions: A needs products of all regrets, so the regrets travel: n numbers a direction
+
+Either way the numbers do not grow with the model. Without ranks every function here does its work and hands it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dopaminergic.distributed import CHECKS, Check, Ranks
+from dopaminergic.quadratic import Quadratic
+from dopaminergic.subspace import Subspace
+
+
+class Measured(NamedTuple):
+    """The loss at the weights.
+
+    Attributes:
+        loss: around this rank's outcome, as its part of the loss of all samples.
+        usable: `(R,)`, whether the outcome is finite on all ranks.
+        outcomes: number n of outcomes, the most that any rank has.
+        portions: of all samples, one for each shard.
+    """
+
+    loss: Quadratic
+    usable: Tensor
+    outcomes: int
+    portions: np.ndarray
+
+
+class Projection(NamedTuple):
+    """The loss in the span of the directions, and what is not seen from there.
+
+    Attributes:
+        space: its Gram matrix is still an identity.
+        steepness: |r|^2, shape `(R,)`.
+        taken: directions that change any outcome, bool `(R, K)`.
+        used: directions whose outcomes are all finite, bool `(R, K)`.
+    """
+
+    space: Subspace
+    steepness: Tensor
+    taken: Tensor
+    used: Tensor
+
+
+def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | None, replicas: int) -> Measured:
+    """The loss of all shards, from that of each."""
+    if ranks is None:
+        loss = work()
+        return Measured(loss, _sound(loss), loss.values.shape[1], np.ones(1))
+    own: list[Quadratic] = []
+
+    def numbers() -> list[float]:
+        checked = check() if check else ()
+        own[:] = [work()]
+        sizes = [own[0].samples, own[0].values.shape[1]]
+        return [*checked, *sizes, *own[0].loss.tolist(), *_sound(own[0]).tolist()]
+
+    checks = CHECKS if check else 0
+    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas)
+    ranks.compare(rows[:, :checks])
+    sizes, losses, sound = np.split(rows[:, checks:], [2, 2 + replicas], axis=1)
+    for rank, size in enumerate(sizes):
+        if (size != sizes[rank % ranks.shards]).any():
+            raise RuntimeError(
+                f"ranks {rank % ranks.shards} and {rank} share a shard of the data, but one's closure returned "
+                f"{sizes[rank % ranks.shards].astype(int).tolist()} samples and outcomes, the other's "
+                f"{size.astype(int).tolist()}; ranks with the same Ranks.shard must see the same data"
+            )
+    samples = sizes[: ranks.shards, 0]
+    portions = samples / samples.sum()
+    return Measured(
+        _scaled(own[0], portions[ranks.shard])._replace(
+            loss=torch.from_numpy(ranks.average(losses, portions)[0]), samples=int(samples.sum())
+        ),
+        torch.from_numpy((sound == 1.0).all(0)),
+        int(sizes[:, 1].max()),
+        portions,
+    )
+
+
+def project(
+    ranks: Ranks | None,
+    tried: Callable[[range], Tensor],
+    here: Callable[[Tensor], Projection],
+    shape: tuple[int, int, int],
+) -> Projection:
+    """The loss of all shards in the span of all directions.
+
+    Args:
+        ranks: None for one process.
+        tried: the regrets `(R, k, n)` of k directions, not all finite perhaps.
+        here: projects regrets of all directions on this rank's shard.
+        shape: R, K and the most outcomes that any rank has.
+    """
+    replicas, count, _ = shape
+    if ranks is None:
+        return here(tried(range(count)))
+    if ranks.shares > 1:
+        regrets = _gathered(ranks, tried, shape)
+        tried = lambda _: regrets  # noqa: E731  (what has been tried on all ranks)
+    if ranks.shards == 1:
+        return here(tried(range(count)))
+    row, column = np.triu_indices(count)
+
+    def numbers() -> np.ndarray:
+        space, steepness, taken, used = here(tried(range(count)))
+        halves = [x[:, row, column].flatten() for x in (space.products, space.outputs, space.moments)]
+        return torch.cat([space.slope.flatten(), *halves, steepness, taken.flatten(), used.flatten()]).numpy()
+
+    sizes = np.cumsum([replicas * n for n in (count, len(row), len(row), len(row), 1, count, count)])
+    rows = ranks.exchange(numbers, int(sizes[-1]))
+    total = torch.from_numpy(ranks.average(rows, np.ones(ranks.shards))[0])
+    slope, products, outputs, moments, steepness, taken, used = [
+        x.reshape(replicas, -1) for x in torch.tensor_split(total, sizes[:-1].tolist())
+    ]
+    used = used == ranks.shards
+    slope = torch.where(used, slope, 0.0)
+    matrices = []
+    for half in (products, outputs, moments):
+        full = torch.zeros(replicas, count, count, dtype=torch.float64)
+        full[:, row, column] = half
+        full[:, column, row] = half
+        matrices.append(torch.where(used[:, None] & used[..., None], full, 0.0))
+    space = Subspace(slope, *matrices, torch.eye(count, dtype=torch.float64)[None], 0)
+    return Projection(space, steepness[:, 0], (taken > 0) & used, used)
+
+
+def judged(ranks: Ranks | None, work: Callable[[], Tensor], portions: np.ndarray, replicas: int) -> Tensor:
+    """The loss of all shards at the weights that are tried, `(R,)`."""
+    if ranks is None:
+        return work()
+    rows = ranks.exchange(lambda: work().tolist(), replicas)
+    return torch.from_numpy(ranks.average(rows, portions)[0])
+
+
+def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, int, int]) -> Tensor:
+    """Regrets of all directions on this rank's shard, each tried by one of the ranks that see it."""
+    replicas, count, outcomes = shape
+    kinds: list[Tensor] = []
+
+    def numbers() -> np.ndarray:
+        kinds[:] = [tried(ranks.part(count))]  # (R, k, n)
+        padded = torch.nn.functional.pad(kinds[0], (0, outcomes - kinds[0].shape[2]))
+        return padded.transpose(0, 1).flatten().to("cpu", torch.float64).numpy()
+
+    parts = [ranks.part(count, share) for share in range(ranks.shares)]
+    rows = ranks.exchange(numbers, max(map(len, parts)) * replicas * outcomes)
+    found = [
+        torch.from_numpy(rows[share * ranks.shards + ranks.shard]).reshape(-1, replicas, outcomes)[: len(part)]
+        for share, part in enumerate(parts)
+    ]
+    return torch.cat(found).transpose(0, 1)[..., : kinds[0].shape[2]].to(kinds[0])
+
+
+def _scaled(loss: Quadratic, portion: float) -> Quadratic:
+    """A shard's part of the loss of all samples."""
+    if portion == 1.0:
+        return loss
+    curve = loss.curve
+    return loss._replace(slope=loss.slope * portion, curve=lambda J: curve(J) * portion)
+
+
+def _sound(loss: Quadratic) -> Tensor:
+    return loss.loss.isfinite() & loss.values.isfinite().all(1).cpu() & loss.slope.isfinite().all(1).cpu()

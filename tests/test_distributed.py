@@ -1,0 +1,380 @@
+"""Ranks: what four of them find is what one finds, nothing but losses travels, and none hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import rank_scenarios
+from dopaminergic import Dopamine
+from dopaminergic.distributed import CHUNK, Ranks, fingerprint
+from optimizers import ROWS, VECTOR, Bowl, randn, same
+from rank_scenarios import LARGE_ROWS, SIZE, Shards, trained, vector_closures
+
+NAMES = [row.name for row in ROWS]
+
+
+def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
+    """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
+    context: Any = mp.spawn(main, (str(folder),), nprocs=size, join=False)
+    end = time.monotonic() + limit
+    try:
+        while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
+            assert time.monotonic() < end, "the ranks hang"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of four ranks found in each scenario."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(rank_scenarios.main, folder, SIZE, 400.0)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Ranks]:
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield Ranks()
+    dist.destroy_process_group()
+
+
+def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) -> None:
+    assert run["losses"] == reference["losses"], what
+    assert same(run["weights"], reference["weights"]), what
+    assert str(run["state"]["forward"]["progress"]) == str(reference["state"]["forward"]["progress"]), what
+    assert str(run["state"]["forward"]["rule"]) == str(reference["state"]["forward"]["rule"]), what
+
+
+# ---- the result does not depend on the number of ranks ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: list[Any], row: Any) -> None:
+    """Bit for bit: losses, weights, the rule's state and all counters."""
+    for noise in ("rademacher", "gaussian"):
+        problem = Shards()
+        reference = trained(row.make, problem, problem.loss, None, noise=noise)
+        for rank in range(SIZE):
+            assert_same(found[rank]["directions"][row.name, noise], reference, (noise, rank))
+
+
+@pytest.mark.parametrize("row", LARGE_ROWS, ids=lambda row: row.name)
+def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(found: list[Any], row: Any) -> None:
+    """Float32 weights without a copy; all ranks compared the hashes of theirs in each step."""
+    problem = Bowl()
+    reference = trained(row.make, problem, problem.loss, None, directions=4)
+    reference = {**reference, "weights": [w[:1000] for w in reference["weights"]]}
+    for rank in range(SIZE):
+        assert_same(found[rank]["directions"][row.name, "large"], reference, rank)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_closures_that_draw_see_the_same_numbers_on_all_ranks(found: list[Any], row: Any, alone: Ranks) -> None:
+    """Wherever torch's generators stood, which are left there; as on one rank."""
+    problem = Shards()
+    reference = trained(row.make, problem, problem.noisy, alone)
+    for rank in range(SIZE):
+        assert_same(found[rank]["directions"][row.name, "noisy"], reference, rank)
+        assert found[rank]["directions"][row.name, "generator"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_shares_may_be_evaluated_as_batches(found: list[Any], row: Any) -> None:
+    problem = Shards()
+    reference = trained(row.make, problem, problem.loss, None)
+    for rank in range(SIZE):
+        run = found[rank]["directions"][row.name, "batched"]
+        assert same(run["weights"], found[0]["directions"][row.name, "batched"]["weights"])
+        assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(run["weights"], reference["weights"], strict=True))
+
+
+@pytest.mark.parametrize("outcome", vector_closures())
+def test_vector_dopamine_gathers_the_regrets_of_all_directions(found: list[Any], outcome: str) -> None:
+    problem = Shards()
+    closure = vector_closures()[outcome](problem, problem.x, problem.y)
+    reference = trained(VECTOR.make, problem, closure, None, memory=1)
+    for rank in range(SIZE):
+        assert_same(found[rank]["directions"][VECTOR.name, outcome], reference, rank)
+
+
+@pytest.mark.parametrize("shards", [4, 2])
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_losses_of_shards_are_averaged_in_the_order_of_ranks(found: list[Any], row: Any, shards: int) -> None:
+    """With two shards the directions are shared as well."""
+    problem = Shards(shards)
+    reference = trained(row.make, problem, problem.mean, None)
+    for rank in range(SIZE):
+        assert_same(found[rank]["data"][row.name, shards], reference, rank)
+
+
+@pytest.mark.parametrize("shards", [4, 2])
+@pytest.mark.parametrize("outcome", ["squared_error", "cross_entropy"])
+def test_vector_dopamine_sums_over_shards_what_one_rank_finds_in_all_samples(
+    found: list[Any], outcome: str, shards: int
+) -> None:
+    """Shards of different sizes; but for the order of sums, which is the same on all ranks."""
+    problem = Shards()
+    closure = vector_closures()[outcome](problem, problem.x, problem.y)
+    reference = trained(VECTOR.make, problem, closure, None)
+    for rank in range(SIZE):
+        run = found[rank]["data"][outcome, shards]
+        assert run["losses"] == pytest.approx(reference["losses"], rel=1e-9)
+        assert all(torch.allclose(a, b, rtol=1e-7) for a, b in zip(run["weights"], reference["weights"], strict=True))
+        assert_same(run, found[0]["data"][outcome, shards], rank)
+
+
+def test_vector_dopamine_learns_from_the_losses_of_shards(found: list[Any]) -> None:
+    for shards in (4, 2):
+        run = found[0]["data"]["losses", shards]
+        assert run["losses"][-1] < 0.9 * run["losses"][0]
+        assert all(same(run["weights"], found[rank]["data"]["losses", shards]["weights"]) for rank in range(SIZE))
+
+
+def test_a_fleet_is_shared_like_a_single_model(found: list[Any]) -> None:
+    for rank in range(SIZE):
+        assert same(found[rank]["fleet"]["one"], found[rank]["fleet"]["four"])
+
+
+def test_a_run_goes_on_from_its_state_bit_for_bit(found: list[Any]) -> None:
+    for rank in range(SIZE):
+        assert same(found[rank]["resumed"]["whole"], found[rank]["resumed"]["halves"])
+        assert found[rank]["resumed"]["twin"]
+        assert "save optimizer.state_dict()" in found[rank]["resumed"]["pickle"]
+
+
+@pytest.mark.parametrize("row", [*ROWS, VECTOR], ids=[*NAMES, VECTOR.name])
+def test_a_sharded_model_learns_what_a_whole_one_does(found: list[Any], row: Any) -> None:
+    """FSDP2 on four ranks, one of which holds no row of the first layer; and on two, with shares of the directions."""
+    for rank in range(SIZE):
+        runs = found[rank]["sharded"]
+        for shards in (4, 2):
+            for dtype in ("torch.float64", "torch.bfloat16"):
+                key = (row.name, shards, dtype)
+                assert same(runs[*key, True], runs[*key, False]), (rank, key)
+                assert str(runs[*key, True, "state"]) == str(runs[*key, False, "state"])
+                assert not same(runs[*key, True], Shards(dtype=getattr(torch, dtype[6:])).weights())
+
+
+def test_a_model_that_does_not_see_the_perturbation_is_named_once(found: list[Any]) -> None:
+    for rank in range(SIZE):
+        [said] = found[rank]["unseen"]
+        assert "reshard_after_forward=True" in said
+
+
+def test_shards_that_are_no_range_of_rows_are_refused(found: list[Any]) -> None:
+    for rank in range(SIZE):
+        message = found[rank]["misplaced"]
+        assert message.startswith("ValueError"), message
+        assert "Shard(0)" in message, message
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*NAMES, VECTOR.name])
+def test_a_rank_that_raises_or_has_a_nan_stops_all_at_the_same_step(found: list[Any], name: str) -> None:
+    for rank in range(SIZE):
+        run = found[rank]["faults"][name]
+        if rank == 2:
+            assert run["message"] == "ArithmeticError: of the closure"
+        else:
+            assert run["message"].startswith("RuntimeError: rank 2 of 4 raised an exception"), run["message"]
+        assert same(run["before"], run["after_error"])
+        assert same(run["before"], run["after_nan"])
+        assert (run["skipped"], run["warnings"]) == (1, 1)
+        assert same(run["end"], found[0]["faults"][name]["end"])
+        assert not same(run["end"], run["before"])
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("start", "weights of rank 2 differ from those of rank 0"),
+        ("frozen", "weights of rank 2 differ from those of rank 0"),
+        ("rate", "rank 1 differs from rank 0 in the optimizer's settings"),
+        ("later", "nothing was raised; nothing was raised; RuntimeError: the weights of rank 3 differ"),
+    ],
+)
+def test_ranks_that_differ_are_told_so(found: list[Any], what: str, said: str) -> None:
+    """The last change happens in the second step, and every other step compares."""
+    for rank in range(SIZE):
+        assert said in found[rank]["differences"][what], (rank, found[rank]["differences"][what])
+
+
+def test_weights_may_be_broadcast_at_the_start(found: list[Any]) -> None:
+    assert [found[rank]["differences"]["broadcast"] for rank in range(SIZE)] == ["nothing was raised"] * SIZE
+
+
+def test_one_changed_bit_changes_the_fingerprint() -> None:
+    for dtype, bits in ((torch.float32, torch.int32), (torch.float64, torch.int64), (torch.bfloat16, torch.int16)):
+        w, top = randn(CHUNK + 5).to(dtype), 8 * dtype.itemsize - 1
+        before, seen = fingerprint([], [w]), set()
+        for i in (0, CHUNK, CHUNK + 4):
+            for bit in (1, 1 << 7, -1 << top):
+                changed = w.clone()
+                changed.view(bits)[i] ^= bit
+                after = fingerprint([], [changed])
+                assert after[:2] == before[:2]
+                seen.add(after[2])
+        assert len(seen - {before[2]}) == 9
+
+
+def test_two_weights_that_change_places_change_the_fingerprint() -> None:
+    w = randn(4)
+    assert fingerprint([], [w]) != fingerprint([], [w[[1, 0, 2, 3]]])
+
+
+# ---- what travels ----------------------------------------------------------------------------------------------------
+
+
+def test_bytes_do_not_grow_with_the_model(found: list[Any]) -> None:
+    """At most 16 bytes for a direction, a step and a rank; for VectorDopamine g and A, or the regrets."""
+    sent = found[0]["bytes_sent"]
+    for name in [*NAMES, VECTOR.name]:
+        for shards in (1, 4):
+            assert sent[name, 10, shards] == sent[name, 10_000, shards]
+            if name != VECTOR.name:
+                directions = 8 if shards == 4 else 2  # that one rank tries
+                assert 0 < sent[name, 10, shards] <= 10 * 16 * (directions + (shards == 1))
+    assert sent[VECTOR.name, 10, 4] <= 10 * 8 * (1.5 * 8 * 8 + 5 * 8 + 8)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_need_a_process_group() -> None:
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        Dopamine(Shards().model.parameters(), process_group=Ranks())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"data_parallel": 2}, "must divide the number of ranks, 1, got 2"), ({"check_every": 0}, "check_every")],
+)
+def test_arguments_of_ranks(alone: Ranks, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Ranks(**settings)
+
+
+# ---- death -----------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, signal, sys
+import torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from dopaminergic import Dopamine2
+from dopaminergic.distributed import Ranks
+from rank_scenarios import Shards
+
+torch.set_num_threads(1)
+folder, kill_at = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo")
+rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+problem = Shards(2, rank)
+optimizer = Dopamine2(problem.model.parameters(), directions=2, process_group=Ranks())
+checkpoint = f"{{folder}}/checkpoint.pt"
+step = 0
+if os.path.exists(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    problem.model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    step = saved["step"]
+calls = 0
+
+def loss():
+    global calls
+    calls += 1
+    if rank == 1 and attempt == 0 and step == kill_at and calls == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return problem.loss()
+
+for step in range(step, 12):
+    calls = 0
+    optimizer.step(loss)
+    if rank == 0 and step % 3 == 2:  # not every step: what came after the last one is done again
+        torch.save(
+            {{"model": problem.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}},
+            f"{{checkpoint}}.new",
+        )
+        os.replace(f"{{checkpoint}}.new", checkpoint)  # whole or not at all
+torch.save([*problem.model.state_dict().values(), torch.tensor(attempt)], f"{{folder}}/end{{rank}}.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def launched(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two workers under torchrun, at a free port."""
+    folder.mkdir()
+    (folder / "train.py").write_text(script.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
+    source = str(Path(__file__).parent.parent / "src")
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(folder / "train.py"), str(folder), *arguments],
+        env=environment,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_worker_killed_in_mid_step_costs_nothing(tmp_path: Path) -> None:
+    """`torchrun` starts all again from the last checkpoint, and the end is that of an uninterrupted run."""
+    runs = {}
+    for name, kill_at in (("whole", -1), ("killed", 7)):
+        done = launched(tmp_path / name, SCRIPT, str(kill_at))
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs[name] = [torch.load(tmp_path / name / f"end{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [int(run[-1]) for run in runs["killed"]] == [1, 1], "no worker was killed"
+    for rank in range(2):
+        assert same(runs["killed"][rank][:-1], runs["whole"][0][:-1])
+
+
+def dying(rank: int, folder: str) -> None:
+    """Rank 1 ends without a word in the second step; rank 0 leaves what it was told."""
+    from datetime import timedelta
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    problem, calls = Shards(), [0]
+
+    def loss() -> torch.Tensor:
+        calls[0] += 1
+        if rank == 1 and calls[0] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return problem.loss()
+
+    optimizer = Dopamine(problem.model.parameters(), process_group=Ranks())
+    optimizer.step(loss)
+    before = problem.weights()
+    message = rank_scenarios.failing(lambda: optimizer.step(loss))
+    torch.save({"message": message, "same": same(before, problem.weights())}, Path(folder) / f"{rank}.pt")
+    os._exit(0)  # the group cannot be ended any more
+
+
+def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="SIGKILL"):
+        run_ranks(dying, tmp_path, 2, 120.0)
+    told = torch.load(tmp_path / "0.pt", weights_only=True)
+    assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told
+    assert told["same"]
