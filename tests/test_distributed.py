@@ -20,7 +20,7 @@ import rank_scenarios
 from dopaminergic import Dopamine
 from dopaminergic.distributed import CHUNK, Ranks, fingerprint
 from optimizers import ROWS, VECTOR, Bowl, randn, same
-from rank_scenarios import LARGE_ROWS, SIZE, Shards, trained, vector_closures
+from rank_scenarios import LARGE_ROWS, SIZE, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
 
@@ -78,7 +78,7 @@ def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: lis
 def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(found: list[Any], row: Any) -> None:
     """Float32 weights without a copy; all ranks compared the hashes of theirs in each step."""
     problem = Bowl()
-    reference = trained(row.make, problem, problem.loss, None, directions=4)
+    reference = trained(row.make, problem, problem.loss, None, **large(row))
     reference = {**reference, "weights": [w[:1000] for w in reference["weights"]]}
     for rank in range(SIZE):
         assert_same(found[rank]["directions"][row.name, "large"], reference, rank)
@@ -373,8 +373,12 @@ def dying(rank: int, folder: str) -> None:
 
 
 def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="SIGKILL"):
-        run_ranks(dying, tmp_path, 2, 120.0)
+    processes = [mp.get_context("spawn").Process(target=dying, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120.0)
+    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
     told = torch.load(tmp_path / "0.pt", weights_only=True)
     assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told
     assert told["same"]
