@@ -96,11 +96,16 @@ def directions(rank: int) -> dict[str, Any]:
         )
     for row in LARGE_ROWS:
         bowl = Bowl()
-        run = trained(row.make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), directions=4)
+        run = trained(row.make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), **large(row))
         found[row.name, "large"] = {**run, "weights": [w[:1000] for w in run["weights"]]}
     bowl = Bowl()
     trained(ROWS[3].make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), noise="gaussian")  # keeps copies
     return found
+
+
+def large(row: Row) -> dict[str, Any]:
+    """Settings for a large model; in place, since batches of copies are only as exact as rounding."""
+    return {"directions": 4, **({"memory": 1} if row is VECTOR else {})}
 
 
 def vector_closures() -> dict[str, Callable[[Any, Tensor, Tensor], Callable[[], Any]]]:

@@ -20,7 +20,7 @@ import rank_scenarios
 from dopaminergic import Dopamine
 from dopaminergic.distributed import CHUNK, Ranks, fingerprint
 from optimizers import ROWS, VECTOR, Bowl, randn, same
-from rank_scenarios import LARGE_ROWS, SIZE, Shards, trained, vector_closures
+from rank_scenarios import LARGE_ROWS, SIZE, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
 
@@ -78,7 +78,7 @@ def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: lis
 def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(found: list[Any], row: Any) -> None:
     """Float32 weights without a copy; all ranks compared the hashes of theirs in each step."""
     problem = Bowl()
-    reference = trained(row.make, problem, problem.loss, None, directions=4)
+    reference = trained(row.make, problem, problem.loss, None, **large(row))
     reference = {**reference, "weights": [w[:1000] for w in reference["weights"]]}
     for rank in range(SIZE):
         assert_same(found[rank]["directions"][row.name, "large"], reference, rank)
@@ -276,6 +276,7 @@ def test_arguments_of_ranks(alone: Ranks, settings: dict[str, Any], said: str) -
 
 SCRIPT = """
 import os, signal, sys
+from datetime import timedelta
 import torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from dopaminergic import Dopamine2
@@ -284,7 +285,7 @@ from rank_scenarios import Shards
 
 torch.set_num_threads(1)
 folder, kill_at = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo")
+dist.init_process_group("gloo", timeout=timedelta(seconds=40))  # a busy machine may need another attempt
 rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 problem = Shards(2, rank)
 optimizer = Dopamine2(problem.model.parameters(), directions=2, process_group=Ranks())
@@ -323,7 +324,7 @@ def launched(folder: Path, script: str, *arguments: str) -> subprocess.Completed
     """Two workers under torchrun, at a free port."""
     folder.mkdir()
     (folder / "train.py").write_text(script.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=5"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
     source = str(Path(__file__).parent.parent / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
@@ -343,7 +344,7 @@ def test_a_worker_killed_in_mid_step_costs_nothing(tmp_path: Path) -> None:
         done = launched(tmp_path / name, SCRIPT, str(kill_at))
         assert done.returncode == 0, done.stderr[-3000:]
         runs[name] = [torch.load(tmp_path / name / f"end{rank}.pt", weights_only=True) for rank in range(2)]
-    assert [int(run[-1]) for run in runs["killed"]] == [1, 1], "no worker was killed"
+    assert all(int(run[-1]) >= 1 for run in runs["killed"]), "no worker was killed"
     for rank in range(2):
         assert same(runs["killed"][rank][:-1], runs["whole"][0][:-1])
 
@@ -373,8 +374,12 @@ def dying(rank: int, folder: str) -> None:
 
 
 def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="SIGKILL"):
-        run_ranks(dying, tmp_path, 2, 120.0)
+    processes = [mp.get_context("spawn").Process(target=dying, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120.0)
+    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
     told = torch.load(tmp_path / "0.pt", weights_only=True)
     assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told
     assert told["same"]

@@ -346,8 +346,8 @@ class ForwardOptimizer(Optimizer):
         numbers = ranks.losses(work, len(units), width, self._check(step))
         if self._weights.sharded and not self._agreed and (numbers == numbers[0]).all():
             warnings.warn(
-                f"{self._rule_name}: no perturbation changed the loss of this sharded model; if it is one of FSDP2, "
-                "its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
+                f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
+                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
                 RuntimeWarning,
                 stacklevel=9,
             )
