@@ -4,6 +4,7 @@ from dopaminergic._version import __version__
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.journal import Journal, replay, revert
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
 from dopaminergic.vector import VectorDopamine
@@ -15,6 +16,7 @@ __all__ = [
     "EstimatorReport",
     "EvolutionStrategy",
     "ForwardOptimizer",
+    "Journal",
     "Outcome",
     "VectorDopamine",
     "WeightPerturbation",
@@ -22,5 +24,7 @@ __all__ = [
     "check_estimator",
     "cross_entropy",
     "outcome",
+    "replay",
+    "revert",
     "squared_error",
 ]

@@ -51,6 +51,8 @@ class Weights:
         bytes: memory of all trainable weights.
         blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
+        traces: None, or what `move` (its terms) and `restore` (an empty list) have written in place since a journal
+            emptied it; such writes are not undone to the bit, so that a replay must do them too.
     """
 
     def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str) -> None:
@@ -59,6 +61,7 @@ class Weights:
         self.bytes = 0
         self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
+        self.traces: list[list[Term]] | None = None
         self._step = 0
         # One for the parameters of each group that are alike: same dtype, same device.
         self._saved: list[Combination] = []
@@ -92,6 +95,7 @@ class Weights:
             with _uninterrupted():
                 self._write_in_place([*terms, *_negative(self._displacement)], None)
                 self._displacement = terms
+                self._leave_trace(terms)
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
@@ -104,6 +108,7 @@ class Weights:
             if self._displacement:
                 self._write_in_place(_negative(self._displacement), None)
                 self._displacement = []
+                self._leave_trace([])
 
     def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
         """Restore and, in the same pass, set the weights to scale * weights + terms.
@@ -142,6 +147,10 @@ class Weights:
                 rows.append(torch.cat(made, 1))
             parts.append(torch.stack(rows, 1))
         return torch.cat(parts, 2)
+
+    def _leave_trace(self, terms: list[Term]) -> None:
+        if self.traces is not None:
+            self.traces.append(terms)
 
     def _write_in_place(self, terms: list[Term], scales: list[Multiple] | None) -> None:
         terms = _merged(terms)
