@@ -119,8 +119,8 @@ class Contents(NamedTuple):
             return ""
         lost = max(0, os.path.getsize(self.path) - self.damage.offset)
         return (
-            f"{self.path}: damaged {self.damage}; the {self.steps:,} whole steps before it are sound, the {lost:,} bytes "
-            "from there on cannot be used"
+            f"{self.path}: damaged {self.damage}; the {self.steps:,} whole steps before it are sound, the {lost:,} "
+            "bytes from there on cannot be used"
         )
 
     def records(self, after: Snapshot | None = None) -> Iterator[Raw]:

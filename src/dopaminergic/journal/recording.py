@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import struct
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -38,12 +39,15 @@ try:
 except ImportError:  # Windows: nothing keeps two processes from writing one journal there
     fcntl = None
 
+SYNC_EVERY = 1.0  # seconds; the disk may take longer for it than a tiny model for a hundred steps
+
 
 class Journal:
     """Records every step of an optimizer in a file, from which `replay` rebuilds the weights of any of them.
 
     A step costs about 16 bytes for one direction and group. It is handed to the operating system before `step` returns,
-    so that killing the process loses nothing; a snapshot of the rule's state is forced to the disk every so many steps.
+    so that killing the process loses nothing. Every so many steps there is a snapshot of the rule's state, at which
+    the file is forced to the disk, unless that was done less than a second ago.
 
     Args:
         optimizer: whose steps are recorded, until `close` or the end of a `with` block.
@@ -85,7 +89,7 @@ class Journal:
         checks.number("Journal", "every", every, at_least=1)
         self.optimizer, self.path, self.every = optimizer, Path(path), int(every)
         self.steps, self._since, self._closed = 0, 0, False
-        self._waiting, self._torn = bytearray(), False
+        self._waiting, self._synced = bytearray(), -SYNC_EVERY
         if resume and self.path.exists():
             self._continue()
         else:
@@ -122,7 +126,7 @@ class Journal:
                 if self._since:
                     self._snapshot()
             self._write()
-            os.fsync(self._file.fileno())
+            self._sync()
         except OSError:
             raise  # what is left can still be written
         except BaseException:
@@ -291,7 +295,12 @@ class Journal:
         self._put(SNAPSHOT, bytes.fromhex(digest(self._parameters())) + to_json(saved))
         self._codec.displacement, self._since = b"", 0
         self._write()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            self._sync()
+
+    def _sync(self) -> None:
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def _put(self, kind: int, payload: bytes) -> None:
         record, self._checksum = framed(kind, payload, self._checksum)

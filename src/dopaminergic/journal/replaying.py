@@ -125,7 +125,7 @@ def revert(
             "exactly; pass base=initial_state_dict, or a file that holds it"
         )
     if isinstance(base, str | os.PathLike):
-        base = torch.load(Path(base), map_location="cpu", weights_only=True)  # never code
+        base = load(Path(base))
     bases = matched(cast(Parameters, base), contents)
     start = _start(bases, contents, stop)
     with torch.no_grad():
@@ -133,6 +133,21 @@ def revert(
             p.copy_(b)
         _Replay(parameters, contents, start).run(stop, None)
     return stop
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The `state_dict` in a file that `torch.save` wrote; a file from others can run no code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise JournalError(
+            f"{path} cannot be loaded ({type(error).__name__}); torch.save a state_dict there"
+        ) from error
+    if not isinstance(state, dict):
+        raise JournalError(f"{path} holds a {type(state).__name__}; torch.save a state_dict there")
+    return state
 
 
 # ---- which tensors, which steps --------------------------------------------------------------------------------------
