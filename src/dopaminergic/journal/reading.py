@@ -24,6 +24,8 @@ from dopaminergic.journal.format import (
     scan,
 )
 
+PERTURBATION = ("shared", "keep_copies")  # options of `Weights`, of which a header may hold those that it knows
+
 
 class JournalDamage(UserWarning):
     """The end of a journal cannot be read; everything before it is used."""
@@ -39,6 +41,7 @@ class Header(NamedTuple):
         step: number of its next step.
         groups: for each its `sigma` and its `parameters`, of which each has `name`, `shape`, `dtype`, `trainable`.
         weights: SHA-256 of the weights at this point; "" where they go on from the section before.
+        perturbation: how weights are perturbed, as far as updates depend on it: options of `Weights`, True or False.
     """
 
     library: str
@@ -47,6 +50,7 @@ class Header(NamedTuple):
     step: int
     groups: list[dict[str, Any]]
     weights: str
+    perturbation: dict[str, bool]
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
@@ -198,10 +202,11 @@ def header_of(raw: Raw) -> Header:
         header = Header(**{name: data[name] for name in Header._fields})
         seeds, sigmas, parameters = header.seeds, header.sigmas, header.parameters
         sound = bool(seeds and sigmas) and all(type(s) is int and 0 <= s < 1 << 63 for s in [header.step, *seeds])
+        sound = sound and all(n in PERTURBATION and type(x) is bool for n, x in header.perturbation.items())
         sound = sound and all(type(s) is float and s > 0 for s in sigmas)
         sound = sound and all(type(p["shape"]) is list and type(p["trainable"]) is bool for p in parameters)
         sound = sound and all(type(text) is str for text in [header.weights, *(p["dtype"] for p in parameters)])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise Damage(raw.start, f"the header is not complete ({type(error).__name__}: {error})") from None
     if not sound:
         raise Damage(raw.start, "the header holds something that it must not")

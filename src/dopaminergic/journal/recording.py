@@ -30,7 +30,7 @@ from dopaminergic.journal.format import (
     framed,
     to_json,
 )
-from dopaminergic.journal.reading import Contents, Header, JournalDamage, Snapshot, read
+from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
 from dopaminergic.journal.replaying import digest, replay
 from dopaminergic.optimizer import Change, ForwardOptimizer
 
@@ -244,7 +244,6 @@ class Journal:
         """Remember what the optimizer must not change unnoticed."""
         step = self.optimizer._progress.step
         self._first, self._weights, self._blocks = step - self.steps, self.optimizer._weights, None
-        self._weights.begin(step)
         self._weights.traces = []
 
     def _follows(self, step: int) -> bool:
@@ -348,6 +347,7 @@ class Journal:
             step,
             [{"sigma": sigma, **group} for sigma, group in zip(sigmas, self._groups(), strict=True)],
             weights,
+            {name: getattr(optimizer._weights, name) for name in PERTURBATION if hasattr(optimizer._weights, name)},
         )
         return to_json(header._asdict())
 

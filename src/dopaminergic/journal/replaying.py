@@ -315,7 +315,7 @@ class _Replay:
         if kind not in ("rademacher", "gaussian"):
             raise JournalError(f"there is no noise {kind!r}")
         self.groups = groups
-        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind)
+        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **header.perturbation)
 
     def _set_sigmas(self, sigmas: list[float]) -> None:
         for group, sigma in zip(self.groups, sigmas, strict=True):
