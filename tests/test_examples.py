@@ -105,6 +105,14 @@ def test_two_ranks_end_at_the_bits_of_one() -> None:
     assert "2 ranks" in two.stdout
 
 
+def test_a_model_is_shipped_as_a_journal() -> None:
+    text = printed("journal.py", "--steps", "100")
+    assert "bit for bit the same: True" in text
+    assert "as it was after 50 steps: True" in text
+    [journal] = numbers(r"journal ([\d]+) bytes", text.replace(",", ""))
+    assert journal < 100 * 40 + 2500  # and the header
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60

@@ -5,6 +5,7 @@ from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.distributed import Ranks, broadcast
 from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.journal import Journal, replay, revert
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
 from dopaminergic.vector import VectorDopamine
@@ -16,6 +17,7 @@ __all__ = [
     "EstimatorReport",
     "EvolutionStrategy",
     "ForwardOptimizer",
+    "Journal",
     "Outcome",
     "Ranks",
     "VectorDopamine",
@@ -25,5 +27,7 @@ __all__ = [
     "check_estimator",
     "cross_entropy",
     "outcome",
+    "replay",
+    "revert",
     "squared_error",
 ]

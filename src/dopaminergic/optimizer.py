@@ -30,7 +30,7 @@ from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses, mean_tensor
 from dopaminergic.scalars import Scalar, clip, finite, mean, select
-from dopaminergic.weights import Weights
+from dopaminergic.weights import Weights, _uninterrupted
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -158,6 +158,7 @@ class ForwardOptimizer(Optimizer):
         self._progress = Progress(self._start(), skipped_steps=self.zero().to(torch.int64) if self._fleet else 0)
         self._weights = self._make_weights()
         self._pending: Change | None = None
+        self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
         self._warned = False
 
     def _start(self) -> Any:
@@ -295,7 +296,13 @@ class ForwardOptimizer(Optimizer):
         def commit() -> None:
             self._progress = change.after
 
-        self._weights.update(change.terms, change.scales, commit)
+        if not self._listeners:
+            self._weights.update(change.terms, change.scales, commit)
+            return
+        with _uninterrupted():  # no step is done that nobody is told of
+            self._weights.update(change.terms, change.scales, commit)
+            for listener in self._listeners:
+                listener(change)
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
@@ -471,14 +478,16 @@ class ForwardOptimizer(Optimizer):
         self._batched = self._make_batched(**forward.get("batched", {}))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here to this
-        # optimizer; a copy makes its own.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_weights", "_pending", "step")}
+        # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
+        # whoever listens to this optimizer; a copy makes its own.
+        own = ("_weights", "_pending", "_listeners", "step")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "settings" in self.__dict__:
             self._weights, self._pending = self._make_weights(), None
+            self.__dict__.setdefault("_listeners", [])  # `load_state_dict` comes here too, and has some
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""

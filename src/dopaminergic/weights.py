@@ -13,6 +13,8 @@ Two ways back from a perturbation, chosen by size:
 
 from __future__ import annotations
 
+# What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as fast.
+import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import math
 import operator
@@ -62,6 +64,8 @@ class Weights:
         generators: torch's generators that a closure may draw from.
         sharded: some parameters are DTensors, of which this rank holds a part; all numbers above are of the whole.
         saved_all: a copy of every weight is kept during a step; the same on all ranks, also on one without weights.
+        traces: None, or what `move` (its terms) and `restore` (an empty list) have written in place since a journal
+            emptied it; such writes are not undone to the bit, so that a replay must do them too.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Weights:
         self.bytes = 0
         self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
+        self.traces: list[list[Term]] | None = None
         self._step = 0
         # One for the parameters of each group that are alike: same dtype, same device.
         self._saved: list[Combination] = []
@@ -131,6 +136,7 @@ class Weights:
             with _uninterrupted():
                 self._write_in_place(terms, None, self._back(), onto_grid=False)
                 self._displacement = terms
+                self._leave_trace(terms)
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
@@ -143,6 +149,7 @@ class Weights:
             if self._displacement:
                 self._write_in_place([], None, self._back())
                 self._displacement = []
+                self._leave_trace([])
 
     def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
         """Restore and, in the same pass, set the weights to scale * weights + terms.
@@ -182,6 +189,10 @@ class Weights:
                 rows.append(torch.cat(made, 1))
             parts.append(torch.stack(rows, 1))
         return torch.cat(parts, 2)
+
+    def _leave_trace(self, terms: list[Term]) -> None:
+        if self.traces is not None:
+            self.traces.append(terms)
 
     def _back(self) -> list[Term]:
         """What takes the displacement back, the last direction first."""
@@ -266,15 +277,15 @@ def _equal(some: list[Term], others: list[Term]) -> bool:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back until the block is done; only the main thread receives it."""
-    previous = signal.getsignal(signal.SIGINT)
+    previous = _signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
     received: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    _signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _signal.signal(signal.SIGINT, previous)
         if received:
             previous(*received[-1])

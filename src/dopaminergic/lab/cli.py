@@ -1,4 +1,4 @@
-"""The command line: `dopaminergic reproduce | train | compare | report | tasks`."""
+"""The command line: `dopaminergic reproduce | train | compare | report | tasks | journal`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam
   dopaminergic report runs/reproduce
   dopaminergic tasks
+  dopaminergic journal show run.journal
 """
 
 
@@ -143,6 +144,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(sub)
 
     sub = command("tasks", _tasks, "list tasks and optimizers", "  dopaminergic tasks --json")
+    _add_json(sub)
+
+    sub = command(
+        "journal",
+        _journal,
+        "look at a journal, check it, or rebuild the weights of a step from it",
+        "  dopaminergic journal show run.journal\n"
+        "  dopaminergic journal verify run.journal          exit status 1 if it is damaged\n"
+        "  dopaminergic journal replay run.journal --base initial.pt --out trained.pt\n"
+        "  dopaminergic journal replay run.journal --base initial.pt --out earlier.pt --upto 500",
+    )
+    sub.add_argument("action", choices=("show", "verify", "replay"), help="what to do")
+    sub.add_argument("file", type=Path, help="a file that Journal wrote")
+    sub.add_argument("--last", type=_positive, default=5, help="show: so many of the last steps (5)")
+    sub.add_argument("--base", type=Path, metavar="FILE", help="replay: the initial state_dict, written by torch.save")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="replay: where to write the state_dict of the step")
+    sub.add_argument("--upto", type=int, metavar="N", help="replay: steps from the start of the journal (all)")
     _add_json(sub)
     return parser
 
@@ -320,6 +338,16 @@ def _tasks(options: argparse.Namespace) -> int:
     else:
         print_tasks(listing)
     return 0
+
+
+def _journal(options: argparse.Namespace) -> int:
+    from dopaminergic.lab.journals import rebuild, show, verify
+
+    if options.action == "show":
+        return show(options.file, options.last, options.json)
+    if options.action == "verify":
+        return verify(options.file, options.json)
+    return rebuild(options.file, options.base, options.out, options.upto, options.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""An append-only log of a run: seeds and coefficients, from which every step's weights are rebuilt bit for bit.
+
+    weights after step t = weights before it, scaled, plus sum_k coefficient_k z(seed, t, k)
+
+A direction z is a function of counters, so a step of a model of any size is its coefficients: tens of bytes.
+"""
+
+from dopaminergic.journal.format import JournalError
+from dopaminergic.journal.merging import merge
+from dopaminergic.journal.reading import Contents, Header, JournalDamage, Snapshot, read
+from dopaminergic.journal.recording import Journal
+from dopaminergic.journal.replaying import digest, replay, revert
+
+__all__ = [
+    "Contents",
+    "Header",
+    "Journal",
+    "JournalDamage",
+    "JournalError",
+    "Snapshot",
+    "digest",
+    "merge",
+    "read",
+    "replay",
+    "revert",
+]

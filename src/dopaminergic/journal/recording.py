@@ -1,0 +1,367 @@
+"""Writing a journal while an optimizer trains, and going on with it after the process was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from dopaminergic import checks
+from dopaminergic._version import __version__
+from dopaminergic.journal.format import (
+    HEADER,
+    SIGMA,
+    SKIPPED,
+    SNAPSHOT,
+    START,
+    STEP,
+    TRACE,
+    Codec,
+    JournalError,
+    framed,
+    to_json,
+)
+from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
+from dopaminergic.journal.replaying import digest, replay
+from dopaminergic.optimizer import Change, ForwardOptimizer
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes from writing one journal there
+    fcntl = None
+
+SYNC_EVERY = 1.0  # seconds; the disk may take longer for it than a tiny model for a hundred steps
+
+
+class Journal:
+    """Records every step of an optimizer in a file, from which `replay` rebuilds the weights of any of them.
+
+    A step costs about 16 bytes for one direction and group. It is handed to the operating system before `step` returns,
+    so that killing the process loses nothing. Every so many steps there is a snapshot of the rule's state, at which
+    the file is forced to the disk, unless that was done less than a second ago.
+
+    Args:
+        optimizer: whose steps are recorded, until `close` or the end of a `with` block.
+        path: of the file.
+        every: number of steps between snapshots, >= 1. They cost a pass over the weights and some 500 bytes.
+        resume: go on with the file if it exists: the weights, which must be those that it started from (or those of one
+            of its snapshots), are replayed to the last snapshot, the optimizer gets the state it had then,
+            and the steps after it, fewer than `every` unless the file is damaged, are dropped to be done again. Where
+            there is no file yet, a journal is begun.
+
+    Attributes:
+        optimizer: as given.
+        path: as given.
+        steps: number of steps in the file, skipped ones included.
+
+    Raises:
+        FileExistsError: the file exists, and `resume` is False.
+        OSError: the file cannot be written.
+        JournalError: what is to be resumed is another run, or somebody else writes it.
+        TypeError: the optimizer is of another kind, or a group holds what a journal cannot.
+
+    Warns:
+        JournalDamage: the file to be resumed is damaged; what cannot be read is cut off.
+
+    >>> import tempfile, torch
+    >>> from dopaminergic import Dopamine
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = Dopamine(model.parameters())
+    >>> with Journal(optimizer, tempfile.mkdtemp() + "/run.journal", resume=True) as journal:
+    ...     while journal.steps < 10:
+    ...         loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean())
+    """
+
+    def __init__(
+        self, optimizer: ForwardOptimizer, path: str | os.PathLike[str], *, every: int = 100, resume: bool = False
+    ) -> None:
+        if not isinstance(optimizer, ForwardOptimizer):
+            raise TypeError(f"Journal: optimizer must be one of dopaminergic, got {type(optimizer).__name__}")
+        checks.number("Journal", "every", every, at_least=1)
+        self.optimizer, self.path, self.every = optimizer, Path(path), int(every)
+        self.steps, self._since, self._closed = 0, 0, False
+        self._waiting, self._synced = bytearray(), -SYNC_EVERY
+        if resume and self.path.exists():
+            self._continue()
+        else:
+            self._begin()
+        self._watch()
+        optimizer._listeners.append(self._record)
+
+    def __enter__(self) -> Journal:
+        """The journal itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Write what is left and a last snapshot, and stop recording. Closing twice is harmless.
+
+        Raises:
+            OSError: the disk is full; make room and close again.
+        """
+        if self._closed:
+            return
+        with contextlib.suppress(ValueError):
+            self.optimizer._listeners.remove(self._record)
+        try:
+            if self._follows(self._first + self.steps):
+                if self._weights.traces:  # of a step that failed
+                    self._put(TRACE, self._codec.traces(self._weights.traces, []))
+                    self._since = 1
+                self._weights.traces = None
+                if self._since:
+                    self._snapshot()
+            self._write()
+            self._sync()
+        except OSError:
+            raise  # what is left can still be written
+        except BaseException:
+            self._finish()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        self._weights.traces, self._closed = None, True
+        self._file.close()
+
+    # ---- opening -----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Header and first snapshot appear at once, so that a journal that exists can be resumed."""
+        if self.path.exists():
+            raise FileExistsError(
+                f"{self.path} exists; pass resume=True to go on with it, give another path, or remove it"
+            )
+        new = self.path.with_name(self.path.name + ".new")
+        header = self._header(digest(self._parameters()), self.optimizer._progress.step)
+        self._noted, self._sigmas = self._groups(), self._current_sigmas()
+        self._checksum, self._codec = zlib.crc32(START), self._new_codec()
+        try:
+            self._file = open(new, "wb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"the journal cannot be written ({error.strerror}); give another path", str(self.path)
+            ) from error
+        try:
+            self._lock()
+            self._waiting += START
+            self._put(HEADER, header)
+            self._snapshot()
+            os.replace(new, self.path)
+        except BaseException:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+        _sync_folder(self.path.parent)
+
+    def _continue(self) -> None:
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        try:
+            self._lock()
+            contents = read(self.path)
+            snapshot = contents.snapshots[-1]
+            self._check_same(snapshot.header)
+            # A group that was added after the snapshot is added again.
+            known = contents.headers[: contents.headers.index(snapshot.header) + 1]
+            contents = contents._replace(headers=known)
+            replay(self._parameters(), contents, snapshot.steps)
+            self._load(contents, snapshot)
+            if contents.damage is not None:
+                warnings.warn(contents.warning + "; it is cut off now", JournalDamage, stacklevel=4)
+            logging.getLogger(__name__).info(
+                "%s: resumed at step %d; %d later steps are done again",
+                self.path,
+                snapshot.steps,
+                contents.steps - snapshot.steps,
+            )
+            self._file.truncate(snapshot.end)
+            self._file.seek(snapshot.end)
+        except BaseException:
+            self._file.close()
+            raise
+        self.steps, self._checksum, self._codec = snapshot.steps, snapshot.checksum, self._new_codec()
+        self._noted = [{"parameters": group["parameters"]} for group in snapshot.header.groups]
+        self._sigmas = self._current_sigmas()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise JournalError(
+                    f"{self.path} is being written by another journal, here or in another process; close that first "
+                    "(of several ranks, let one record)"
+                ) from error
+
+    def _check_same(self, header: Header) -> None:
+        own = self.optimizer._identity()
+        theirs = {
+            "optimizer": header.optimizer,
+            "shapes": [p["shape"] for p in header.parameters],
+            "dtypes": ["torch." + p["dtype"] for p in header.parameters],
+        }
+        for name, value in theirs.items():
+            if own[name] != value:
+                raise JournalError(
+                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {str(value)[:100]}, the "
+                    f"optimizer {str(own[name])[:100]}; build the same model and optimizer first"
+                )
+
+    def _load(self, contents: Contents, snapshot: Snapshot) -> None:
+        """The state at the snapshot, in the form that `load_state_dict` takes."""
+        saved, state = contents.state(snapshot), self.optimizer.state_dict()
+        own = state["param_groups"]
+        try:
+            groups = saved.pop("groups")
+            if len(groups) != len(own):
+                raise JournalError(
+                    f"{self.path} has {len(groups)} parameter groups, the optimizer {len(own)}; make the same groups"
+                )
+            state["param_groups"] = [{**o, **g, "params": o["params"]} for o, g in zip(own, groups, strict=True)]
+            state["forward"].update(saved, settings=snapshot.header.settings)
+            self.optimizer.load_state_dict(state)
+        except (KeyError, TypeError) as error:
+            raise JournalError(f"{self.path}: the snapshot at byte {snapshot.start} lacks {error}") from None
+
+    # ---- recording ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Remember what the optimizer must not change unnoticed."""
+        step = self.optimizer._progress.step
+        self._first, self._weights, self._blocks = step - self.steps, self.optimizer._weights, None
+        self._weights.traces = []
+
+    def _follows(self, step: int) -> bool:
+        """Whether the weights are those that the journal leads to, as far as the optimizer knows."""
+        return self.optimizer._weights is self._weights and self.optimizer._progress.step == step
+
+    def _record(self, change: Change) -> None:
+        weights, step = self._weights, change.after.step - 1
+        if not self._follows(self._first + self.steps + 1):
+            raise JournalError(
+                f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a step was lost, after "
+                f"{self.steps} recorded steps; this one has happened, unrecorded. Close the journal and begin another"
+            )
+        self._note_settings(step, weights.blocks is not self._blocks)
+        self._blocks = weights.blocks
+        if change.terms or change.scales or weights.traces:
+            self._put(STEP, self._codec.step(change.terms, change.scales, weights.traces or []))
+        else:
+            self._put(SKIPPED, b"")
+        weights.traces, self.steps, self._since = [], self.steps + 1, self._since + 1
+        if self.steps % self.every == 0:
+            self._snapshot()
+        else:
+            self._write()
+
+    def _note_settings(self, step: int, layout_may_differ: bool) -> None:
+        """A record if sigma has changed, or the parameters: frozen, thawed, or with a new group."""
+        groups = self._groups() if layout_may_differ else self._noted
+        if groups != self._noted:
+            old, new = ([(p["shape"], p["dtype"]) for g in gs for p in g["parameters"]] for gs in (self._noted, groups))
+            if new[: len(old)] != old:
+                raise JournalError(
+                    f"{self.path} cannot go on: parameters have another shape or dtype since step {self.steps}. Close "
+                    "the journal and begin another, whose base are the weights as they are now"
+                )
+            self._noted, self._sigmas = groups, self._current_sigmas()
+            self._put(HEADER, self._header("", step))
+            self._codec = self._new_codec()
+        elif self._current_sigmas() != self._sigmas:
+            self._sigmas = self._current_sigmas()
+            self._put(SIGMA, struct.pack(f"<{len(self._sigmas)}d", *self._sigmas))
+
+    def _snapshot(self) -> None:
+        state = self.optimizer.state_dict()
+        self._note_settings(self.optimizer._progress.step, True)
+        groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in state["param_groups"]]
+        saved = {"groups": groups, **{name: state["forward"][name] for name in ("rule", "progress", "batched")}}
+        self._put(SNAPSHOT, bytes.fromhex(digest(self._parameters())) + to_json(saved))
+        self._codec.displacement, self._since = b"", 0
+        self._write()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def _put(self, kind: int, payload: bytes) -> None:
+        record, self._checksum = framed(kind, payload, self._checksum)
+        self._waiting += record
+
+    def _write(self) -> None:
+        """Hand everything to the operating system; what a full disk leaves is kept, and tried again with the next."""
+        try:
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"the step has happened, but {len(self._waiting)} bytes of the journal are not written "
+                f"({error.strerror}); they are kept and will be written with the next step, or by close()",
+                str(self.path),
+            ) from error
+
+    # ---- what it knows of the optimizer ------------------------------------------------------------------------------
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _current_sigmas(self) -> list[float]:
+        return [float(group["sigma"]) for group in self.optimizer.param_groups]
+
+    def _new_codec(self) -> Codec:
+        return Codec(len(self.optimizer.param_groups), self.optimizer._replicas)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters of each group; the sigmas are kept apart, since they may change at every step."""
+        groups = []
+        for group in self.optimizer.param_groups:
+            names = group.get("param_names") or [None] * len(group["params"])
+            pairs = zip(names, group["params"], strict=True)
+            groups.append({"parameters": [_description(name, p) for name, p in pairs]})
+        return groups
+
+    def _header(self, weights: str, step: int) -> bytes:
+        optimizer, sigmas = self.optimizer, self._current_sigmas()
+        header = Header(
+            __version__,
+            optimizer._rule_name,
+            optimizer.settings,
+            step,
+            [{"sigma": sigma, **group} for sigma, group in zip(sigmas, self._groups(), strict=True)],
+            weights,
+            {name: getattr(optimizer._weights, name) for name in PERTURBATION if hasattr(optimizer._weights, name)},
+        )
+        return to_json(header._asdict())
+
+
+def _description(name: str | None, p: Tensor) -> dict[str, Any]:
+    dtype = str(p.dtype).removeprefix("torch.")
+    return {"name": name, "shape": list(p.shape), "dtype": dtype, "trainable": p.requires_grad}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a new file last, where the system knows how."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
