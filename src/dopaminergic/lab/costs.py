@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -103,11 +103,18 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
         for _ in range(repeats[name]):
             work()
         times[name].append((time.perf_counter() - began) / repeats[name])
-    found = {}
-    for name in steps:
-        ratios = sorted(t / f for t, f in zip(times[name], times["forwards"], strict=True))
-        found[name] = {"median": median(ratios), "low": ratios[len(ratios) // 4], "high": ratios[-1 - len(ratios) // 4]}
-    return found
+    return {name: quartiles(t / f for t, f in zip(times[name], times["forwards"], strict=True)) for name in steps}
+
+
+def quartiles(values: Iterable[float]) -> dict[str, float]:
+    """The median, and the lower and upper end of the middle half.
+
+    >>> quartiles([5.0, 1.0, 2.0, 3.0, 4.0])
+    {'median': 3.0, 'low': 2.0, 'high': 4.0}
+    """
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
 
 
 def _repeats(work: Callable[[], Any]) -> int:
