@@ -73,7 +73,9 @@ def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callabl
     return step
 
 
-def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) -> dict[str, dict[str, float]]:
+def time_ratios(
+    steps: dict[str, Callable[[], int]], loss: Loss, rounds: int, warm_up: int = WARM_UP
+) -> dict[str, dict[str, float]]:
     """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
 
     The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
@@ -82,6 +84,7 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
         steps: by name, each as of `stepper`.
         loss: the forward pass.
         rounds: how many times each is measured.
+        warm_up: steps before that.
     """
 
     def forwards() -> int:
@@ -92,7 +95,7 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
 
     everything = {"forwards": forwards, **steps}
     for work in everything.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             work()
     # All windows have about as many passes, so that whatever interrupts the machine lengthens all alike.
     passes = 2 * _repeats(forwards)
@@ -192,7 +195,13 @@ def _high_water() -> int:
     return peak
 
 
-def _measure_memory(name: str, weights: int) -> float:
+def measure_memory(make: Callable[[nn.Module, Loss], Callable[[], Any]], weights: int) -> float:
+    """As `peak_memory`, in this process, which should have done nothing else.
+
+    Args:
+        make: a training step of a model and its loss.
+        weights: number of weights.
+    """
     torch.set_num_threads(1)
     width = 1000
 
@@ -205,7 +214,7 @@ def _measure_memory(name: str, weights: int) -> float:
         return lambda: model(inputs).square().mean()
 
     def train(model: nn.Module) -> None:
-        step = stepper(name, model, loss_of(model))
+        step = make(model, loss_of(model))
         for _ in range(3):
             step()
 
@@ -221,4 +230,5 @@ def _measure_memory(name: str, weights: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_memory(sys.argv[1], int(sys.argv[2]))))
+    chosen = sys.argv[1]
+    print(json.dumps(measure_memory(lambda model, loss: stepper(chosen, model, loss), int(sys.argv[2]))))
