@@ -112,10 +112,10 @@ class Combination:
         combine(self._dtype, self._plan, self.seeds, numbers, rows, directions, step, self.signs, self.saved)
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
-        replicas, own = len(self.seeds), [multiples[self.group] for _, multiples in terms]
-        rows = [np.broadcast_to(np.asarray(multiple, np.float64), (replicas,)) for multiple in own]
-        scales = np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy()
-        return scales, np.stack(rows) if rows else np.zeros((0, replicas))
+        rows = np.empty((len(terms), len(self.seeds)))
+        for row, (_, multiples) in zip(rows, terms, strict=True):
+            row[:] = multiples[self.group]
+        return np.full(len(self.seeds), scale, np.float64), rows
 
     def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, rounding: int) -> None:
         scales, multiples = self._arrays(terms, scale)
