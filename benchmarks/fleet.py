@@ -24,8 +24,8 @@ from typing import Any
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax
-import jax.numpy as jnp
+import jax  # pyright: ignore[reportMissingImports]
+import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import torch
 
 from dopaminergic import Dopamine
@@ -113,7 +113,7 @@ def jax_fleet(task: Task, replicas: int, steps: int, layout: str) -> tuple[Calla
         if layout == "vmap":
             *carry, base = jax.vmap(one, (0, 0, 0, None))(*carry, keys, number)
         else:
-            *carry, base = jax.lax.map(lambda each: one(*each, number), (*carry, keys))
+            *carry, base = jax.lax.map(lambda each: one(each[0], each[1], each[2], number), (*carry, keys))
         return tuple(carry), base.mean()
 
     keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
