@@ -1,6 +1,6 @@
 """Other libraries beside ours: time of two passes over two bare forward passes, peak memory; prints one JSON object.
 
-    python benchmarks/peers.py [--rounds 11] [--models xor,mlp] [--memory 10000000] [--out FILE]
+    python benchmarks/peers.py [--rounds 11] [--models xor,mlp] [--peers wp,mezo] [--memory 10000000] [--out FILE]
 
 The same models, batches and losses for all, one thread, interleaved. A step of two passes counts as it is; of a
 population of P it is the time of a generation times 2 / P. SGD and Adam count as three passes, so their time is that of
@@ -237,11 +237,11 @@ def tried(name: str, model: nn.Module, loss: Loss) -> Callable[[], int] | str:
     return step
 
 
-def times(model_name: str, rounds: int) -> dict[str, Any]:
+def times(model_name: str, peers: list[str], rounds: int) -> dict[str, Any]:
     """Time of two passes with each, over that of two bare forward passes."""
     steps: dict[str, Callable[[], int]] = {}
     found: dict[str, Any] = {}
-    for name in PEERS:
+    for name in peers:
         step = tried(name, *build(model_name))
         if isinstance(step, str):
             found[name] = step
@@ -276,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=11, help="measurements of each (11)")
     parser.add_argument("--models", default="", help="only models whose name starts so, separated by commas")
+    parser.add_argument("--peers", default="", help="only methods whose name starts so, separated by commas")
     parser.add_argument("--memory", type=int, default=10_000_000, help="weights of the memory's model; 0: skip (10^7)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="write the JSON there too")
@@ -285,11 +286,12 @@ def main() -> None:
         print(json.dumps(measure_memory(PEERS[options.child[0]], int(options.child[1]))))
         return
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
+    peers = [name for name in PEERS if name.startswith(tuple(options.peers.split(",")))]
     results: dict[str, Any] = {"time of two passes / of two forward passes": {}}
     for name in chosen:
-        results["time of two passes / of two forward passes"][name] = times(name, options.rounds)
+        results["time of two passes / of two forward passes"][name] = times(name, peers, options.rounds)
     if options.memory:
-        names = [name for name in PEERS if name != "evosax Open_ES"]  # its model is not torch's
+        names = [name for name in peers if name != "evosax Open_ES"]  # its model is not torch's
         memory = {name: peak_memory(name, options.memory) for name in names}
         results[f"peak memory / of inference, {options.memory:,} weights"] = memory
     found = {"what": "beside other libraries", "environment": environment() | versions(), "results": results}
