@@ -28,7 +28,9 @@ from dopaminergic.subspace import (
     next_damping,
     next_gain,
     propose,
+    share,
     subspace,
+    with_noise,
 )
 from optimizers import randn
 
@@ -191,12 +193,64 @@ def test_fewer_outcomes_than_directions() -> None:
     assert float(found.coefficients[0] @ regrets[0, :, 0]) == pytest.approx(2.0, rel=1e-6)
 
 
+# ---- the noise of a batch --------------------------------------------------------------------------------------------
+
+
+def test_of_targets_that_are_noise_all_of_the_slope_is_noise() -> None:
+    """Labels that no weights explain: g.c is positive in every batch, and its mean is what `noise` says."""
+    excess, slopes = [], []
+    for batch in range(400):
+        x, y = randn(40, 6, seed=2 * batch), randn(40, seed=2 * batch + 1)
+        loss = quadratic(squared_error(torch.zeros_like(y), y), "Rule", None)
+        space = subspace((0.01 * randn(4, 6, seed=7) @ x.T)[None], loss, eye(4))
+        found = propose(space, state(damping=0.1)._replace(curvature=summed_curvature(space)))
+        slopes.append(float(found.slope))
+        excess.append(float(found.slope - found.noise))
+    assert min(slopes) > 0.0
+    error = float(numbers(*excess).std()) / math.sqrt(len(excess))
+    assert abs(sum(excess) / len(excess)) < 4.0 * error
+    assert error < 0.05 * sum(slopes) / len(slopes)  # so that a missing correction would be seen
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(samples: int) -> None:
+    loss = logits()._replace(samples=samples)
+    found = propose(subspace(randn(1, 4, 18, seed=1), loss, eye(4)), state(curvature=1.0))
+    assert float(found.noise) == 0.0
+
+
+def noisy(**values: float) -> Any:
+    return state(comparisons=1.0, slope=1.0, **values)
+
+
+def test_the_share_is_what_noise_leaves_of_the_slope() -> None:
+    found = propose(subspace(randn(1, 4, 18, seed=1), logits(), eye(4)), state(curvature=1.0))
+    found = found._replace(slope=numbers(2.0), noise=numbers(1.5))
+    after = with_noise(noisy(gap=10.0, signal=0.6), found, beta=0.5)
+    assert (float(after.slope), float(after.signal)) == (1.5, 0.5 * 0.6 + 0.5 * 0.5)
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(0.0))) == pytest.approx(0.55 / 1.5)
+    assert float(share(after._replace(gain=numbers(0.2)), numbers(0.0))) == 0.2  # eta is the smaller one
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(1.0))) == 0.9  # outcomes have saturated
+    below = after._replace(gain=numbers(0.9), signal=numbers(-3.0))
+    assert float(share(below, numbers(0.0))) == GAIN_LIMITS[0]
+
+
+def test_a_batch_that_comes_again_has_no_noise() -> None:
+    """The gap between a batch and the next is 0 then, however much the samples differ."""
+    found = propose(subspace(randn(1, 4, 18, seed=1), logits(), eye(4)), state(curvature=1.0))
+    assert float(found.noise) > 0.0
+    after = with_noise(state(comparisons=1.0, gap=0.0), found, beta=0.9)
+    assert float(after.signal) == float(after.slope) > 0.0
+    started = with_noise(state(), found, beta=0.9)
+    assert float(share(started, numbers(0.0))) == 0.5
+
+
 # ---- the controllers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", [0.2, 0.9, 0.975, 1.5])
 def test_actual_against_expected_improvement_sets_the_gain(loss: float) -> None:
-    before = state(gain=0.5, last_loss=1.0, expected=0.1, actual=0.03, promised=0.02, comparisons=0.19)
+    before = state(gain=0.5, last_loss=1.0, expected=0.1, actual=0.03, promised=0.02, comparisons=0.19, tried=0.9)
     after = next_gain(before, numbers(loss), **KNOBS)
     A, P = 1.0 - loss, 0.1
     actual, promised, weights = 0.9 * 0.03 + 0.1 * abs(A), 0.9 * 0.02 + 0.1 * P, 0.9 * 0.19 + 0.1
@@ -205,6 +259,7 @@ def test_actual_against_expected_improvement_sets_the_gain(loss: float) -> None:
     assert float(after.actual) == pytest.approx(actual)
     assert float(after.promised) == pytest.approx(promised)
     assert float(after.comparisons) == pytest.approx(weights)
+    assert float(after.gap) == pytest.approx(0.1 * abs(loss - 0.9))
     assert after.damping is before.damping
 
 

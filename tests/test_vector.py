@@ -92,7 +92,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         return values.flatten()
 
     damping, gain, curvature, passes = optimizer.settings["damping"], 0.5, 0.0, 0
-    actuals = promises = comparisons = expected = 0.0
+    actuals = promises = comparisons = expected = gaps = slopes = signals = tried = 0.0
     last = math.nan
     for step in range(steps):
         o = outcomes(w)
@@ -118,6 +118,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             actuals = beta * actuals + (1 - beta) * abs(actual)
             promises = beta * promises + (1 - beta) * expected
             comparisons = beta * comparisons + (1 - beta)
+            gaps = beta * gaps + (1 - beta) * abs(loss - tried)
             error = (actual - tau * expected) / ((actuals + promises) / comparisons)
             gain = min(max(gain * math.exp(kappa * min(max(error, -3), 3)), 0.05), 1.0)
         g, A, JJ = J @ r, J @ H @ J.T, J @ J.T
@@ -126,8 +127,18 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
         ridge = max(damping, 0.015 * lost / curvature) * unit
-        c = torch.linalg.solve(A + 0.3 * lost * JJ + ridge * G, g)
-        rates = [group["lr"] * gain for group in groups]
+        M = A + 0.3 * lost * JJ + ridge * G
+        c = torch.linalg.solve(M, g)
+        noise, rows = 0.0, [J[:, i] @ r[i] for i in torch.arange(len(o)).reshape(samples, -1)]
+        if samples > 1:
+            C = samples * torch.cov(torch.stack(rows, 1).reshape(K, samples)).reshape(K, K)
+            noise = float(torch.linalg.solve(M, C).trace())
+        slopes = beta * slopes + (1 - beta) * float(g @ c)
+        noise = min(noise, 8 * gaps / comparisons if comparisons else 0.0)
+        signals = beta * signals + (1 - beta) * (float(g @ c) - noise)
+        share = min(gain, min(max(signals / slopes, 0.05), 1.0))
+        share = lost / curvature * gain + (1 - lost / curvature) * share
+        rates = [group["lr"] * share for group in groups]
         squares = [n * group["sigma"] ** 2 for n, group in zip(sizes, groups, strict=True)]
         share = sum(a * b for a, b in zip(rates, squares, strict=True)) / sum(squares)
         rate = torch.cat([torch.full((n,), x) for n, x in zip(sizes, rates, strict=True)]).double()
@@ -136,7 +147,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
         ratio = (loss - trial) / expected
         damping = min(max(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8), 1e4)
-        rpe, last = loss - trial - expected, loss
+        rpe, last, tried = loss - trial - expected, loss, trial
         if loss - trial > 0:
             decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])
             w = (1 - rate * decay.double()) * w + move

@@ -57,7 +57,8 @@ class Group(NamedTuple):
 
     Attributes:
         lr: learning rate, in the rule's own unit.
-        sigma: perturbation scale, the change of each weight in a perturbed pass.
+        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models perturbed in place by
+            signs, what was asked for rounded to 6 significant bits.
         size: number of trainable weights.
     """
 
@@ -122,6 +123,7 @@ class ForwardOptimizer(Optimizer):
 
     needs_base = True
     needs_minus = False
+    shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
 
     def __init__(
         self,
@@ -171,7 +173,8 @@ class ForwardOptimizer(Optimizer):
 
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
-        return Weights(self.param_groups, np.array(seeds, np.uint64), self.settings["noise"])
+        seeds = np.array(seeds, np.uint64)
+        return Weights(self.param_groups, seeds, self.settings["noise"], shared=self.shares_sigma)
 
     def _make_batched(self, **known: bool) -> Batched:
         return Batched(self._rule_name, self.settings.get("memory", MEMORY), **known)
@@ -299,8 +302,10 @@ class ForwardOptimizer(Optimizer):
         weights.begin(before.step)
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
-        sized = zip(self.param_groups, weights.sizes, strict=True)
-        groups = [Group(as_array(group["lr"]), group["sigma"], size) for group, size in sized]
+        groups = [
+            Group(as_array(group["lr"]), sigma, size)
+            for group, sigma, size in zip(self.param_groups, weights.sigmas, weights.sizes, strict=True)
+        ]
         signs = (1, -1) if self.needs_minus else (1,)
         displacements: list[list[Multiple]] = [[sign * g.sigma for g in groups] for sign in signs]
         # Common random numbers: every evaluation starts where torch's generators are now.

@@ -22,6 +22,7 @@ FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
 LIFT = 0.3  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
+SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
@@ -37,6 +38,10 @@ class VectorState(NamedTuple):
         comparisons: decayed sum of weights of both.
         last_loss: the loss of the last step.
         expected: the improvement P that the last step should bring; 0 if it was rejected.
+        tried: the loss of the last step's batch after the step.
+        gap: decayed sum of sizes of differences between that and the loss of the next batch at the same weights.
+        slope: decayed sum of the slopes g.c of the proposals.
+        signal: decayed sum of what is left of them without the noise of the batch.
     """
 
     damping: Tensor
@@ -47,6 +52,10 @@ class VectorState(NamedTuple):
     comparisons: Tensor
     last_loss: Tensor
     expected: Tensor
+    tried: Tensor
+    gap: Tensor
+    slope: Tensor
+    signal: Tensor
 
 
 class Subspace(NamedTuple):
@@ -56,6 +65,7 @@ class Subspace(NamedTuple):
         slope: g_k = <J_k, r>, shape `(R, K)`.
         products: A_kl = <J_k, H J_l>, shape `(R, K, K)`.
         outputs: <J_k, J_l>, shape `(R, K, K)`.
+        covariance: of g from batch to batch, as the samples of this one tell it, shape `(R, K, K)`; 0 of one sample.
         gram: <D z_k, D z_l> over the mean of its diagonal, shape `(R, K, K)`, or an identity `(1, K, K)`.
         samples: number N of losses.
     """
@@ -63,16 +73,27 @@ class Subspace(NamedTuple):
     slope: Tensor
     products: Tensor
     outputs: Tensor
+    covariance: Tensor
     gram: Tensor
     samples: int
 
 
 class Proposal(NamedTuple):
-    """The damped minimum: coefficients c `(R, K)` of the step -sum_k c_k D z_k, g.c and c.A.c, each `(R,)`."""
+    """The damped minimum, each entry of shape `(R,)` but the first.
+
+    Attributes:
+        coefficients: c of the step -sum_k c_k D z_k, shape `(R, K)`.
+        slope: g.c.
+        curvature: c.A.c.
+        noise: what of g.c is expected from the noise of the batch alone.
+        lost: share of the largest curvature so far that saturated outcomes have lost, in [0, 1].
+    """
 
     coefficients: Tensor
     slope: Tensor
     curvature: Tensor
+    noise: Tensor
+    lost: Tensor
 
     def expected(self, share: Tensor) -> Tensor:
         """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
@@ -81,7 +102,12 @@ class Proposal(NamedTuple):
     def within(self, length: float) -> Proposal:
         """The proposal, shortened to a length of at most `length` in units of one direction's."""
         factor = (length / (self.coefficients.norm(dim=1) + TINY)).clamp(max=1.0)
-        return Proposal(factor[:, None] * self.coefficients, factor * self.slope, factor**2 * self.curvature)
+        return self._replace(
+            coefficients=factor[:, None] * self.coefficients,
+            slope=factor * self.slope,
+            curvature=factor**2 * self.curvature,
+            noise=factor * self.noise,
+        )
 
 
 def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
@@ -122,9 +148,21 @@ def subspace(regrets: Tensor, loss: Quadratic, gram: Tensor) -> Subspace:
         product(regrets, loss.slope[..., None])[..., 0],
         product(loss.curve(regrets), across),
         product(regrets, across),
+        product(*_centred(regrets, loss)),
         gram,
         loss.samples,
     )
+
+
+def _centred(regrets: Tensor, loss: Quadratic) -> tuple[Tensor, Tensor]:
+    """Two factors of the covariance of g: the parts that single samples have in it, less their mean."""
+    parts, samples = regrets * loss.slope[:, None], loss.samples
+    if samples < 2 or parts.shape[-1] % samples:  # outcomes of a loss of its own need not belong to samples
+        nothing = parts[..., :1] * 0.0
+        return nothing, nothing.mT
+    each = parts.unflatten(-1, (samples, -1)).sum(-1)
+    centred = each - each.mean(-1, keepdim=True)
+    return samples / (samples - 1) * centred, centred.mT
 
 
 def mean_curvature(space: Subspace) -> Tensor:
@@ -145,13 +183,15 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
         state: its damping and curvature are used.
     """
     largest = state.curvature / space.samples
-    lost = (largest - mean_curvature(space)).clamp(min=0.0)
+    gone = (largest - mean_curvature(space)).clamp(min=0.0)
+    lost = gone / (largest + TINY)
     unit = largest / 2 * _trace(space.outputs) / space.slope.shape[1]
-    damping = torch.maximum(state.damping, DAMPED * lost / (largest + TINY))
-    ridge = (damping * unit + TINY)[:, None, None] * space.gram
-    matrix = space.products + LIFT * lost[:, None, None] * space.outputs + ridge
-    c = _solve(matrix, space.slope)
-    return Proposal(c, (space.slope * c).sum(1), (c[:, None] @ space.products @ c[..., None])[:, 0, 0])
+    ridge = (torch.maximum(state.damping, DAMPED * lost) * unit + TINY)[:, None, None] * space.gram
+    matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
+    solved = _solve(matrix, torch.cat([space.slope[..., None], space.covariance], -1))
+    c = solved[..., 0]
+    curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
+    return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost)
 
 
 def _trace(x: Tensor) -> Tensor:
@@ -160,17 +200,48 @@ def _trace(x: Tensor) -> Tensor:
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing, NaN if not finite."""
-    scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()
-    unit = matrix * scale[..., None] * scale[:, None] + 1e-14 * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()[..., None]
+    unit = matrix * scale * scale.mT + 1e-14 * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     sound = unit.isfinite().all(-1).all(-1)[:, None, None]  # one replica's NaN would be an error of all
     unit = torch.where(sound, unit, torch.eye(matrix.shape[-1], dtype=matrix.dtype))
     factor, failed = torch.linalg.cholesky_ex(unit)
-    solution = torch.cholesky_solve((right * scale)[..., None], factor)
+    solution = torch.cholesky_solve(right * scale, factor)
     if bool(failed.any()):  # rounding has made it indefinite: the least-squares solution is sound all the same
-        solution = torch.where(
-            failed[:, None, None] == 0, solution, torch.linalg.pinv(unit, hermitian=True) @ (right * scale)[..., None]
-        )
-    return torch.where(sound, solution, torch.nan)[..., 0] * scale
+        least = torch.linalg.pinv(unit, hermitian=True) @ (right * scale)
+        solution = torch.where(failed[:, None, None] == 0, solution, least)
+    return torch.where(sound, solution, torch.nan) * scale
+
+
+def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> VectorState:
+    """Remember how much of the slope the noise of the batch explains.
+
+    g.c is larger than the true slope along c, since c follows the noise of g. The excess is tr(C (A + ...)^-1), C the
+    covariance of g (the leave-one-out correction; Stein 1981). Samples differ in a full batch as well, though there is
+    no noise in it; then the next batch holds no surprise, which bounds the excess.
+
+    Args:
+        state: from `next_gain`.
+        proposal: of this step.
+        beta: decay of the sums.
+    """
+    noise = torch.minimum(proposal.noise, SURPRISE * state.gap / (state.comparisons + TINY))
+    return state._replace(
+        slope=beta * state.slope + (1.0 - beta) * proposal.slope,
+        signal=beta * state.signal + (1.0 - beta) * (proposal.slope - noise),
+    )
+
+
+def share(state: VectorState, lost: Tensor) -> Tensor:
+    """How much of the proposal is taken: eta, but no more than the share of the slope that is not noise.
+
+    Where outcomes saturate, the noise vanishes with the loss, and that bound with it.
+
+    Args:
+        state: from `with_noise`.
+        lost: of the proposal.
+    """
+    sound = (state.signal / (state.slope + TINY)).clamp(*GAIN_LIMITS)
+    return lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
 
 
 def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:
@@ -189,6 +260,7 @@ def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, bet
     actual = beta * state.actual + weight * improvement.abs()
     promised = beta * state.promised + weight * state.expected
     comparisons = beta * state.comparisons + weight
+    gap = beta * state.gap + weight * (loss - state.tried).abs()
     error = (improvement - tau * state.expected) / ((actual + promised) / comparisons + TINY)
     gain = (state.gain * torch.exp(kappa * error.clamp(-3.0, 3.0))).clamp(*GAIN_LIMITS)
     return state._replace(
@@ -196,6 +268,7 @@ def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, bet
         actual=torch.where(taught, actual, state.actual),
         promised=torch.where(taught, promised, state.promised),
         comparisons=torch.where(taught, comparisons, state.comparisons),
+        gap=torch.where(taught, gap, state.gap),
     )
 
 

@@ -12,7 +12,6 @@ Witten and Daw, "A feature-specific prediction error model explains dopaminergic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,9 @@ from dopaminergic.subspace import (
     next_damping,
     next_gain,
     propose,
+    share,
     subspace,
+    with_noise,
 )
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
@@ -81,6 +82,8 @@ class VectorDopamine(ForwardOptimizer):
     >>> losses[-1] < 1e-6
     True
     """
+
+    shares_sigma = True
 
     def __init__(
         self,
@@ -137,7 +140,9 @@ class VectorDopamine(ForwardOptimizer):
 
     def _start(self) -> VectorState:
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
-        return VectorState(*[zero] * 8)._replace(damping=zero + self.settings["damping"], gain=zero + 0.5)
+        return VectorState(*[zero] * len(VectorState._fields))._replace(
+            damping=zero + self.settings["damping"], gain=zero + 0.5
+        )
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights = self._weights
@@ -159,7 +164,8 @@ class VectorDopamine(ForwardOptimizer):
             return losses, self._skip(before, tried + 1)
         proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
         state = chosen(usable, state, before.rule)
-        rates = [group["lr"] * state.gain for group in self.param_groups]
+        taken = torch.where(usable, share(state, proposal.lost), state.gain)
+        rates = [group["lr"] * taken for group in self.param_groups]
         weights.move(self._terms(proposal.coefficients, rates), as_update=True)
         rewind(random_states)
         trial = quadratic(closure(), self._rule_name, self._replicas).loss
@@ -167,7 +173,7 @@ class VectorDopamine(ForwardOptimizer):
 
     def _scales(self) -> list[float]:
         """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
-        return [group["sigma"] / math.sqrt(sum(self._weights.sizes)) for group in self.param_groups]
+        return self._weights.sigmas
 
     def _regrets(self, closure: Closure, loss: Quadratic, step: int) -> tuple[Tensor, int]:
         """J `(R, K, n)`, and the evaluations it took. A direction with an outcome that is not finite is not used."""
@@ -207,6 +213,7 @@ class VectorDopamine(ForwardOptimizer):
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         proposal = propose(space, state)
+        state = with_noise(state, proposal, beta=self.settings["beta"])
         # Weights without a copy come back from a trial only as exactly as it was short.
         return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._scales()))
 
@@ -249,7 +256,9 @@ class VectorDopamine(ForwardOptimizer):
         actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
         accepted = usable & (actual > 0.0)
         after = next_damping(state, expected, actual)
-        after = after._replace(last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0))
+        after = after._replace(
+            last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0), tried=torch.where(accepted, trial, 0.0)
+        )
         if not bool(usable.all()):
             self._warn()
         after = chosen(usable, after, before.rule)

@@ -4,14 +4,17 @@ Two ways back from a perturbation, chosen by size:
 
 - *saved*: small models (up to 1 MiB) and 16-bit weights keep a copy while a step lasts. Going back is a copy, exact to
   the bit, and can be repeated, so an interruption at any moment is harmless.
-- *in place*: large float32 and float64 models subtract the direction again, at no memory. Going back is exact to a unit
-  in the last place of |w| + sigma for each direction. Ctrl-C waits while the arithmetic runs, which must not
-  be done twice.
+- *in place*: large float32 and float64 models take the displacement back, at no memory. With Rademacher directions
+  going back is exact to the bit for |w| < 2^17 sigma, see `noise`: sigma is rounded to 6 significant bits, and weights
+  lie on its grid, where an update leaves them and where the first step brings them (by at most half a unit in the last
+  place of |w| + sigma). Gaussian directions, and the trial step of VectorDopamine, are taken back to a unit in the last
+  place for each direction. Ctrl-C waits while the arithmetic runs, which must not be done twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import signal
 import threading
@@ -26,6 +29,7 @@ from torch import Tensor
 from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
 
 SAVED_BYTES = 1 << 20
+SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
 
 _DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
@@ -45,17 +49,21 @@ class Weights:
         groups: the optimizer's `param_groups`.
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
+        shared: `sigma` is the length of a perturbation of all weights together, not that of one.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
+        sigmas: how far a perturbation moves each weight of a group: what is asked for or, where weights are perturbed
+            in place by signs, that number rounded to 6 significant bits.
         bytes: memory of all trainable weights.
         blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str) -> None:
-        self.groups, self.seeds, self.kind = groups, seeds, kind
+    def __init__(self, groups: list[dict[str, Any]], seeds: np.ndarray, kind: str, *, shared: bool = False) -> None:
+        self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
         self.sizes: list[int] = []
+        self.sigmas: list[float] = []
         self.bytes = 0
         self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
@@ -65,6 +73,9 @@ class Weights:
         self._in_place: list[Combination] = []
         self._layout: list[list[Any]] = []
         self._displacement: list[Term] = []  # of the blocks that are perturbed in place
+        self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
+        self._asked: list[Any] = []  # the sigmas of the groups
+        self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
 
     @property
     def saved_all(self) -> bool:
@@ -72,12 +83,27 @@ class Weights:
         return not self._in_place
 
     def begin(self, step: int) -> None:
-        """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
+        """Look at the parameters as they are now; afterwards all attributes are up to date.
+
+        Weights that are perturbed in place by signs are brought onto the grid of sigma if they do not lie there.
+        """
         self._step = step
         layout = [_layout(group["params"]) for group in self.groups]
-        if layout != self._layout:
+        asked = [group["sigma"] for group in self.groups]
+        if layout != self._layout or asked != self._asked:
+            self._layout = []  # until all is arranged, for Ctrl-C may come
             self._arrange()
-            self._layout = layout
+            self._choose_sigmas(asked)
+            self._layout, self._asked = layout, asked
+        if self._grids is not None and self._versions != self._version_numbers():
+            with _uninterrupted():
+                self._write_in_place([], None, [])
+
+    def _choose_sigmas(self, asked: list[float]) -> None:
+        share = math.sqrt(max(1, sum(self.sizes))) if self.shared else 1.0
+        self.sigmas, self._grids, self._versions = [sigma / share for sigma in asked], None, []
+        if self._in_place and self.kind == "rademacher":
+            self._grids = self.sigmas = [_representable(sigma) for sigma in self.sigmas]
 
     def move(self, terms: list[Term], *, as_update: bool = False) -> None:
         """Displace the weights by `terms`, measured from the weights at `begin`.
@@ -90,7 +116,7 @@ class Weights:
             combine(terms, None, self._step, rounding=0 if as_update else 1 + terms[0][0])
         if self._in_place:
             with _uninterrupted():
-                self._write_in_place([*terms, *_negative(self._displacement)], None)
+                self._write_in_place(terms, None, self._back(), onto_grid=False)
                 self._displacement = terms
 
     def restore(self, step: int) -> None:
@@ -102,7 +128,7 @@ class Weights:
                     combine((), None, step)
                     combine.saved[0] = -1
             if self._displacement:
-                self._write_in_place(_negative(self._displacement), None)
+                self._write_in_place([], None, self._back())
                 self._displacement = []
 
     def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
@@ -120,9 +146,10 @@ class Weights:
             commit()
             return
         with _uninterrupted():
-            # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
-            back = self._displacement if scales is None else _scaled(self._displacement, scales)
-            self._write_in_place([*terms, *_negative(back)], scales)
+            if scales is None and _equal(terms, self._displacement):  # a trial step that is accepted
+                self._write_in_place([], None, [])
+            elif self._displacement or terms or scales is not None:
+                self._write_in_place(terms, scales, self._back())
             self._displacement = []
             commit()
 
@@ -143,11 +170,21 @@ class Weights:
             parts.append(torch.stack(rows, 1))
         return torch.cat(parts, 2)
 
-    def _write_in_place(self, terms: list[Term], scales: list[Multiple] | None) -> None:
-        terms = _merged(terms)
-        if terms or scales is not None:
+    def _back(self) -> list[Term]:
+        """What takes the displacement back, the last direction first."""
+        return [(direction, [-m for m in multiples]) for direction, multiples in reversed(self._displacement)]
+
+    def _write_in_place(
+        self, terms: list[Term], scales: list[Multiple] | None, undo: list[Term], *, onto_grid: bool = True
+    ) -> None:
+        grids = self._grids if onto_grid else None
+        if terms or undo or scales is not None or grids is not None:
             for combine in self._in_place:
-                combine(terms, scales, self._step)
+                combine(_nonzero(terms), scales, self._step, undo=undo, grids=grids)
+            self._versions = self._version_numbers()
+
+    def _version_numbers(self) -> list[int]:
+        return [t._version for combine in self._in_place for t in combine.targets]
 
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
@@ -180,8 +217,8 @@ def _layout(parameters: list[Tensor]) -> list[Any]:
     """
     return [
         *map(Tensor.data_ptr, parameters),
-        *map(Tensor.numel, parameters),
-        *map(Tensor.is_contiguous, parameters),
+        *map(Tensor.size, parameters),
+        *map(Tensor.stride, parameters),
         *map(_DTYPE_AND_FROZEN, parameters),
     ]
 
@@ -191,21 +228,21 @@ def _generators(devices: set[torch.device]) -> list[torch.Generator]:
     return [torch.default_generator, *cuda]
 
 
-def _scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
-    return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
+def _representable(sigma: float) -> float:
+    """The nearest number of `SIGMA_BITS` significant bits."""
+    fraction, exponent = math.frexp(sigma)
+    return math.ldexp(round(fraction * 2**SIGMA_BITS), exponent - SIGMA_BITS)
 
 
-def _negative(terms: list[Term]) -> list[Term]:
-    return [(direction, [-m for m in multiples]) for direction, multiples in terms]
+def _nonzero(terms: list[Term]) -> list[Term]:
+    """Without the directions that move nothing, which need not be drawn."""
+    return [(direction, multiples) for direction, multiples in terms if any(map(np.any, multiples))]
 
 
-def _merged(terms: list[Term]) -> list[Term]:
-    """Add the multiples of the same direction, so that each direction is drawn once."""
-    total: dict[int, list[Multiple]] = {}
-    for direction, multiples in terms:
-        old = total.get(direction)
-        total[direction] = multiples if old is None else [a + b for a, b in zip(old, multiples, strict=True)]
-    return [(direction, multiples) for direction, multiples in total.items() if any(map(np.any, multiples))]
+def _equal(some: list[Term], others: list[Term]) -> bool:
+    return len(some) == len(others) and all(
+        a == b and all(map(np.array_equal, old, new)) for (a, old), (b, new) in zip(some, others, strict=True)
+    )
 
 
 @contextlib.contextmanager

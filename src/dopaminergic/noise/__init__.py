@@ -2,10 +2,15 @@
 
 `Combination` is the only way in which noise reaches a weight. It computes, for a group of parameters,
 
-    target <- scale * source + sum_k coefficient_k z_k
+    x = source;  x += undo_k z_k;  x *= scale;  x += coefficient_k z_k;  x = on_grid(x);  target = x
 
-with z from `reference` (the definition, torch) or `cpu` (numba, the same bits in one pass over memory). 16-bit weights
-are computed in float32 and rounded stochastically, so that small changes survive in expectation.
+in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the same bits, and in
+the last two one pass over memory.
+16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation.
+
+Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma, both x + sigma and
+x - sigma are exact as long as |x| < 2^17 sigma (2^46 sigma in float64), so that signs that were added can be taken back
+to the bit. `on_grid(x) = copysign((|x| + sigma) - sigma, x)` is the nearest such x.
 """
 
 from __future__ import annotations
@@ -14,12 +19,14 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.noise import reference
+from dopaminergic.noise import pieces, reference
+from dopaminergic.noise.pieces import in_threads
 
 __all__ = ["KINDS", "Combination", "Multiple", "Term", "fast_kernels"]
 
@@ -32,6 +39,17 @@ KINDS = ("rademacher", "gaussian")
 CHUNK = 1 << 16  # elements; a multiple of every block, small enough to stay in cache
 MANTISSA_BITS_DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # of float32's 23
 FAST_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+# What numba takes weights for, and what it computes in; it knows no 16-bit reals.
+KERNEL_TYPES = {
+    torch.float32: (np.float32, np.float32),
+    torch.float64: (np.float64, np.float64),
+    torch.bfloat16: (np.uint16, np.float32),
+    torch.float16: (np.int16, np.float32),
+}
+PIECE = 1 << 20  # weights that are worth a thread
+TRITON_DEVICES = ("cuda",)
 
 
 @functools.cache
@@ -48,8 +66,52 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
     return combine, combine_one
 
 
+@functools.cache
+def triton_launch() -> Callable[..., Any] | None:
+    """What makes a launch for tensors on a GPU, or None without Triton (said once in the log)."""
+    if importlib.util.find_spec("triton") is None:
+        logging.getLogger(__name__).warning(
+            "triton is not installed: noise on the GPU comes from the slower torch reference, with the same bits "
+            "(torch's CUDA builds bring it; else: pip install triton)"
+        )
+        return None
+    from dopaminergic.noise.gpu import Launch
+
+    return Launch
+
+
+def _is_for_triton(t: Tensor) -> bool:
+    return t.device.type in TRITON_DEVICES and t.dtype in KERNEL_TYPES and t.is_contiguous()
+
+
+class Change(NamedTuple):
+    """What `Combination` does to weights, as the torch reference takes it.
+
+    Attributes:
+        directions: their numbers, those that are undone first.
+        multiples: of each direction for each replica, `(K, R, 1)`.
+        undone: how many of them come before the scale.
+        scales: `(R, 1)`.
+        grid: sigma of the grid; 0 for none.
+        step: step number.
+        rounding: which random numbers round 16-bit weights.
+    """
+
+    directions: list[int]
+    multiples: Tensor
+    undone: int
+    scales: Tensor
+    grid: float
+    step: int
+    rounding: int
+
+
+def _is_fast(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.dtype in KERNEL_TYPES and not pieces.overlaps(t)
+
+
 class Combination:
-    """target <- scale * source + sum_k coefficient_k z_k, to be called many times for the same tensors.
+    """Target <- on_grid((source + undo) * scale + terms), to be called many times for the same tensors.
 
     Args:
         targets: tensors of one dtype and device; the first dimension is the replica where there are several seeds.
@@ -58,6 +120,8 @@ class Combination:
         kind: `"rademacher"` or `"gaussian"`.
         copies: tensors of the same shapes that the targets are saved to, and computed from; None: in place.
         group: the number of their group.
+        firsts: for each tensor the index of its first element in the whole parameter, >= 0, where it is a part of one;
+            None: zeros.
     """
 
     def __init__(
@@ -68,25 +132,37 @@ class Combination:
         kind: str,
         copies: list[Tensor] | None = None,
         group: int = 0,
+        firsts: list[int] | None = None,
     ) -> None:
         self.group = group
         self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
+        self.firsts = [0] * len(targets) if firsts is None else firsts
         self.kind, self.signs = kind, kind == "rademacher"
-        self.fast = None
+        self.fast = self.launch = None
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
-        plain = all(
-            t.device.type == "cpu" and t.dtype in FAST_DTYPES and t.is_contiguous() for t in [*targets, *(copies or [])]
-        )
-        if plain and fast_kernels() is not None:
-            sources = [t.data_ptr() for t in (targets if copies is None else copies)]
-            own, sizes = [t.data_ptr() for t in targets], [t.numel() // len(seeds) for t in targets]
-            # Addresses are looked up once; they must stay valid as long as this object is used.
-            self._plan = np.array([own, sources, sizes, parameters], np.uint64)
-            self._dtype = np.empty(0, FAST_DTYPES[targets[0].dtype])
+        sources = targets if copies is None else copies
+        if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and fast_kernels() is not None:
             self.fast = fast_kernels()
+            memory, real = KERNEL_TYPES[targets[0].dtype]
+            # Addresses are looked up once; they must stay valid as long as this object is used.
+            plan, layouts = pieces.plan(targets, sources, parameters, self.firsts, len(seeds))
+            self._plain = bool(plan[7].all())
+            self._whole = (np.empty(0, memory), np.empty(0, real), plan, layouts)
+            self._threads, self._parts = 1, []
+            self._large = sum(t.numel() for t in targets) >= 2 * PIECE
+        if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
+            self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
-    def __call__(self, terms: Sequence[Term], scales: list[Multiple] | None, step: int, rounding: int = 0) -> None:
+    def __call__(
+        self,
+        terms: Sequence[Term],
+        scales: list[Multiple] | None,
+        step: int,
+        rounding: int = 0,
+        undo: Sequence[Term] = (),
+        grids: list[float] | None = None,
+    ) -> None:
         """Do it; the first call of a step saves the targets to the copies, which all calls of the step start from.
 
         Args:
@@ -95,21 +171,55 @@ class Combination:
             step: step number in [0, 2^32).
             rounding: which random numbers round 16-bit weights. An update must not share them with the perturbation:
                 weights that were rounded up while the loss was measured would be rounded up again.
+            undo: terms that come before the scale: a displacement that is taken back.
+            grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
         """
-        scale = 1.0 if scales is None else scales[self.group]
+        scale, grid = 1.0 if scales is None else scales[self.group], 0.0 if grids is None else grids[self.group]
+        if self.launch is not None:
+            self._save(step)
+            numbers, rows = self._arrays([*undo, *terms], scale)
+            directions = np.array([direction for direction, _ in [*undo, *terms]], np.int64)
+            self.launch(directions, rows, numbers, step, rounding, len(undo), grid)
+            return
+        if self.fast is None or not self._plain:
+            self._save(step)
         if self.fast is None:
-            self._slowly(terms, scale, step, rounding)
+            self._slowly([*undo, *terms], len(undo), scale, grid, step, rounding)
             return
         combine, combine_one = self.fast
-        if self._one_replica and len(terms) == 1 and isinstance(scale, float):
+        if self._one_replica and len(terms) == 1 and not undo and not grid and isinstance(scale, float):
             direction, multiples = terms[0]
             own = multiples[self.group]
             multiple = own.item() if isinstance(own, np.ndarray) else float(own)  # a fleet of one has arrays
-            combine_one(self._dtype, self._plan, self._seed, scale, multiple, direction, step, self.signs, self.saved)
-            return
-        numbers, rows = self._arrays(terms, scale)
-        directions = np.array([direction for direction, _ in terms], np.uint32)
-        combine(self._dtype, self._plan, self.seeds, numbers, rows, directions, step, self.signs, self.saved)
+            if not self._large:
+                combine_one(
+                    *self._whole, self._seed, scale, multiple, direction, step, rounding, self.signs, self.saved
+                )
+                return
+        numbers, rows = self._arrays([*undo, *terms], scale)
+        directions = np.array([direction for direction, _ in [*undo, *terms]], np.uint32)
+        rest = (self.seeds, numbers, rows, len(undo), directions, grid, step, rounding, self.signs)
+        if self._large and (self.copies is None or self.saved[0] == step):
+            self._in_threads(combine, rest, step)
+        else:
+            combine(*self._whole, *rest, self.saved)
+
+    def _in_threads(self, combine: Callable[..., None], rest: tuple[Any, ...], step: int) -> None:
+        """As many threads as torch uses, each with pieces of its own; any number of them gives the same bits."""
+        wanted = min(torch.get_num_threads(), int((self._whole[2][3] - self._whole[2][2]).sum()) // PIECE)
+        if wanted != self._threads:
+            memory, real, plan, layouts = self._whole
+            parts = pieces.parts(plan, layouts, wanted) if wanted > 1 else []
+            self._parts = [(memory, real, *part) for part in parts]
+            self._threads = wanted
+        saved = np.full(1, step, np.int64)
+        in_threads([functools.partial(combine, *part, *rest, saved) for part in self._parts or [self._whole]])
+
+    def _save(self, step: int) -> None:
+        if self.copies is not None and self.saved[0] != step:
+            for target, source in zip(self.targets, self.copies, strict=True):
+                source.copy_(target)
+            self.saved[0] = step
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
         rows = np.empty((len(terms), len(self.seeds)))
@@ -117,43 +227,39 @@ class Combination:
             row[:] = multiples[self.group]
         return np.full(len(self.seeds), scale, np.float64), rows
 
-    def _slowly(self, terms: Sequence[Term], scale: Multiple, step: int, rounding: int) -> None:
-        scales, multiples = self._arrays(terms, scale)
-        directions = [direction for direction, _ in terms]
-        sources = self.targets if self.copies is None else self.copies
-        if self.copies is not None and self.saved[0] != step:
-            for target, source in zip(self.targets, sources, strict=True):
-                source.copy_(target)
-            self.saved[0] = step
-        for i, (target, source) in enumerate(zip(self.targets, sources, strict=True)):
-            self._combine_slowly(target, source, self.parameters[i], scales, multiples, directions, step, rounding)
-
-    def _combine_slowly(
-        self,
-        target: Tensor,
-        source: Tensor,
-        parameter: int,
-        scales: np.ndarray,
-        coefficients: np.ndarray,
-        directions: Sequence[int],
-        step: int,
-        rounding: int,
+    def _slowly(
+        self, terms: Sequence[Term], undone: int, scale: Multiple, grid: float, step: int, rounding: int
     ) -> None:
-        draw = reference.rademacher if self.kind == "rademacher" else reference.gaussian
-        exact = target.dtype if target.dtype in FAST_DTYPES else torch.float32
+        sources = self.targets if self.copies is None else self.copies
+        exact = self.targets[0].dtype if self.targets[0].dtype in FAST_DTYPES else torch.float32
+        scales, multiples = (
+            torch.from_numpy(x).to(self.targets[0].device, exact)[..., None] for x in self._arrays(terms, scale)
+        )
+        change = Change([direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding)
+        for target, source, parameter, first in zip(self.targets, sources, self.parameters, self.firsts, strict=True):
+            self._combine_slowly(target, source, parameter, first, change)
+
+    def _combine_slowly(self, target: Tensor, source: Tensor, parameter: int, first: int, change: Change) -> None:
+        draw = reference.rademacher if self.signs else reference.gaussian
         seed = torch.from_numpy(self.seeds.astype(np.int64)).to(target.device)
-        scale = torch.from_numpy(scales).to(target.device, exact)[:, None]
-        coefficient = torch.from_numpy(coefficients).to(target.device, exact)[..., None]
+        place = {"seed": seed, "step": change.step, "parameter": parameter}
         # A view where the memory allows it, else one tensor's copy that is written back at the end.
         old, new = source.reshape(len(self.seeds), -1), target.reshape(len(self.seeds), -1)
         for start in range(0, old.shape[1], CHUNK):
-            chunk = old[:, start : start + CHUNK].to(exact) * scale
-            for k, direction in enumerate(directions):
-                z = draw(chunk.shape[1], seed=seed, step=step, direction=direction, parameter=parameter, first=start)
-                chunk = chunk + coefficient[k] * z.to(exact)
+            x = old[:, start : start + CHUNK].to(change.scales.dtype)
+            before = (first + start) % reference.SIGNS_PER_BLOCK  # elements of the block that are not of this chunk
+            z_place = {**place, "first": first + start - before}
+            for k, direction in enumerate(change.directions):
+                x = x * change.scales if k == change.undone else x
+                z = draw(before + x.shape[1], direction=direction, **z_place)[..., before:]
+                x = x + change.multiples[k] * z.to(x.dtype)
+            x = x * change.scales if change.undone == len(change.directions) else x
+            if change.grid:
+                grid = torch.tensor(change.grid, dtype=x.dtype, device=x.device)
+                x = torch.copysign((x.abs() + grid) - grid, x)
             if target.dtype in MANTISSA_BITS_DROPPED:
-                chunk = _round_stochastically(chunk, target.dtype, seed, step, rounding, parameter, start)
-            new[:, start : start + CHUNK] = chunk
+                x = _round_stochastically(x, target.dtype, seed, change.step, change.rounding, parameter, first + start)
+            new[:, start : start + CHUNK] = x
         if new.data_ptr() != target.data_ptr():
             target.copy_(new.reshape(target.shape))
 
@@ -162,22 +268,22 @@ def _round_stochastically(
     x: Tensor, dtype: torch.dtype, seed: Tensor, step: int, rounding: int, parameter: int, first: int
 ) -> Tensor:
     """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
-    dropped, blocks = MANTISSA_BITS_DROPPED[dtype], -(-x.shape[1] // reference.NORMALS_PER_BLOCK)
+    dropped, before = MANTISSA_BITS_DROPPED[dtype], first % reference.NORMALS_PER_BLOCK
     words = reference.words(
-        blocks,
+        -(-(before + x.shape[1]) // reference.NORMALS_PER_BLOCK),
         seed=seed,
         stream=reference.ROUNDING,
         step=step,
         direction=rounding,
         parameter=parameter,
         first=first // reference.NORMALS_PER_BLOCK,
-    )
-    noise = (words[:, : x.shape[1]] >> (32 - dropped)).to(torch.int32)
+    )[:, before : before + x.shape[1]]
+    noise = (words >> (32 - dropped)).to(torch.int32)
     bits = (x.contiguous().view(torch.int32) + noise) & ~((1 << dropped) - 1)
     rounded = bits.view(torch.float32)
     if dtype == torch.float16:
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
-        fraction = (words[:, : x.shape[1]] >> 8).to(torch.float32) * 2.0**-24
+        fraction = (words >> 8).to(torch.float32) * 2.0**-24
         rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded)
     # Infinities and NaN hold no fraction to round, and adding to their bits would change what they are.
     return torch.where(x.isfinite(), rounded, x).to(dtype)

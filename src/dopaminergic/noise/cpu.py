@@ -1,11 +1,14 @@
 """The same numbers as `reference`, fused with the update of the weights and compiled by numba: one pass over memory.
 
-One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Counters
-are turned 32 blocks at a time, which fills the vector registers; the tile of weights they belong to then stays in the
-first-level cache however many directions are added to it.
+One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Weights are
+taken a tile at a time, which stays in the first-level cache with its noise however many directions are added to it;
+every loop over a tile is plain enough for LLVM to fill the vector registers.
+
+numba knows neither bfloat16 nor float16 weights: their bits come as uint16 and int16, are widened to a tile of float32
+and rounded back. Weights with strides are read into such a tile too, in the order of their elements.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -13,23 +16,39 @@ import math
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER
+from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
-LANES = 32
+SIGN_TILE, NORMAL_TILE = 4096, 1024  # weights at a time, whole blocks
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
-ONE = np.uint32(1)
 SIGN_STREAM, NORMAL_STREAM = np.uint32(RADEMACHER << 28), np.uint32(GAUSSIAN << 28)
-RADIUS_SCALE, ANGLE_SCALE = np.float32(2.0**-23), np.float32(2.0**-24 * 2 * math.pi)
-HALF, MINUS_TWO = np.float32(0.5), np.float32(-2.0)
+ROUNDING_STREAM = np.uint32(ROUNDING << 28)
+F = np.float32
+UNIT, TURN = F(2.0**-24), F(2.0**-24 * 2 * math.pi)
+ROOT_HALF = np.int32(np.array(math.sqrt(0.5), F).view(np.int32))
+LOG_2 = F(math.log(2.0))
+# ln f = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...) with s = (f - 1) / (f + 1); |s| < 0.172, so s^11 is below rounding.
+ARTANH = (F(2 / 3), F(2 / 5), F(2 / 7), F(2 / 9))
+# Taylor's series of sine and cosine, for angles within an eighth of a turn.
+SINE = (F(-1 / 6), F(1 / 120), F(-1 / 5040), F(1 / 362880))
+COSINE = (F(-1 / 2), F(1 / 24), F(-1 / 720), F(1 / 40320), F(-1 / 3628800))
+# A quarter of a turn in two parts: the first has so few bits that small multiples of it are exact.
+QUARTER_HIGH = F(round(math.pi / 2 * 2**12) / 2**12)
+QUARTER_LOW, QUARTERS = F(math.pi / 2 - float(QUARTER_HIGH)), F(2 / math.pi)
+INFINITE = np.int32(0x7F800000)
+compiled = numba.njit(error_model="numpy")
+
+
+# ---- what numba lacks ------------------------------------------------------------------------------------------------
 
 
 @intrinsic
-def _pointer(typing_context, address):
+def _address(typing_context, address):
     signature = types.voidptr(address)
 
     def generate(context, builder, signature, arguments):
@@ -38,116 +57,410 @@ def _pointer(typing_context, address):
     return signature, generate
 
 
-@numba.njit
+@intrinsic
+def _bits(typing_context, x):
+    return types.int32(types.float32), _reinterpret
+
+
+@intrinsic
+def _float(typing_context, x):
+    return types.float32(types.int32), _reinterpret
+
+
+def _reinterpret(context, builder, signature, arguments):
+    return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+
+@intrinsic
+def _copysign(typing_context, x, sign):
+    """The one of math is a call, which keeps a loop from becoming vector instructions."""
+
+    def generate(context, builder, signature, arguments):
+        real = arguments[0].type
+        function = builder.module.declare_intrinsic("llvm.copysign", [real], ir.FunctionType(real, [real, real]))
+        return builder.call(function, arguments)
+
+    return x(x, x), generate
+
+
+# ---- noise -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
 def _turn(words, blocks, block, parameter, step, selector, key0, key1):
-    """Philox4x32-10 of at most `LANES` consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
+    """Philox4x32-10 of consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
     for lane in range(blocks):
-        # numba widens every sum of 32-bit integers, hence the conversions back.
-        c0, c1, c2, c3 = np.uint32(block + np.uint32(lane)), parameter, step, selector
+        # In 64 bits whose high half is only emptied before a product, which makes that one instruction.
+        c0, c1 = np.uint64(np.uint32(block + np.uint32(lane))), np.uint64(parameter)
+        c2, c3 = np.uint64(step), np.uint64(selector)
         k0, k1 = key0, key1
         for _ in range(10):
-            p0, p1 = np.uint64(c0) * M0, np.uint64(c2) * M1
-            c0 = np.uint32(np.uint32(p1 >> SHIFT) ^ c1 ^ k0)
-            c2 = np.uint32(np.uint32(p0 >> SHIFT) ^ c3 ^ k1)
-            c1, c3 = np.uint32(p1), np.uint32(p0)
+            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+            c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
+            c1, c3 = p1, p0
+            # numba widens every sum of 32-bit integers, hence the conversions back.
             k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = c0, c1, c2, c3
+        words[0, lane], words[1, lane] = np.uint32(c0), np.uint32(c1)
+        words[2, lane], words[3, lane] = np.uint32(c2), np.uint32(c3)
 
 
-@numba.njit
+@compiled
 def _signed(coefficient, word, i):
     """The coefficient times +1 where bit i is set, times -1 elsewhere: one shift into the sign, then one choice."""
     return coefficient if np.int32(word << np.uint32(31 - i)) < 0 else -coefficient
 
 
-@numba.njit
-def _add_signs(tile, words, coefficient):
-    """Tile <- tile + coefficient * signs, at most `LANES` blocks of 128 weights."""
-    for start in range(0, tile.size, 32):
+@compiled
+def _add_signs(x, words, offset, coefficient):
+    """X <- x + coefficient * signs, from the `offset`-th sign of the words on."""
+    position = 0
+    while position < x.size:
+        place = offset + position
         # A slice, since indices that might be negative keep the loop from becoming vector instructions; and a known
         # number of turns for a whole word, for the same reason.
-        word, part = words[(start >> 5) & 3, start >> 7], tile[start : start + 32]
+        word, bit = words[(place >> 5) & 3, place >> 7], place & 31
+        part = x[position : position + 32 - bit]
         if part.size == 32:
             for i in range(32):
                 part[i] += _signed(coefficient, word, i)
         else:
             for i in range(part.size):
-                part[i] += _signed(coefficient, word, i)
+                part[i] += _signed(coefficient, word, bit + i)
+        position += part.size
 
 
-@numba.njit
-def _add_normals(tile, words, coefficient):
-    """Tile <- tile + coefficient * normals, at most `LANES` blocks of 4 weights."""
-    for lane in range(-(-tile.size // 4)):
-        for pair in range(2):
-            uniform = (np.float32(words[2 * pair, lane] >> np.uint32(9)) + HALF) * RADIUS_SCALE
-            angle = np.float32(words[2 * pair + 1, lane] >> np.uint32(8)) * ANGLE_SCALE
-            radius = math.sqrt(MINUS_TWO * math.log(uniform))
-            part = tile[lane * 4 + pair * 2 : lane * 4 + pair * 2 + 2]
+@compiled
+def _step_signs(x, words, offset, undo, scale, coefficient, grid):
+    """X <- on_grid((x + undo * signs) * scale + coefficient * signs): all of a step along one direction."""
+    position = 0
+    while position < x.size:
+        place = offset + position
+        word, bit = words[(place >> 5) & 3, place >> 7], place & 31
+        part = x[position : position + 32 - bit]
+        if part.size == 32:
+            for i in range(32):
+                y = (part[i] + _signed(undo, word, i)) * scale + _signed(coefficient, word, i)
+                part[i] = _copysign((abs(y) + grid) - grid, y)
+        else:
             for i in range(part.size):
-                normal = radius * (math.cos(angle) if i == 0 else math.sin(angle))
-                part[i] += coefficient * normal
+                y = (part[i] + _signed(undo, word, bit + i)) * scale + _signed(coefficient, word, bit + i)
+                part[i] = _copysign((abs(y) + grid) - grid, y)
+        position += part.size
 
 
-@numba.njit
-def _combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved):
+@compiled
+def _normals(z, words, blocks, polar):
+    """Z <- normals (Box and Muller 1958) from words, all steps in float32 as in the reference."""
+    for pair in range(2):
+        _radii(polar[2 * pair, :blocks], words[2 * pair, :blocks])
+        _points(polar[2 * pair, :blocks], polar[2 * pair + 1, :blocks], words[2 * pair + 1, :blocks])
+    _interleave(z, polar, blocks)
+
+
+@compiled
+def _interleave(out, rows, blocks):
+    """Element e of block b <- rows[e, b]."""
+    # One dimension and rows of their own, or the loop does not become vector instructions.
+    a, b, c, d = rows[0, :blocks], rows[1, :blocks], rows[2, :blocks], rows[3, :blocks]
+    for i in range(a.size):
+        out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = a[i], b[i], c[i], d[i]
+
+
+@compiled
+def _radii(radius, words):
+    """sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
+    a0, a1, a2, a3 = ARTANH
+    for i in range(radius.size):
+        bits = _bits(F(np.int32(np.int32(words[i] >> np.uint32(9)) * np.int32(2) + np.int32(1))) * UNIT)
+        e = np.int32(np.int32(bits - ROOT_HALF) >> np.int32(23))
+        t = _float(np.int32(bits - np.int32(e << np.int32(23)))) - F(1)
+        s = t / (t + F(2))
+        q = s * s
+        log = F(e) * LOG_2 + (F(2) * s + s * (q * (a0 + q * (a1 + q * (a2 + q * a3)))))
+        radius[i] = math.sqrt(F(-2) * log)
+
+
+@compiled
+def _points(x, y, words):
+    """From radii in x: x <- radius * cos(angle), y <- radius * sin(angle)."""
+    s1, s2, s3, s4 = SINE
+    c1, c2, c3, c4, c5 = COSINE
+    for i in range(x.size):
+        angle = F(np.int32(words[i] >> np.uint32(8))) * TURN
+        quarter = np.int32(angle * QUARTERS + F(0.5))
+        r = (angle - F(quarter) * QUARTER_HIGH) - F(quarter) * QUARTER_LOW
+        q = r * r
+        sine = r + r * (q * (s1 + q * (s2 + q * (s3 + q * s4))))
+        cosine = F(1) + q * (c1 + q * (c2 + q * (c3 + q * (c4 + q * c5))))
+        odd = quarter & np.int32(1)
+        across, up = sine if odd else cosine, cosine if odd else sine
+        radius = x[i]
+        x[i] = radius * (-across if np.int32(quarter + np.int32(1)) & np.int32(2) else across)
+        y[i] = radius * (-up if quarter & np.int32(2) else up)
+
+
+# ---- 16-bit weights and strides --------------------------------------------------------------------------------------
+
+
+def _widen(x, words):
+    """X <- the numbers whose bits are in memory."""
+    raise NotImplementedError
+
+
+def _narrow(words, x, noise):
+    """Memory <- x, rounded stochastically where it has 16 bits: as `noise._round_stochastically` does."""
+    raise NotImplementedError
+
+
+@overload(_widen)
+def _widen_by_type(x, words):
+    def plain(x, words):
+        for i in range(x.size):
+            x[i] = words[i]
+
+    def bfloat16(x, words):
+        for i in range(x.size):
+            x[i] = _float(np.int32(np.int32(words[i]) << np.int32(16)))
+
+    def float16(x, words):
+        for i in range(x.size):
+            # The exponent's offset is that of float32 after a product, which the smallest numbers go through too.
+            h = np.int32(words[i]) & np.int32(0x7FFF)
+            bits = np.int32(h << np.int32(13))
+            value = _float(bits) * F(2.0**112)
+            value = _float(np.int32(bits | INFINITE)) if h >= np.int32(0x7C00) else value
+            x[i] = _copysign(value, _float(np.int32(np.int32(words[i]) << np.int32(16))))
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)
+
+
+@overload(_narrow)
+def _narrow_by_type(words, x, noise):
+    def plain(words, x, noise):
+        for i in range(x.size):
+            words[i] = x[i]
+
+    def bfloat16(words, x, noise):
+        for i in range(x.size):
+            bits = _bits(x[i])
+            up = np.uint32(np.uint32(bits) + (noise[i] >> np.uint32(16)))
+            finite = np.int32(bits & INFINITE) != INFINITE
+            other = np.uint32(0x7FC00000) if x[i] != x[i] else np.uint32(bits)
+            words[i] = np.uint16((up if finite else other) >> np.uint32(16))
+
+    def float16(words, x, noise):
+        for i in range(x.size):
+            bits = _bits(x[i])
+            up = np.int32(np.int32(bits + np.int32(noise[i] >> np.uint32(19))) & np.int32(0x7FFFE000))
+            # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
+            steps = np.floor(x[i] * F(2.0**24) + F(np.int32(noise[i] >> np.uint32(8))) * UNIT)
+            small = abs(x[i]) < F(2.0**-14)
+            size = np.int32((up - np.int32(112 << 23)) >> np.int32(13))
+            size = np.int32(0x7C00) if up >= np.int32(143 << 23) else size
+            size = np.int32(abs(steps)) if small else size
+            size = np.int32(0x7E00) if x[i] != x[i] else size
+            sign = _bits(steps) if small else bits
+            words[i] = np.int16(size | (np.int32(sign >> np.int32(16)) & np.int32(0x8000)))
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)
+
+
+@compiled
+def _run(layout, side, at, most):
+    """Where element `at` is, and how many elements follow it (itself included) at one stride; at most `most`."""
+    last = layout.shape[1] - 1
+    row, column = at // layout[0, last], at % layout[0, last]
+    place = column * layout[side, last]
+    for d in range(last - 1, -1, -1):
+        place += row % layout[0, d] * layout[side, d]
+        row //= layout[0, d]
+    return place, min(layout[0, last] - column, most), layout[side, last]
+
+
+@compiled
+def _read(x, memory, layout, at):
+    done = 0
+    while done < x.size:
+        place, count, stride = _run(layout, 2, at + done, x.size - done)
+        if stride == 1:
+            _widen(x[done : done + count], memory[place : place + count])
+        else:
+            _widen(x[done : done + count], memory[place : place + (count - 1) * stride + 1 : stride])
+        done += count
+
+
+@compiled
+def _write(memory, layout, at, x, noise):
+    done = 0
+    while done < x.size:
+        place, count, stride = _run(layout, 1, at + done, x.size - done)
+        part, dither = x[done : done + count], noise[done : done + count]
+        if stride == 1:
+            _narrow(memory[place : place + count], part, dither)
+        else:
+            _narrow(memory[place : place + (count - 1) * stride + 1 : stride], part, dither)
+        done += count
+
+
+@compiled
+def _memory(like, address, layout, side):
+    extent = 1
+    for d in range(layout.shape[1]):
+        extent += (layout[0, d] - 1) * layout[side, d]
+    return numba.carray(_address(address), (extent,), like.dtype)
+
+
+def _open(buffer, target, source, layout, at, count, plain, copied, save):
+    """The tile to compute on: the memory itself where it is plain, else what was read from it."""
+    raise NotImplementedError
+
+
+@overload(_open)
+def _open_by_type(buffer, target, source, layout, at, count, plain, copied, save):
+    def real(buffer, target, source, layout, at, count, plain, copied, save):
+        tile = buffer[:count]
+        if plain:
+            tile = target[at : at + count]
+            if copied and save:
+                source[at : at + count] = tile
+            elif copied:
+                tile[:] = source[at : at + count]
+        else:
+            _read(tile, source, layout, at)
+        return tile
+
+    def half(buffer, target, source, layout, at, count, plain, copied, save):
+        tile = buffer[:count]
+        _read(tile, source, layout, at)
+        return tile
+
+    return real if buffer.dtype == target.dtype else half
+
+
+# ---- the combination -------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _scale(x, scale):
+    if scale != x.dtype.type(1):
+        for i in range(x.size):
+            x[i] *= scale
+
+
+@compiled
+def _add_normals(x, z, coefficient):
+    for i in range(x.size):
+        x[i] += coefficient * z[i]
+
+
+@compiled
+def _onto_grid(x, grid):
+    if grid > 0:
+        for i in range(x.size):
+            x[i] = _copysign((abs(x[i]) + grid) - grid, x[i])
+
+
+@compiled
+def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
+    """The random numbers that round the tile whose first element is number `place`; none where nothing was changed."""
+    if not needed:
+        noise[:] = 0
+        return noise
+    first, selector = np.uint32(place // 4), np.uint32(rounding | ROUNDING_STREAM)
+    for block in range(0, noise.size // 4, NORMAL_TILE // 4):
+        blocks = min(noise.size // 4 - block, NORMAL_TILE // 4)
+        _turn(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key0, key1)
+        _interleave(noise[4 * block : 4 * (block + blocks)], words, blocks)
+    return noise[place % 4 :]
+
+
+@compiled
+def _combine(
+    memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+):
     """`combine`, from arrays or from tuples of numbers, which need no memory."""
-    words, real = np.empty((4, LANES), np.uint32), dtype.dtype.type
-    per_block = 128 if signs else 4
-    stream = SIGN_STREAM if signs else NORMAL_STREAM
-    replicas, turn, save = len(seeds), np.uint32(step), saved[0] != step
+    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
+    save, halves = saved[0] != step, memory.itemsize == 2
+    per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
+    words, polar = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
+    normals, buffer = np.empty(0 if signs else NORMAL_TILE, F), np.empty(most, real.dtype)
+    noise = np.empty(most + 8 if halves else 0, np.uint32)
+    together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
-        size, parameter, copied = np.int64(plan[2, p]), np.uint32(plan[3, p]), plan[0, p] != plan[1, p]
-        target = numba.carray(_pointer(plan[0, p]), (replicas * size,), dtype.dtype)
-        source = numba.carray(_pointer(plan[1, p]), (replicas * size,), dtype.dtype)
-        if copied and save:
-            _copy(source, target)
-        elif copied:
-            _copy(target, source)
-        for r in range(replicas):
-            key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
-            for start in range(0, size, per_block * LANES):
-                tile = target[r * size + start : r * size + min(start + per_block * LANES, size)]
-                if scales[r] != 1.0:
-                    tile *= real(scales[r])
-                for k in range(len(directions)):
-                    block, selector = np.uint32(start // per_block), np.uint32(directions[k] | stream)
-                    _turn(words, -(-tile.size // per_block), block, parameter, turn, selector, key0, key1)
-                    if signs:
-                        _add_signs(tile, words, real(coefficients[k][r]))
-                    else:
-                        _add_normals(tile, words, real(coefficients[k][r]))
+        start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
+        plain, copied, layout = plan[7, p] != 0, plan[0, p] != plan[1, p], layouts[p]
+        target, source = _memory(memory, plan[0, p], layout, 1), _memory(memory, plan[1, p], layout, 2)
+        key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
+        scale, at = exact(scales[r]), start
+        changed = rows > 0 or scale != exact(1) or grid > 0
+        while at < stop:
+            place = first + at
+            offset, block = place % per_block, np.uint32(place // per_block)
+            count = min(stop - at, most - offset)
+            blocks = -(-(offset + count) // per_block)
+            x = _open(buffer, target, source, layout, at, count, plain, copied, save)
+            for k in range(rows + 1):
+                if k == undone and not together:
+                    _scale(x, scale)
+                if k == rows:
+                    break
+                if k == 0 or directions[k] != directions[k - 1]:
+                    _turn(words, blocks, block, parameter, turn, np.uint32(directions[k] | stream), key0, key1)
+                    if not signs:
+                        _normals(normals, words, blocks, polar)
+                coefficient = exact(coefficients[k][r])
+                if together:
+                    if k == 1:
+                        undo = exact(coefficients[0][r])
+                        _step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                elif signs:
+                    _add_signs(x, words, offset, coefficient)
+                else:
+                    _add_normals(x, normals[offset : offset + count], coefficient)
+            if not together:
+                _onto_grid(x, exact(grid))
+            if not plain:
+                dither = noise[: (place % 4 + count + 3) // 4 * 4]
+                dither = _dither(dither, words, halves and changed, place, parameter, turn, rounding, key0, key1)
+                _write(target, layout, at, x, dither)
+            at += count
     saved[0] = step
 
 
-@numba.njit
-def _copy(target, source):
-    for i in range(target.size):
-        target[i] = source[i]
-
-
-@numba.njit(nogil=True, cache=True)
-def combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved):
-    """Target <- scale * source + sum_k coefficients[k] z_k, for every parameter and every replica.
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def combine(
+    memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+):
+    """Target <- on_grid((source + the first `undone` terms) * scale + the other terms), for every piece.
 
     Args:
-        dtype: any array of the weights' dtype; only its type is looked at.
-        plan: uint64 `(4, P)`: addresses of the targets and of the sources (the same where the update is in place);
-            weights per replica (a parameter holds its R replicas one after the other); index in the noise.
+        memory: any array of the type of the weights: float32, float64, uint16 for bfloat16, int16 for float16.
+        real: any array of the type that is computed in.
+        plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first elements of target and
+            source (the same where the update is in place), first and last + 1 element of the piece; index in the noise,
+            index in the noise of the first element; replica; whether both are reals without gaps.
+        layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements.
         seeds: uint64 `(R,)`.
         scales: float64 `(R,)`.
-        coefficients: float64 `(K, R)`.
+        coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
+        undone: how many terms come before the scale.
         directions: uint32 `(K,)`.
+        grid: 0 for none.
         step: step number.
+        rounding: which random numbers round 16-bit weights.
         signs: Rademacher if true, else Gaussian.
         saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of another step the targets hold
-            them, and are saved to the sources: within the call, so that no signal falls in between.
+            them, and are saved to the sources: within the call, so that no signal falls in between. (Only where both
+            are reals without gaps.)
     """
-    _combine(dtype, plan, seeds, scales, coefficients, directions, step, signs, saved)
+    _combine(
+        memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+    )
 
 
-@numba.njit(nogil=True, cache=True)
-def combine_one(dtype, plan, seed, scale, coefficient, direction, step, signs, saved):
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def combine_one(memory, real, plan, layouts, seed, scale, coefficient, direction, step, rounding, signs, saved):
     """`combine` for one replica and one direction, from numbers: on a tiny model, arrays cost more than the work."""
-    direction = np.uint32(direction)
-    _combine(dtype, plan, (np.uint64(seed),), (scale,), ((coefficient,),), (direction,), step, signs, saved)
+    seeds, directions = (np.uint64(seed),), (np.uint32(direction),)
+    scales, rows = (scale,), ((coefficient,),)
+    _combine(memory, real, plan, layouts, seeds, scales, rows, 0, directions, 0.0, step, rounding, signs, saved)

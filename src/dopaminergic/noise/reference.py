@@ -71,7 +71,7 @@ def words(
     key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
     block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
     fixed = [
-        torch.tensor(word, dtype=torch.int64, device=seeds.device)
+        torch.full((), word, dtype=torch.int64, device=seeds.device)  # filled there: a copy would wait for a GPU
         for word in (parameter, step, direction + (stream << 28))
     ]
     out = philox((block, fixed[0], fixed[1], fixed[2]), key)

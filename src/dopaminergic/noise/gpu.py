@@ -1,0 +1,300 @@
+"""The same numbers as `reference`, on a GPU: one Triton launch adds directions to all parameters of a combination.
+
+A program of the launch takes one tile of one parameter of one replica: it reads the weights once, draws each direction
+as often as it is needed, and writes the weights once. Where the parameters lie is a table on the device, made once; all
+that changes from call to call (step, directions, multiples) is one small buffer there, which a call overwrites without
+waiting for the device. So the arguments of the launch never change, which is what a CUDA graph asks for.
+
+`x + c z` is two operations wherever the product is not exact: the launch forbids the compiler to fuse them
+(`enable_fp_fusion=False`), since a fused product is not rounded and the bits would not be the reference's.
+
+Triton comes with torch's CUDA builds; this file is imported only when a tensor on a GPU asks for it.
+"""
+# Triton compiles what looks like Python; its types are not Python's, and it is not installed everywhere.
+# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
+
+TILE = 4096  # weights of a program; a multiple of every block
+# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and differ.
+DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16, torch.float16: tl.float16}
+SIGN_STREAM, NORMAL_STREAM = tl.constexpr(RADEMACHER << 28), tl.constexpr(GAUSSIAN << 28)
+ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of the launch
+UNIT, TURN = tl.constexpr(2.0**-23), tl.constexpr(2.0**-24 * 2 * math.pi)
+FIELDS = tl.constexpr(6)  # of a row of the table: target, source, size, first, parameter, number of its first tile
+STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))  # where the numbers of a call lie
+
+
+@triton.jit
+def _words(seed, block, blocks: tl.constexpr, parameter, step, selector):
+    """Philox4x32-10 of consecutive blocks, in the order of their words: uint32 `(4 blocks,)`."""
+    numbers = block.to(tl.uint32) + tl.arange(0, blocks).to(tl.uint32)
+    same = tl.zeros_like(numbers)
+    a, b, c, d = tl.philox(
+        seed, numbers, same + parameter.to(tl.uint32), same + step.to(tl.uint32), same + selector.to(tl.uint32)
+    )
+    return a, b, c, d
+
+
+@triton.jit
+def _signs(seed, start, parameter, step, direction, tile: tl.constexpr):
+    """Element e is bit e mod 32 of word e div 32: +1 where it is set, else -1."""
+    a, b, c, d = _words(seed, start // 128, tile // 128, parameter, step, direction | SIGN_STREAM)
+    words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    bits = (words[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]) & 1
+    return tl.reshape(bits, (tile,)).to(tl.float32) * 2.0 - 1.0
+
+
+@triton.jit
+def _normals(seed, start, parameter, step, direction, tile: tl.constexpr):
+    """Box and Muller (1958): words 0 and 1 of a block give elements 0 and 1, words 2 and 3 give 2 and 3."""
+    a, b, c, d = _words(seed, start // 4, tile // 4, parameter, step, direction | NORMAL_STREAM)
+    first_cosine, first_sine = _pair(a, b)
+    second_cosine, second_sine = _pair(c, d)
+    return tl.interleave(tl.interleave(first_cosine, second_cosine), tl.interleave(first_sine, second_sine))
+
+
+@triton.jit
+def _pair(radius_word, angle_word):
+    uniform = ((radius_word >> 9).to(tl.float32) + 0.5) * UNIT
+    angle = (angle_word >> 8).to(tl.float32) * TURN
+    radius = tl.sqrt_rn(-2.0 * tl.log(uniform))
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def _end_on_grid(x, grid):
+    """copysign((|x| + grid) - grid, x), by the bits: Triton has no copysign of its own."""
+    if x.dtype == tl.float64:
+        integer: tl.constexpr = tl.int64
+        rest: tl.constexpr = 0x7FFFFFFFFFFFFFFF
+    else:
+        integer: tl.constexpr = tl.int32
+        rest: tl.constexpr = 0x7FFFFFFF
+    bits = x.to(integer, bitcast=True)
+    size = (bits & rest).to(x.dtype, bitcast=True)
+    rounded = ((size + grid) - grid).to(integer, bitcast=True)
+    return ((rounded & rest) | (bits & ~rest)).to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def _round_stochastically(x, words, dtype: tl.constexpr):
+    """Float32 to a 16-bit neighbour, as the reference does it; infinities and NaN as they are."""
+    bits = x.to(tl.uint32, bitcast=True)
+    half: tl.constexpr = dtype == tl.float16
+    dropped: tl.constexpr = 13 if half else 16
+    kept: tl.constexpr = 0xFFFFE000 if half else 0xFFFF0000
+    rounded = ((bits + (words >> (32 - dropped))) & kept).to(tl.float32, bitcast=True)
+    if half:
+        # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
+        tiny = tl.abs(x) < 6.103515625e-05
+        units = tl.where(tiny, x, 0.0) * 16777216.0 + (words >> 8).to(tl.float32) * 5.9604644775390625e-08
+        whole = units.to(tl.int32).to(tl.float32)  # towards zero; a GPU's floor would flush the smallest numbers
+        rounded = tl.where(tiny, (whole - (units < whole).to(tl.float32)) * 5.9604644775390625e-08, rounded)
+    return tl.where((bits & 0x7F800000) != 0x7F800000, rounded, x)
+
+
+@triton.jit
+def _pointers(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
+    start = address.to(tl.pointer_type(dtype))
+    if aligned:  # which lets a thread move 16 bytes at once
+        start = tl.multiple_of(start, 16)
+    return start + offsets
+
+
+@triton.jit
+def _read(pointers, inside, real: tl.constexpr, masked: tl.constexpr):
+    x = tl.load(pointers, mask=inside, other=0) if masked else tl.load(pointers)
+    if x.dtype == tl.uint16:
+        return (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(real)
+
+
+@triton.jit
+def _write(pointers, inside, x, dtype: tl.constexpr, masked: tl.constexpr):
+    y = (x.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16) if dtype == tl.uint16 else x.to(dtype)
+    if masked:
+        tl.store(pointers, y, mask=inside)
+    else:
+        tl.store(pointers, y)
+
+
+@triton.jit
+def _work(
+    target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+    dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr, masked: tl.constexpr,
+):  # fmt: skip
+    """One tile; `start` is the index of its first element in the whole parameter, a multiple of 128."""
+    reals = numbers.to(tl.pointer_type(tl.float64))
+    real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    step, undone, rows = tl.load(numbers + STEP), tl.load(numbers + UNDONE), tl.load(numbers + ROWS)
+    x = _read(_pointers(source, offsets, dtype, aligned), inside, real, masked)
+    scale = tl.load(reals + HEADER + replica).to(real)
+    if undone == 0:
+        x = x * scale
+    drawn = tl.full((), -1, tl.int64)
+    z = tl.zeros_like(x)
+    for k in range(0, rows):
+        row = HEADER + replicas + k * (replicas + 1)
+        direction = tl.load(numbers + row)
+        if direction != drawn:  # what was undone along a direction often comes back along it
+            if signs:
+                z = _signs(seed, start, parameter, step, direction, tile).to(real)
+            else:
+                z = _normals(seed, start, parameter, step, direction, tile).to(real)
+        drawn = direction
+        x = x + tl.load(reals + row + 1 + replica).to(real) * z
+        if k + 1 == undone:
+            x = x * scale
+    grid = tl.load(reals + GRID).to(real)
+    if grid > 0:
+        x = _end_on_grid(x, grid)
+    if dtype.primitive_bitwidth == 16:
+        rounding = tl.load(numbers + ROUND)
+        a, b, c, d = _words(seed, start // 4, tile // 4, parameter, step, rounding | ROUNDING_STREAM)
+        words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+        x = _round_stochastically(x, words, dtype)
+    _write(_pointers(target, offsets, dtype, aligned), inside, x, dtype, masked)
+
+
+@triton.jit
+def _combine(
+    table, owners, seeds, numbers, replicas,
+    dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    """Programs are numbered by tile, and within a tile by replica; `owners` says whose tile it is."""
+    program = tl.program_id(0)
+    number, replica = program // replicas, program % replicas
+    row = table + tl.load(owners + number) * FIELDS
+    target, source, size, first = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    parameter, tiles_before = tl.load(row + 4), tl.load(row + 5)
+    start = (first // 128) * 128 + (number - tiles_before) * tile
+    local = start - first  # negative in the first tile of a piece that begins within a block
+    shift = replica.to(tl.int64) * size
+    if aligned:
+        local, shift = tl.multiple_of(local, 8), tl.multiple_of(shift, 8)
+    lanes = tl.arange(0, tile)
+    offsets, inside = shift + local + lanes, (local + lanes >= 0) & (local + lanes < size)
+    seed = tl.load(seeds + replica)
+    if (local >= 0) & (local + tile <= size):
+        _work(
+            target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+            dtype, signs, aligned, tile, False,
+        )  # fmt: skip
+    else:
+        _work(
+            target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+            dtype, signs, aligned, tile, True,
+        )  # fmt: skip
+
+
+class Launch:
+    """The launch for the tensors of one `Combination`.
+
+    Args:
+        targets: contiguous tensors of one dtype (see `DTYPES`) on one GPU; with R seeds the first dimension is R. They
+            must keep their memory as long as this object is used.
+        sources: what is read, tensors of the same shapes; the targets themselves for work in place.
+        parameters: the index of each tensor in the noise.
+        firsts: the index of the first element of each tensor in the whole parameter, any number >= 0.
+        seeds: uint64 `(R,)`, below 2^63.
+        signs: Rademacher if true, else Gaussian.
+    """
+
+    def __init__(
+        self,
+        targets: list[Tensor],
+        sources: list[Tensor],
+        parameters: list[int],
+        firsts: list[int],
+        seeds: np.ndarray,
+        signs: bool,
+    ) -> None:
+        self.device, self.dtype, self.signs, self.replicas = targets[0].device, targets[0].dtype, signs, len(seeds)
+        sizes = [t.numel() // self.replicas for t in targets]
+        tiles = [-(-(first % 128 + size) // TILE) for first, size in zip(firsts, sizes, strict=True)]
+        before = np.concatenate([[0], np.cumsum(tiles)])
+        addresses = [[t.data_ptr() for t in tensors] for tensors in (targets, sources)]
+        table = np.array([*addresses, sizes, firsts, parameters, before[:-1]], np.int64)
+        whole = self.replicas == 1 or not any(size % 8 for size in sizes)
+        self.aligned = whole and not (table[:2] % 16).any() and not any(first % 8 for first in firsts)
+        self.tiles = int(before[-1])
+        self._table = self._on_device(table.T.copy())
+        self._owners = self._on_device(np.repeat(np.arange(len(tiles), dtype=np.int32), tiles))
+        self._seeds = self._on_device(seeds.astype(np.int64))
+        self._numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def __call__(
+        self,
+        directions: np.ndarray,
+        coefficients: np.ndarray,
+        scales: np.ndarray,
+        step: int,
+        rounding: int = 0,
+        undone: int = 0,
+        grid: float = 0.0,
+    ) -> None:
+        """`write`, then `launch`."""
+        self.write(directions, coefficients, scales, step, rounding, undone, grid)
+        self.launch()
+
+    def write(
+        self,
+        directions: np.ndarray,
+        coefficients: np.ndarray,
+        scales: np.ndarray,
+        step: int,
+        rounding: int = 0,
+        undone: int = 0,
+        grid: float = 0.0,
+    ) -> None:
+        """Say what the next launch does, without waiting for the device.
+
+        Args:
+            directions: integers `(K,)`, each in [0, 2^28).
+            coefficients: float64 `(K, R)`, the multiple of each direction, in this order.
+            scales: float64 `(R,)`, what the weights are multiplied by.
+            step: step number in [0, 2^32).
+            rounding: which random numbers round 16-bit weights, in [0, 2^28).
+            undone: how many of the directions are added before the weights are scaled.
+            grid: spacing that makes the results multiples of a unit, see `Combination`; 0: none.
+        """
+        header = np.array([step, rounding, undone, len(directions), 0], np.int64)
+        header[GRID.value] = np.float64(grid).view(np.int64)
+        rows = np.empty((len(directions), 1 + self.replicas), np.int64)
+        rows[:, 0], rows[:, 1:] = directions, np.ascontiguousarray(coefficients, np.float64).view(np.int64)
+        scale = np.ascontiguousarray(scales, np.float64).view(np.int64)
+        host = torch.from_numpy(np.concatenate([header, scale, rows.ravel()]))
+        if len(self._numbers) < len(host):
+            self._numbers = torch.zeros(len(host), dtype=torch.int64, device=self.device)
+        self._numbers[: len(host)].copy_(self._pinned(host), non_blocking=True)
+
+    def launch(self) -> None:
+        """Do what was written. Every argument is the same each time, unless `write` was given more than ever before."""
+        if self.tiles == 0:
+            return
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            _combine[(self.tiles * self.replicas,)](
+                self._table, self._owners, self._seeds, self._numbers, self.replicas,
+                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE,
+                **OPTIONS,
+            )  # fmt: skip
+
+    def _pinned(self, host: Tensor) -> Tensor:
+        """Memory that can be sent without waiting; torch keeps it until the device has read it."""
+        return host.pin_memory() if self.device.type == "cuda" else host
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return self._pinned(torch.from_numpy(array)).to(self.device, non_blocking=True)

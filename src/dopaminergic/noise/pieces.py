@@ -1,0 +1,109 @@
+"""Where the weights are, as the kernels are told: addresses, strides, and the pieces that threads share out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+START, STOP = 2, 3  # rows of a plan
+ALIGNMENT = 4096  # weights; pieces that begin with a block need no partial words
+
+
+def overlaps(t: Tensor) -> bool:
+    """Whether several elements share memory, as an expanded tensor's do; they cannot be written one by one."""
+    return any(stride == 0 and size > 1 for size, stride in zip(t.shape, t.stride(), strict=True))
+
+
+def plan(
+    targets: list[Tensor], sources: list[Tensor], parameters: list[int], firsts: list[int], replicas: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `cpu.combine` takes as its plan and layouts.
+
+    Args:
+        targets: what is written; the first dimension is the replica where there are several.
+        sources: what is read, of the same shapes.
+        parameters: the index of each tensor in the noise.
+        firsts: the index in the noise of the first element of each.
+        replicas: how many.
+
+    Returns:
+        int64 `(8, P)` and int64 `(P, 3, D)`.
+    """
+    columns, layouts = [], []
+    real = targets[0].dtype in (torch.float32, torch.float64)
+    for target, source, parameter, first in zip(targets, sources, parameters, firsts, strict=True):
+        rows = (target, source) if replicas > 1 else (target[None], source[None])
+        own, other = (t.stride(0) * t.element_size() for t in rows)
+        layout = _merged(rows[0].shape[1:], rows[0].stride()[1:], rows[1].stride()[1:])
+        plain = real and layout[0][1:] in ((1, 1), (0, 0)) and len(layout) == 1
+        for r in range(replicas):
+            addresses = [target.data_ptr() + r * own, source.data_ptr() + r * other]
+            columns.append([*addresses, 0, target.numel() // replicas, parameter, first, r, plain])
+            layouts.append(layout)
+    deepest = max(map(len, layouts))
+    padded = [[(1, 0, 0)] * (deepest - len(layout)) + layout for layout in layouts]
+    return np.array(columns, np.int64).T.copy(), np.array(padded, np.int64).transpose(0, 2, 1).copy()
+
+
+def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Size and both strides of as few dimensions as have the same elements in the same order."""
+    merged: list[tuple[int, int, int]] = []
+    for size, a, b in zip(shape, own, other, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == a * size and merged[-1][2] == b * size:
+            merged[-1] = (merged[-1][0] * size, a, b)
+        else:
+            merged.append((size, a, b))
+    return merged or [(1, 1, 1)]
+
+
+def parts(plan: np.ndarray, layouts: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same plan cut into `count` plans of about as much work, between weights wherever that falls."""
+    sizes = plan[STOP] - plan[START]
+    share = -(-int(sizes.sum()) // (count * ALIGNMENT)) * ALIGNMENT
+    ends = np.cumsum(sizes)
+    found = []
+    for begin in range(0, int(ends[-1]), share):
+        inside = np.flatnonzero((ends > begin) & (ends - sizes < begin + share))
+        own = plan[:, inside].copy()
+        offset = (ends - sizes)[inside]  # of each parameter in all the weights
+        own[START] = np.maximum(own[START], begin - offset)
+        own[STOP] = np.minimum(own[STOP], begin + share - offset)
+        found.append((own, layouts[inside].copy()))
+    return found
+
+
+def in_threads(work: list[Callable[[], None]]) -> None:
+    """Do all of it at once, the first in this thread, and come back when every thread is done, whatever happens.
+
+    Threads are made each time, which costs little beside a million weights: none is left for a fork to lose. An
+    exception that a signal's handler raises while they write is held until they have finished.
+    """
+    held: BaseException | None = None
+    threads: list[threading.Thread] = []
+    for one in work[1:]:
+        thread = threading.Thread(target=one)
+        try:
+            threads.append(thread)
+            thread.start()
+        except RuntimeError:  # the system gives no more of them
+            one()
+        except BaseException as error:  # raised while this thread waited for the other to begin
+            held = error
+    try:
+        work[0]()
+    except BaseException as error:
+        held = error
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                held = error
+    if held is not None:
+        raise held
