@@ -38,7 +38,7 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
     losses = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in plus + minus])
     below = (losses[None] < losses[:, None]).sum(1) - (losses[None] > losses[:, None]).sum(1)
     centred = below.to(torch.float64) / (2 * (len(losses) - 1))
-    values: Any = list(centred) if losses.ndim > 1 else centred.tolist()
+    values: Any = list(centred.numpy()) if losses.ndim > 1 else centred.tolist()
     return antithetic(values[: len(plus)], values[len(plus) :])
 
 

@@ -29,7 +29,7 @@ from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses, mean_tensor
-from dopaminergic.scalars import Scalar, clip, finite, mean, select
+from dopaminergic.scalars import Scalar, as_array, as_tensor, clip, finite, mean, select
 from dopaminergic.weights import Weights, _uninterrupted
 
 Closure = Callable[[], float | Tensor | Outcome]
@@ -155,7 +155,8 @@ class ForwardOptimizer(Optimizer):
         )
         checks.some_trainable(self._rule_name, self.param_groups)
         self._batched = self._make_batched()
-        self._progress = Progress(self._start(), skipped_steps=self.zero().to(torch.int64) if self._fleet else 0)
+        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64) if self._fleet else 0
+        self._progress = Progress(self._start(), skipped_steps=skipped)
         self._weights = self._make_weights()
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
@@ -175,7 +176,7 @@ class ForwardOptimizer(Optimizer):
 
     def zero(self) -> Scalar:
         """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
-        return torch.zeros(len(self.settings["seed"]), dtype=torch.float64) if self._fleet else 0.0
+        return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
 
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
@@ -274,13 +275,19 @@ class ForwardOptimizer(Optimizer):
         self._pending = None
         losses, change = self._evaluate(closure, before)
         self._apply(change)
-        return losses.mean()
+        return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
         losses, self._pending = self._evaluate(closure, before)
         self._weights.restore(before.step)
-        return losses.mean()
+        return self._mean(losses)
+
+    def _mean(self, losses: Losses) -> Any:
+        if not self._fleet:
+            return losses.mean()
+        with np.errstate(all="ignore"):  # a replica may have lost its way
+            return as_tensor(losses.mean())
 
     def _apply_pending(self, _: None, before: Progress) -> None:
         self._weights.begin(before.step)
@@ -310,7 +317,10 @@ class ForwardOptimizer(Optimizer):
         try_all = self._try if self._ranks is None else self._try_on_all_ranks
         found, groups, extra = try_all(closure, before.step, range(units))
         losses = Losses(found[0], found[1:], []) if self.needs_base else Losses(None, found[::2], found[1::2])
-        return losses, self._decide(before, losses, found, groups, extra)
+        if not self._fleet:
+            return losses, self._decide(before, losses, found, groups, extra)
+        with np.errstate(all="ignore"):  # a replica may have lost its way
+            return losses, self._decide(before, losses, found, groups, extra)
 
     def _try(self, closure: Closure, step: int, units: range) -> tuple[list[Scalar], list[Group], int]:
         """Losses of some units of a step: the weights themselves (number 0, if needed), then the directions."""
@@ -319,7 +329,7 @@ class ForwardOptimizer(Optimizer):
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
         groups = [
-            Group(group["lr"], sigma, size)
+            Group(as_array(group["lr"]), sigma, size)
             for group, sigma, size in zip(self.param_groups, weights.sigmas, weights.sizes, strict=True)
         ]
         signs = (1, -1) if self.needs_minus else (1,)
@@ -347,7 +357,7 @@ class ForwardOptimizer(Optimizer):
         def work() -> list[float]:
             seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
             found, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
-            return torch.cat(found).tolist() if self._fleet and found else found
+            return np.concatenate(found).tolist() if self._fleet and found else found
 
         width = (1 + self.needs_minus) * (self._replicas or 1)
         numbers = ranks.losses(work, len(units), width, self._check(step))
@@ -360,7 +370,7 @@ class ForwardOptimizer(Optimizer):
             )
         self._agreed = True
         if self._fleet:
-            return list(torch.from_numpy(numbers).reshape(-1, width // (1 + self.needs_minus))), groups, 0
+            return list(numbers.reshape(-1, self._replicas or 1)), groups, 0
         return numbers.tolist(), groups, 0
 
     def _check(self, step: int) -> Check | None:
@@ -392,13 +402,13 @@ class ForwardOptimizer(Optimizer):
                 displacement,
                 step,
             )
-            found.append(losses if self._fleet else losses[:, 0].tolist())
+            found.append(as_array(losses) if self._fleet else losses[:, 0].tolist())
             extra += evaluations - len(numbers)
         return [loss for pair in zip(*found, strict=True) for loss in pair], extra
 
     def _loss(self, closure: Closure) -> Scalar:
         if self._fleet:
-            return mean_losses(closure(), self._rule_name, len(self.settings["seed"]))
+            return as_array(mean_losses(closure(), self._rule_name, len(self.settings["seed"])))
         return mean_loss(closure(), self._rule_name)
 
     def _decide(self, before: Progress, losses: Losses, tried: list[Scalar], groups: list[Group], extra: int) -> Change:
@@ -413,14 +423,13 @@ class ForwardOptimizer(Optimizer):
         if usable is False:
             return self._skip(before, passes)
         rate, skipped = rates[0], before.skipped_steps
-        if self._fleet:
-            if not bool(usable.all()):
-                self._warn()
-                rows = [[select(usable, x, 0.0) for x in row] for row in rows]
-                rule = chosen(usable, rule, before.rule)
-                rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
-            rows, skipped = [[_array(x) for x in row] for row in rows], skipped + ~usable
-        after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
+        if self._fleet and not usable.all():
+            self._warn()
+            rows = [[select(usable, x, 0.0) for x in row] for row in rows]
+            rule, skipped = chosen(usable, rule, before.rule), skipped + as_tensor(~usable)
+            rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
+        told = as_tensor(rpe), as_tensor(rate)
+        after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, *told)
         decays = [group["weight_decay"] for group in self.param_groups]
         return Change(list(enumerate(rows)), shrinks(decays, rates, usable) if any(decays) else None, after)
 
@@ -457,7 +466,8 @@ class ForwardOptimizer(Optimizer):
         """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
         progress = self._progress._asdict()
         rule = progress.pop("rule")
-        forward = {"settings": dict(self.settings), "rule": list(rule) if rule else None, "progress": progress}
+        memory = [as_tensor(x) for x in rule] if rule else None
+        forward = {"settings": dict(self.settings), "rule": memory, "progress": progress}
         forward["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
         return {**super().state_dict(), "forward": {**self._identity(), **forward}}
 
@@ -473,6 +483,8 @@ class ForwardOptimizer(Optimizer):
         start = self._start()
         self.settings = forward["settings"]
         self._fleet = isinstance(self.settings["seed"], list)
+        if start and isinstance(start[0], np.ndarray):
+            forward["rule"] = [as_array(x) for x in forward["rule"]]
         self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
         self._weights, self._pending, self._agreed = self._make_weights(), None, False
         self._batched = self._make_batched(**forward.get("batched", {}))
@@ -504,16 +516,12 @@ _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateU
 _hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 
-def _array(x: Scalar) -> Multiple:
-    return x.numpy() if isinstance(x, Tensor) else x
-
-
 def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
     """What weight decay leaves of the weights of each group."""
     shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
-    return [_array(select(usable, shrink, 1.0)) for shrink in shrinks]
+    return [as_array(select(usable, shrink, 1.0)) for shrink in shrinks]
 
 
-def chosen(usable: Tensor, new: Any, old: Any) -> Any:
+def chosen(usable: Scalar, new: Any, old: Any) -> Any:
     """The new state of the rule where it is usable; rules without a state have None."""
     return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -73,7 +73,9 @@ def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callabl
     return step
 
 
-def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) -> dict[str, dict[str, float]]:
+def time_ratios(
+    steps: dict[str, Callable[[], int]], loss: Loss, rounds: int, warm_up: int = WARM_UP
+) -> dict[str, dict[str, float]]:
     """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
 
     The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
@@ -82,6 +84,7 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
         steps: by name, each as of `stepper`.
         loss: the forward pass.
         rounds: how many times each is measured.
+        warm_up: steps before that.
     """
 
     def forwards() -> int:
@@ -92,7 +95,7 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
 
     everything = {"forwards": forwards, **steps}
     for work in everything.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             work()
     # All windows have about as many passes, so that whatever interrupts the machine lengthens all alike.
     passes = 2 * _repeats(forwards)
@@ -103,11 +106,18 @@ def time_ratios(steps: dict[str, Callable[[], int]], loss: Loss, rounds: int) ->
         for _ in range(repeats[name]):
             work()
         times[name].append((time.perf_counter() - began) / repeats[name])
-    found = {}
-    for name in steps:
-        ratios = sorted(t / f for t, f in zip(times[name], times["forwards"], strict=True))
-        found[name] = {"median": median(ratios), "low": ratios[len(ratios) // 4], "high": ratios[-1 - len(ratios) // 4]}
-    return found
+    return {name: quartiles(t / f for t, f in zip(times[name], times["forwards"], strict=True)) for name in steps}
+
+
+def quartiles(values: Iterable[float]) -> dict[str, float]:
+    """The median, and the lower and upper end of the middle half.
+
+    >>> quartiles([5.0, 1.0, 2.0, 3.0, 4.0])
+    {'median': 3.0, 'low': 2.0, 'high': 4.0}
+    """
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
 
 
 def _repeats(work: Callable[[], Any]) -> int:
@@ -185,7 +195,13 @@ def _high_water() -> int:
     return peak
 
 
-def _measure_memory(name: str, weights: int) -> float:
+def measure_memory(make: Callable[[nn.Module, Loss], Callable[[], Any]], weights: int) -> float:
+    """As `peak_memory`, in this process, which should have done nothing else.
+
+    Args:
+        make: a training step of a model and its loss.
+        weights: number of weights.
+    """
     torch.set_num_threads(1)
     width = 1000
 
@@ -198,7 +214,7 @@ def _measure_memory(name: str, weights: int) -> float:
         return lambda: model(inputs).square().mean()
 
     def train(model: nn.Module) -> None:
-        step = stepper(name, model, loss_of(model))
+        step = make(model, loss_of(model))
         for _ in range(3):
             step()
 
@@ -214,4 +230,5 @@ def _measure_memory(name: str, weights: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_memory(sys.argv[1], int(sys.argv[2]))))
+    chosen = sys.argv[1]
+    print(json.dumps(measure_memory(lambda model, loss: stepper(chosen, model, loss), int(sys.argv[2]))))

@@ -222,10 +222,10 @@ class Combination:
             self.saved[0] = step
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
-        replicas, own = len(self.seeds), [multiples[self.group] for _, multiples in terms]
-        rows = [np.broadcast_to(np.asarray(multiple, np.float64), (replicas,)) for multiple in own]
-        scales = np.broadcast_to(np.asarray(scale, np.float64), (replicas,)).copy()
-        return scales, np.stack(rows) if rows else np.zeros((0, replicas))
+        rows = np.empty((len(terms), len(self.seeds)))
+        for row, (_, multiples) in zip(rows, terms, strict=True):
+            row[:] = multiples[self.group]
+        return np.full(len(self.seeds), scale, np.float64), rows
 
     def _slowly(
         self, terms: Sequence[Term], undone: int, scale: Multiple, grid: float, step: int, rounding: int
