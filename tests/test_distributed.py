@@ -27,7 +27,7 @@ NAMES = [row.name for row in ROWS]
 
 def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
     """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
-    context: Any = mp.spawn(main, (str(folder),), nprocs=size, join=False)
+    context: Any = mp.spawn(main, (str(folder),), nprocs=size, join=False)  # pyright: ignore[reportPrivateImportUsage]
     end = time.monotonic() + limit
     try:
         while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
