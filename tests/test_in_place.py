@@ -104,10 +104,16 @@ def test_weights_that_somebody_writes_between_steps_come_onto_the_grid() -> None
     optimizer.step(bowl.loss)
     with torch.no_grad():
         bowl.w.mul_(0.123456)
-    optimizer.probe(bowl.loss)
+    seen = []
+
+    def closure() -> Any:
+        seen.append(bowl.w.detach().clone())
+        return bowl.loss()
+
+    optimizer.probe(closure)
+    assert torch.equal(bowl.w.detach(), seen[0])
     sigma = torch.tensor(optimizer._weights.sigmas[0])
-    w = bowl.w.detach()
-    assert torch.equal(torch.copysign((w.abs() + sigma) - sigma, w), w)
+    assert torch.equal(torch.copysign((seen[0].abs() + sigma) - sigma, seen[0]), seen[0])
 
 
 def test_a_rule_sees_the_sigma_that_is_used() -> None:

@@ -139,8 +139,8 @@ def test_an_interruption_waits_for_the_threads() -> None:
     """A handler that raises while threads write is heard when they are done, and not before."""
     ends: list[float] = []
 
-    def write() -> None:
-        time.sleep(0.3)
+    def write(seconds: float) -> None:
+        time.sleep(seconds)
         ends.append(time.perf_counter())
 
     def alarm(*_: Any) -> None:
@@ -150,7 +150,7 @@ def test_an_interruption_waits_for_the_threads() -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(TimeoutError, match="from the handler"):
-            pieces.in_threads([lambda: None, write, write])
+            pieces.in_threads([lambda: None, lambda: write(0.5), lambda: write(0.0)])
         assert len(ends) == 2
         assert time.perf_counter() >= max(ends)
     finally:

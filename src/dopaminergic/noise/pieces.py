@@ -85,25 +85,35 @@ def in_threads(work: list[Callable[[], None]]) -> None:
     exception that a signal's handler raises while they write is held until they have finished.
     """
     held: BaseException | None = None
-    threads: list[threading.Thread] = []
+    ends: list[threading.Event] = []
     for one in work[1:]:
-        thread = threading.Thread(target=one)
+        # Not `Thread.join`: interrupted once, it takes the thread for dead.
+        end = threading.Event()
         try:
-            threads.append(thread)
-            thread.start()
+            threading.Thread(target=_do, args=(one, end)).start()
         except RuntimeError:  # the system gives no more of them
             one()
         except BaseException as error:  # raised while this thread waited for the other to begin
             held = error
+            ends.append(end)
+        else:
+            ends.append(end)
     try:
         work[0]()
     except BaseException as error:
         held = error
-    for thread in threads:
-        while thread.is_alive():
+    for end in ends:
+        while not end.is_set():
             try:
-                thread.join()
+                end.wait()
             except BaseException as error:
                 held = error
     if held is not None:
         raise held
+
+
+def _do(one: Callable[[], None], end: threading.Event) -> None:
+    try:
+        one()
+    finally:
+        end.set()
