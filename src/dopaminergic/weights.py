@@ -5,7 +5,7 @@ Two ways back from a perturbation, chosen by size:
 - *saved*: small models (up to 1 MiB) and 16-bit weights keep a copy while a step lasts. Going back is a copy, exact to
   the bit, and can be repeated, so an interruption at any moment is harmless.
 - *in place*: large float32 and float64 models subtract the direction again, at no memory. Going back is exact to a unit
-  in the last place of |w| + sigma for each direction. Ctrl-C waits while the arithmetic runs, which must not
+  in the last place of |w| + sigma for each direction. Signals wait while the arithmetic runs, which must not
   be done twice.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
 
 SAVED_BYTES = 1 << 20
+HELD_BACK = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 _DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
@@ -64,7 +65,9 @@ class Weights:
         self._saved: list[Combination] = []
         self._in_place: list[Combination] = []
         self._layout: list[list[Any]] = []
-        self._displacement: list[Term] = []  # of the blocks that are perturbed in place
+        # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
+        # has its own, since an exception may come between two.
+        self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
 
     @property
     def saved_all(self) -> bool:
@@ -73,6 +76,8 @@ class Weights:
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards `sizes` and `generators` are up to date."""
+        if any(terms or scales is not None for terms, scales in self._displaced):
+            self.restore(self._step)  # the last step could not, for want of memory say
         self._step = step
         layout = [_layout(group["params"]) for group in self.groups]
         if layout != self._layout:
@@ -90,8 +95,7 @@ class Weights:
             combine(terms, None, self._step, rounding=0 if as_update else 1 + terms[0][0])
         if self._in_place:
             with _uninterrupted():
-                self._write_in_place([*terms, *_negative(self._displacement)], None)
-                self._displacement = terms
+                self._write_in_place(terms, None)
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
@@ -101,9 +105,7 @@ class Weights:
                 if combine.saved[0] == step:
                     combine((), None, step)
                     combine.saved[0] = -1
-            if self._displacement:
-                self._write_in_place(_negative(self._displacement), None)
-                self._displacement = []
+            self._write_in_place([], None)
 
     def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
         """Restore and, in the same pass, set the weights to scale * weights + terms.
@@ -120,11 +122,9 @@ class Weights:
             commit()
             return
         with _uninterrupted():
-            # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
-            back = self._displacement if scales is None else _scaled(self._displacement, scales)
-            self._write_in_place([*terms, *_negative(back)], scales)
-            self._displacement = []
+            self._write_in_place(terms, scales)
             commit()
+            self._displaced = [([], None)] * len(self._in_place)
 
     def directions(self, count: int, scales: list[float], step: int) -> Tensor:
         """The first directions, written out: float64 `(R, count, d)`, group g times `scales[g]`; on the CPU."""
@@ -144,10 +144,19 @@ class Weights:
         return torch.cat(parts, 2)
 
     def _write_in_place(self, terms: list[Term], scales: list[Multiple] | None) -> None:
-        terms = _merged(terms)
-        if terms or scales is not None:
-            for combine in self._in_place:
-                combine(terms, scales, self._step)
+        """Weights <- scale * (weights at `begin`) + terms, block by block."""
+        for i, combine in enumerate(self._in_place):
+            displacement, scaled = self._displaced[i]
+            if scaled is None:
+                # scale * (w + d) - scale * d + terms: the displacement shrinks with the weights.
+                back = displacement if scales is None else _scaled(displacement, scales)
+                moves, factors = _merged([*terms, *_negative(back)]), scales
+            else:  # restore, after an update that failed between two blocks: (w - terms) / scale
+                factors = [1.0 / s for s in scaled]
+                moves = _negative(_scaled(displacement, factors))
+            if moves or factors is not None:
+                combine(moves, factors, self._step)
+            self._displaced[i] = (terms, scales)
 
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
@@ -163,13 +172,14 @@ class Weights:
                     members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p, index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._saved, self._in_place, self.blocks = [], [], []
+        self._saved, self._in_place, self.blocks, self._displaced = [], [], [], []
         for (group, _, _, in_place, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
             tensors = [p.detach() for p in block.parameters]
             copies = None if in_place else [torch.empty_like(t) for t in tensors]
             combine = Combination(tensors, block.indices, self.seeds, self.kind, copies, group)
             (self._in_place if in_place else self._saved).append(combine)
+            self._displaced += [([], None)] * in_place
             self.blocks.append(block)
 
 
@@ -210,16 +220,29 @@ def _merged(terms: list[Term]) -> list[Term]:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done; only the main thread receives it."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-    received: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    """Hold Ctrl-C, alarms and SIGTERM back until the block is done; only the main thread receives them."""
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: found for number in HELD_BACK if callable(found := signal.getsignal(number))}
+    received: list[tuple[int, Any]] = []
+
+    def hold(number: int, frame: Any) -> None:
+        received.append((number, frame))
+
     try:
+        for number in handlers:
+            signal.signal(number, hold)
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-        if received:
-            previous(*received[-1])
+        try:
+            _handle(handlers)
+        except BaseException:  # one signal may come as soon as its own handler is back, before the others are
+            _handle(handlers)
+            raise
+        for number, frame in received:
+            handlers[number](number, frame)
+
+
+def _handle(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
