@@ -72,19 +72,20 @@ def _lines(read: Any, folder: Path, name: str) -> list[dict[str, Any]]:
     return read(folder / f"{name}.jsonl").records
 
 
-def survive(name: str, kills: int, chance: random.Random, folder: Path) -> dict[str, Any]:
-    """Kill a command so many times and run it to its end in between; how often that was as if never killed."""
+def survive(name: str, kills: int, chance: random.Random, folder: Path, seconds: float) -> dict[str, Any]:
+    """Kill a command so many times, fewer if time is up, and run it to its end: how often as if never killed."""
     command, began = COMMANDS[name], time.monotonic()
     assert run(command, folder / "whole") == 0, (folder / "whole.log").read_text()
     whole, expected = time.monotonic() - began, ending(folder / "whole")
     done, finished, equal, resumed, number = 0, 0, 0, 0, 0
-    while done < kills or number == 0 or (folder / str(number)).exists():
+    while True:
         own = folder / str(number)
         resumed += any((own / "checkpoints").glob("*.pt"))
-        last = done == kills
+        last = done == kills or time.monotonic() - began > seconds
         code = run(command, own, None if last else chance.uniform(0.0, 1.05 * whole), chance.random() < 0.5)
         if code is None:
             done += 1
+            print(f"{name}: {done} kills, {finished} finished, {equal} of them equal", file=sys.stderr, flush=True)
             continue
         finished += 1
         equal += code == 0 and ending(own) == expected and not list((own / "checkpoints").iterdir())
@@ -101,6 +102,7 @@ def main() -> None:
     for name in COMMANDS:
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="at most, for each command (60)")
     options = parser.parse_args()
     os.environ |= {"DOPAMINERGIC_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     import dopaminergic.lab.runner
@@ -109,7 +111,7 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as folder:
         found = {
-            name: survive(name, getattr(options, name), chance, Path(folder) / name)
+            name: survive(name, getattr(options, name), chance, Path(folder) / name, 60 * options.minutes)
             for name in COMMANDS
             if getattr(options, name) and not (Path(folder) / name).mkdir()
         }
