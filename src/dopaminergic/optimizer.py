@@ -441,6 +441,7 @@ class ForwardOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             checks.group(self._rule_name, self.param_groups[-1], self._replicas)
+            checks.apart(self._rule_name, self.param_groups)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
