@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce test docs clean
+.PHONY: reproduce test docs audit clean
 reproduce: $(VENV)/lab
 	$(BIN)/dopaminergic reproduce
 
@@ -16,6 +16,11 @@ test: $(VENV)/test
 
 docs: $(VENV)/test
 	$(BIN)/mkdocs serve
+
+# Known vulnerabilities of the pinned packages; asks the Python advisory database, so it needs a network.
+audit: $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dopaminergic.noise import KINDS
@@ -86,6 +88,30 @@ def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
             raise ValueError(
                 f"{rule}: with {replicas} seeds every parameter needs a first dimension of {replicas}, one entry for "
                 f"each replica, but parameter {i} has shape {tuple(p.shape)}; stack the replicas, or give a single seed"
+            )
+
+
+def apart(rule: str, groups: Iterable[dict[str, Any]]) -> None:
+    """Raise where weights share memory: each would be perturbed and updated as often as it is listed.
+
+    Parameters are compared by the stretch of memory from their first to their last element, so that two which
+    interleave without an element in common are refused too.
+    """
+    stretches = []
+    for i, p in enumerate(p for settings in groups for p in settings["params"]):
+        if type(p) not in (Tensor, torch.nn.Parameter) or p.numel() == 0 or p.data_ptr() == 0:
+            continue  # shards and the like have no memory that could be compared
+        if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise ValueError(f"{rule}: elements of parameter {i} share memory (an expanded tensor); give it .clone()")
+        last = sum((size - 1) * abs(stride) for size, stride in zip(p.shape, p.stride(), strict=True))
+        first = p.data_ptr()
+        stretches.append((p.device.type, p.device.index or 0, first, first + (last + 1) * p.element_size(), i))
+    stretches.sort()
+    for (kind, index, _, end, i), (other_kind, other_index, start, _, j) in itertools.pairwise(stretches):
+        if (kind, index) == (other_kind, other_index) and start < end:
+            raise ValueError(
+                f"{rule}: parameters {min(i, j)} and {max(i, j)} share memory, so that weights would be "
+                "perturbed twice; list a tied parameter once, and give views a .clone() of their own"
             )
 
 

@@ -260,16 +260,25 @@ class ForwardOptimizer(Optimizer):
 
     def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
         before, gradients = self._progress, torch.is_grad_enabled()
-        _set_grad_enabled(False)
         try:
-            return work(closure, before)
-        except BaseException:
-            self._batched.leave()
-            if self._progress is before:
-                self._weights.restore(before.step)
-            raise
-        finally:
+            _set_grad_enabled(False)
+            try:
+                loss = work(closure, before)
+            except BaseException:
+                self._undo(before)
+                raise
             _set_grad_enabled(gradients)
+            return loss
+        except BaseException:
+            # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
+            self._undo(before)
+            _set_grad_enabled(gradients)
+            raise
+
+    def _undo(self, before: Progress) -> None:
+        self._batched.leave()
+        if self._progress is before:
+            self._weights.restore(before.step)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
@@ -291,7 +300,7 @@ class ForwardOptimizer(Optimizer):
 
     def _apply_pending(self, _: None, before: Progress) -> None:
         self._weights.begin(before.step)
-        change, self._pending = self._pending, None
+        change = self._pending
         if change is None:
             raise RuntimeError(
                 f"{self._rule_name}.step() without a closure needs a probe first: call opt.probe(closure), "
@@ -301,6 +310,7 @@ class ForwardOptimizer(Optimizer):
 
     def _apply(self, change: Change) -> None:
         def commit() -> None:
+            self._pending = None  # not before: a step that is interrupted can be tried again
             self._progress = change.after
 
         if not self._listeners:
@@ -506,6 +516,7 @@ class ForwardOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             checks.group(self._rule_name, self.param_groups[-1], self._replicas)
+            checks.apart(self._rule_name, self.param_groups)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise

@@ -8,7 +8,7 @@ Two ways back from a perturbation, chosen by size:
   going back is exact to the bit for |w| < 2^17 sigma, see `noise`: sigma is rounded to 6 significant bits, and weights
   lie on its grid, where an update leaves them and where the first step brings them (by at most half a unit in the last
   place of |w| + sigma). Gaussian directions, and the trial step of VectorDopamine, are taken back to a unit in the last
-  place for each direction. Ctrl-C waits while the arithmetic runs, which must not be done twice.
+  place for each direction. Signals wait while the arithmetic runs, which must not be done twice.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dopaminergic.sharding import first_element, is_sharded, local
 
 SAVED_BYTES = 1 << 20
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
+HELD_BACK = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 _DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
@@ -90,7 +91,9 @@ class Weights:
         self._saved: list[Combination] = []
         self._in_place: list[Combination] = []
         self._layout: list[list[Any]] = []
-        self._displacement: list[Term] = []  # of the blocks that are perturbed in place
+        # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
+        # has its own, since an exception may come between two.
+        self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
         self._asked: list[Any] = []  # the sigmas of the groups
         self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
@@ -100,6 +103,8 @@ class Weights:
 
         Weights that are perturbed in place by signs are brought onto the grid of sigma if they do not lie there.
         """
+        if self._is_displaced():
+            self.restore(self._step)  # the last step could not, for want of memory say
         self._step = step
         layout, asked = self._layout_now(), [group["sigma"] for group in self.groups]
         if layout != self._layout or asked != self._asked:
@@ -109,7 +114,7 @@ class Weights:
             self._layout, self._asked = self._layout_now(), asked
         if self._grids is not None and self._versions != self._version_numbers():
             with _uninterrupted():
-                self._write_in_place([], None, [])
+                self._write_in_place([], None, always=True)
 
     def _layout_now(self) -> list[list[Any]]:
         groups = [group["params"] for group in self.groups]
@@ -134,8 +139,7 @@ class Weights:
             combine(terms, None, self._step, rounding=0 if as_update else 1 + terms[0][0])
         if self._in_place:
             with _uninterrupted():
-                self._write_in_place(terms, None, self._back(), onto_grid=False)
-                self._displacement = terms
+                self._write_in_place(terms, None, onto_grid=False)
                 self._leave_trace(terms)
 
     def restore(self, step: int) -> None:
@@ -146,9 +150,8 @@ class Weights:
                 if combine.saved[0] == step:
                     combine((), None, step)
                     combine.saved[0] = -1
-            if self._displacement:
-                self._write_in_place([], None, self._back())
-                self._displacement = []
+            if self._is_displaced():
+                self._write_in_place([], None)
                 self._leave_trace([])
 
     def update(self, terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]) -> None:
@@ -166,12 +169,10 @@ class Weights:
             commit()
             return
         with _uninterrupted():
-            if scales is None and _equal(terms, self._displacement):  # a trial step that is accepted
-                self._write_in_place([], None, [])
-            elif self._displacement or terms or scales is not None:
-                self._write_in_place(terms, scales, self._back())
-            self._displacement = []
+            if self._is_displaced() or terms or scales is not None:
+                self._write_in_place(terms, scales)
             commit()
+            self._displaced = [([], None)] * len(self._in_place)
 
     def directions(self, count: int, scales: list[float], step: int) -> Tensor:
         """The first directions, written out: float64 `(R, count, d)`, group g times `scales[g]`; on the CPU."""
@@ -194,17 +195,29 @@ class Weights:
         if self.traces is not None:
             self.traces.append(terms)
 
-    def _back(self) -> list[Term]:
-        """What takes the displacement back, the last direction first."""
-        return [(direction, [-m for m in multiples]) for direction, multiples in reversed(self._displacement)]
+    def _is_displaced(self) -> bool:
+        return any(terms or scales is not None for terms, scales in self._displaced)
 
     def _write_in_place(
-        self, terms: list[Term], scales: list[Multiple] | None, undo: list[Term], *, onto_grid: bool = True
+        self, terms: list[Term], scales: list[Multiple] | None, *, onto_grid: bool = True, always: bool = False
     ) -> None:
-        grids = self._grids if onto_grid else None
-        if terms or undo or scales is not None or grids is not None:
-            for combine in self._in_place:
-                combine(_nonzero(terms), scales, self._step, undo=undo, grids=grids)
+        """Weights <- scale * (weights at `begin`) + terms, block by block."""
+        grids, written = self._grids if onto_grid else None, False
+        for i, combine in enumerate(self._in_place):
+            displacement, scaled = self._displaced[i]
+            undo, moves, factors = [], terms, scales
+            if scaled is not None:  # restore, after an update that failed between two blocks: (w - terms) / scale
+                factors = [1.0 / s for s in scaled]
+                moves = _negative(_scaled(displacement, factors))
+            elif scales is None and _equal(terms, displacement):  # a trial step that is accepted
+                moves = []
+            else:
+                undo = _negative(displacement[::-1])
+            if moves or undo or factors is not None or (grids is not None and (displacement or always)):
+                combine(_nonzero(moves), factors, self._step, undo=undo, grids=grids)
+                written = True
+            self._displaced[i] = (terms, scales)
+        if written:
             self._versions = self._version_numbers()
 
     def _version_numbers(self) -> list[int]:
@@ -226,7 +239,7 @@ class Weights:
                     members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p, index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._saved, self._in_place, self.blocks = [], [], []
+        self._saved, self._in_place, self.blocks, self._displaced = [], [], [], []
         for (group, _, _, in_place, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
             self.blocks.append(block)
@@ -237,6 +250,7 @@ class Weights:
             copies = None if in_place else [torch.empty_like(t) for t in tensors]
             combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
             (self._in_place if in_place else self._saved).append(combine)
+            self._displaced += [([], None)] * in_place
 
 
 def _layout(parameters: list[Tensor]) -> list[Any]:
@@ -255,6 +269,14 @@ def _layout(parameters: list[Tensor]) -> list[Any]:
 def _generators(devices: set[torch.device]) -> list[torch.Generator]:
     cuda = [torch.cuda.default_generators[d.index or 0] for d in devices if d.type == "cuda"]
     return [torch.default_generator, *cuda]
+
+
+def _scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
+    return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
+
+
+def _negative(terms: list[Term]) -> list[Term]:
+    return [(direction, [-m for m in multiples]) for direction, multiples in terms]
 
 
 def _representable(sigma: float) -> float:
@@ -276,16 +298,29 @@ def _equal(some: list[Term], others: list[Term]) -> bool:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done; only the main thread receives it."""
-    previous = _signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-    received: list[Any] = []
-    _signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    """Hold Ctrl-C, alarms and SIGTERM back until the block is done; only the main thread receives them."""
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))}
+    received: list[tuple[int, Any]] = []
+
+    def hold(number: int, frame: Any) -> None:
+        received.append((number, frame))
+
     try:
+        for number in handlers:
+            _signal.signal(number, hold)
         yield
     finally:
-        _signal.signal(signal.SIGINT, previous)
-        if received:
-            previous(*received[-1])
+        try:
+            _handle(handlers)
+        except BaseException:  # one signal may come as soon as its own handler is back, before the others are
+            _handle(handlers)
+            raise
+        for number, frame in received:
+            handlers[number](number, frame)
+
+
+def _handle(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        _signal.signal(number, handler)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def test_numbers_that_are_not_finite_are_null_and_arrays_are_lists(path: Path) -
     append_records(
         path, [{"task": "x", "a": math.nan, "b": [math.inf, np.float32(1.5)], "c": np.array([[1.0, -np.inf]])}]
     )
-    assert json.loads(path.read_text()) == {"task": "x", "a": None, "b": [None, 1.5], "c": [[1.0, None]]}
+    assert read_records(path).records == [{"task": "x", "a": None, "b": [None, 1.5], "c": [[1.0, None]]}]
 
 
 def test_a_file_cut_at_any_byte_gives_every_whole_line(path: Path) -> None:

@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of weights, batches and directions (0)")
     sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
     sub.add_argument("--out", type=Path, help="folder for checkpoint, record and report (runs/train-TASK-OPTIMIZER)")
-    sub.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
+    sub.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
+    )
     _add_json(sub)
 
     sub = command(
@@ -208,24 +210,13 @@ def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "series", {"path": options.csv, **({"column": columns} if columns else {}), **settings}
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made if missing; an error before any work where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); give another folder") from error
-    return folder
-
-
 def _reproduce(options: argparse.Namespace) -> int:
     from dopaminergic.lab.experiments import run_studies, studies
     from dopaminergic.lab.progress import Progress
+    from dopaminergic.lab.records import writable
 
     suffix = "" if options.size == "default" else f"-{options.size}"
-    folder = _writable(options.out or Path("runs") / f"reproduce{suffix}")
+    folder = writable(options.out or Path("runs") / f"reproduce{suffix}")
     plan = studies(options.part, options.size)
     with Progress(quiet=options.json) as progress:
         run_studies(plan, folder, options.workers, progress)
@@ -235,12 +226,17 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _measure_costs(folder: Path, size: str, progress: Any) -> None:
     from dopaminergic.lab.costs import measure_costs
-    from dopaminergic.lab.records import write_whole
+    from dopaminergic.lab.records import read_costs, sealed, write_whole
 
-    if not (folder / "costs.json").exists():
+    try:
+        known = read_costs(folder / "costs.json")
+    except ValueError as error:
+        known = {}
+        print(f"dopaminergic: {error}; measuring again", file=sys.stderr)
+    if not known:
         progress("costs of a step", 0, 1, [])
         costs = measure_costs(5, ("dopamine", "vector", "adam")) if size == "quick" else measure_costs()
-        write_whole(folder / "costs.json", json.dumps(costs, indent=1))
+        write_whole(folder / "costs.json", sealed(costs))
         progress("costs of a step", 1, 1, [])
 
 
@@ -260,6 +256,7 @@ def _finish(folder: Path, options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from dopaminergic.lab.progress import Progress
+    from dopaminergic.lab.records import writable
     from dopaminergic.lab.training import train
 
     task, settings = _task_of(options)
@@ -272,7 +269,7 @@ def _train(options: argparse.Namespace) -> int:
             lr=options.lr,
             seed=options.seed,
             budget=options.budget,
-            folder=lambda: _writable(folder),
+            folder=lambda: writable(folder),
             resume=options.resume,
             progress=progress,
         )
@@ -290,6 +287,7 @@ def _compare(options: argparse.Namespace) -> int:
     from dopaminergic.lab.experiments import Study, run_studies
     from dopaminergic.lab.optimizers import find_method
     from dopaminergic.lab.progress import Progress
+    from dopaminergic.lab.records import writable
     from dopaminergic.lab.tasks import make_task
 
     name, settings = _task_of(options)
@@ -299,7 +297,7 @@ def _compare(options: argparse.Namespace) -> int:
     if not optimizers:
         raise ValueError("--optimizers: give at least one, such as --optimizers dopamine,adam")
     task = make_task(name, **settings)
-    folder = _writable(options.out or Path("runs") / f"compare-{name}")
+    folder = writable(options.out or Path("runs") / f"compare-{name}")
     budget = options.budget or task.budget
     study = Study(name, settings, budget, options.tuning_seeds, options.seeds, optimizers)
     with Progress(quiet=options.json) as progress:
@@ -311,7 +309,9 @@ def _report(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder}: no such folder; `dopaminergic reproduce` makes one")
     if options.out is not None:
-        _writable(options.out)
+        from dopaminergic.lab.records import writable
+
+        writable(options.out)
     return _finish(options.folder, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import time
@@ -17,6 +18,11 @@ from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.tasks import Task
 
 TRACE_POINTS = 200
+HEADER = b"dopaminergic checkpoint 1, sha256 "
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not what was written; nothing of it was used."""
 
 
 class Fleet:
@@ -107,20 +113,24 @@ class Fleet:
         content = io.BytesIO()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **self._own()}
         torch.save(state, content)
-        write_whole(path, content.getvalue())
+        write_whole(path, _header(content.getvalue()) + content.getvalue())
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of a fleet of the same making, bit for bit.
 
         Raises:
-            ValueError: the checkpoint is damaged or belongs to other runs.
+            CheckpointError: not what `save` wrote; the fleet is as before.
+            ValueError: the checkpoint belongs to other runs.
         """
+        # torch itself does not notice a flipped bit in a tensor.
+        content = path.read_bytes()
+        body = content[content.find(b"\n") + 1 :]
+        if not content.startswith(_header(body)):
+            raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
         try:
-            state = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises half a dozen kinds for a damaged file
-            raise ValueError(
-                f"{path}: not a readable checkpoint ({error}); delete it to start that run afresh"
-            ) from error
+            state = torch.load(io.BytesIO(body), weights_only=True)
+        except Exception as error:  # half a dozen kinds, where another version of torch wrote it
+            raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
         if state["seeds"] != self.seeds or state["task"] != [self.task.name, self.task.settings]:
             raise ValueError(f"{path}: the checkpoint belongs to {state['task'][0]} with seeds {state['seeds']}")
         self.model.load_state_dict(state["model"])
@@ -133,3 +143,7 @@ class Fleet:
     def _own(self) -> dict[str, Any]:
         names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
         return {"task": [self.task.name, self.task.settings], **{name: getattr(self, name) for name in names}}
+
+
+def _header(body: bytes) -> bytes:
+    return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n"

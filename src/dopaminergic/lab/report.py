@@ -39,6 +39,7 @@ from dopaminergic.lab.records import (
     read_records,
     solved_at,
     unique,
+    within,
     write_whole,
 )
 
@@ -89,7 +90,7 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     records, costs = unique(found.records), read_costs(source / "costs.json")
     verdicts = judge(records, costs)
-    drawings = draw_all(source, target / "figures")
+    drawings = draw_all(source, within(target, "figures"))
     write_whole(target / "summary.json", json.dumps(plain(summarise(records, verdicts)), indent=1, ensure_ascii=False))
     page = render(records, costs, verdicts, drawings, found.damaged, commands)
     write_whole(target / "report.html", page)

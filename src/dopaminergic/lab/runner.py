@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import platform
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,11 +26,11 @@ import numpy as np
 import torch
 
 from dopaminergic import __version__
-from dopaminergic.lab.fleet import Fleet
-from dopaminergic.lab.records import SCHEMA, append_records, read_records
+from dopaminergic.lab.fleet import CheckpointError, Fleet
+from dopaminergic.lab.records import SCHEMA, append_records, discard_leftovers, read_records, within
 from dopaminergic.lab.tasks import make_task
 
-CHECKPOINT_SECONDS = 15.0
+CHECKPOINT_SECONDS = float(os.environ.get("DOPAMINERGIC_CHECKPOINT_SECONDS", "15"))
 TRACED = ("dopamine", "dopamine2", "vector")
 
 
@@ -97,12 +98,12 @@ class Finished(NamedTuple):
     records: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
 
-    def keep(self, folder: Path) -> None:
-        """Append the lines."""
+    def keep(self, folder: Path, known: Container[str] = ()) -> None:
+        """Append the lines, without records whose key is `known`: those a kill in the midst of writing had left."""
         # Pictures first: a kill between the two repeats the job, and a repeated picture replaces the first.
         if self.pictures:
             append_records(folder / "pictures.jsonl", self.pictures)
-        append_records(folder / "records.jsonl", self.records)
+        append_records(folder / "records.jsonl", [record for record in self.records if _key(record) not in known])
 
 
 def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool]) -> Finished | None:
@@ -110,7 +111,7 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
 
     Args:
         job: what to run.
-        checkpoints: folder for the checkpoint.
+        checkpoints: folder for the checkpoint; a damaged one is named in the log, and the run starts over.
         report: called every so often with the forward passes so far.
         stop: asked every so often; if true, save and return.
 
@@ -122,7 +123,10 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
     fleet = Fleet(task, job.optimizer, seeds, rates, job.budget)
     path = checkpoints / f"{job.name}.pt"
     if path.exists():
-        fleet.load(path)
+        try:
+            fleet.load(path)
+        except CheckpointError as error:
+            logging.getLogger(__name__).warning("%s; that run starts over", error)
     began = saved = time.monotonic()
     for passes in fleet.run():
         report(passes)
@@ -195,17 +199,35 @@ def _key(record: dict[str, Any]) -> str:
     return json.dumps([*settings, record["settings"]["lr"]], sort_keys=True)
 
 
+def _keys(job: Job) -> list[str]:
+    settings = make_task(job.task, **job.task_settings).settings
+    common = {"task": job.task, "task_settings": settings, "optimizer": job.optimizer, "budget": job.budget}
+    return [_key({**common, **r._asdict(), "settings": {"lr": r.lr}}) for r in job.replicas]
+
+
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a folder by the key of their run."""
+    records = read_records(folder / "records.jsonl", ("task", "settings", "role", "seed", "budget")).records
+    return {_key(record): record for record in records}
+
+
+def record_of(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The record of a job of one replica, or None where it is not finished."""
+    return recorded(folder).get(_keys(job)[0])
+
+
 def unfinished(jobs: Iterable[Job], folder: Path) -> list[Job]:
     """The jobs that have a replica without a record, the longest first."""
-    done = {_key(record) for record in read_records(folder / "records.jsonl").records}
+    done = recorded(folder)
+    return sorted((job for job in jobs if any(key not in done for key in _keys(job))), key=lambda job: -job.work)
 
-    def missing(job: Job) -> bool:
-        settings = make_task(job.task, **job.task_settings).settings
-        common = {"task": job.task, "task_settings": settings, "optimizer": job.optimizer, "budget": job.budget}
-        keys = (_key({**common, **r._asdict(), "settings": {"lr": r.lr}}) for r in job.replicas)
-        return any(key not in done for key in keys)
 
-    return sorted((job for job in jobs if missing(job)), key=lambda job: -job.work)
+def checkpoint_folder(folder: Path) -> Path:
+    """Where the checkpoints of a folder lie; made if missing, and without what a kill has left half written."""
+    checkpoints = within(folder, "checkpoints")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    discard_leftovers(checkpoints)
+    return checkpoints
 
 
 class Crew:
@@ -248,9 +270,11 @@ class Crew:
         Raises:
             RuntimeError: a worker failed; what is finished is kept.
         """
-        checkpoints = folder / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        waiting = unfinished(jobs, folder)
+        jobs, checkpoints = list(jobs), checkpoint_folder(folder)
+        waiting, known = unfinished(jobs, folder), recorded(folder)
+        for job in jobs:  # a kill between the record and this had left it
+            if job not in waiting:
+                (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
         total, finished = sum(job.work for job in waiting), 0
         running: dict[Connection, Job] = {}
         done: dict[Connection, int] = {}
@@ -265,7 +289,7 @@ class Crew:
                 if isinstance(message, int):
                     done[connection] = message * len(job.replicas)
                     continue
-                message.keep(folder)
+                message.keep(folder, known)
                 (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
                 finished += job.work
                 del running[connection], done[connection]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dopaminergic.lab.optimizers import find_method, grid_of
-from dopaminergic.lab.runner import Job, Replica, run_job
+from dopaminergic.lab.runner import Job, Replica, checkpoint_folder, record_of, run_job
 from dopaminergic.lab.tasks import make_task
 
 
@@ -38,7 +38,8 @@ def train(
         seed: of weights, batches and directions, >= 0.
         budget: forward passes; None for the task's.
         folder: makes and returns the folder, once everything else is known to be right.
-        resume: continue from the checkpoint there, if there is one; else it is an error that there is one.
+        resume: continue from the checkpoint there, if there is one, and run nothing again that has a record there;
+            else it is an error that there is a checkpoint.
         progress: called with a title, the passes done and in all, and details.
 
     Returns:
@@ -59,10 +60,13 @@ def train(
     budget = budget or built.budget
     job = Job(task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True)
     out = folder()
-    path = out / "checkpoints" / f"{job.name}.pt"
+    path = checkpoint_folder(out) / f"{job.name}.pt"
     if path.exists() and not resume:
         raise ValueError(f"{path} holds an unfinished run of this kind: continue it with --resume, or delete it")
-    path.parent.mkdir(exist_ok=True)
+    done = record_of(job, out) if resume else None
+    if done is not None:
+        path.unlink(missing_ok=True)
+        return done
     torch.set_num_threads(1)
     title, began = f"{built.title}, {method.label}", time.monotonic()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dopaminergic.lab.optimizers import find_method, grid_of
-from dopaminergic.lab.records import Record, final_error, solved_at
+from dopaminergic.lab.records import Record, final_error, solved_at, unique
 from dopaminergic.lab.runner import Job, Replica
 from dopaminergic.lab.tasks import make_task
 
@@ -45,7 +45,7 @@ def best_learning_rate(
     known = make_task(task, **settings)
     wanted = {"role": "tuning", "task": task, "task_settings": known.settings, "optimizer": optimizer, "budget": budget}
     by_rate: defaultdict[float, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in unique(records):
         if all(record[key] == value for key, value in wanted.items()):
             by_rate[record["settings"]["lr"]].append(record)
     if not by_rate:
