@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (folder, parser.parse_args()), nprocs=2)
+        mp.spawn(work, (folder, parser.parse_args()), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
     if "RANK" in os.environ:  # started by torchrun, which says where the others are
         dist.init_process_group("gloo")
     else:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     ranks = Ranks(data_parallel=options.data)
 
     torch.manual_seed(0)  # the same weights on all ranks

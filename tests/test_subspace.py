@@ -230,7 +230,7 @@ def test_the_covariance_is_that_of_the_parts_of_samples() -> None:
 
 
 def noisy(**values: float) -> Any:
-    return state(comparisons=1.0, slope=1.0, **values)
+    return state(1, comparisons=1.0, slope=1.0, **values)
 
 
 def test_the_share_is_what_noise_leaves_of_the_slope() -> None:

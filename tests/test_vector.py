@@ -73,6 +73,22 @@ def loss_slope_curvature(form: str, o: Tensor, y: Tensor) -> tuple[float, Tensor
     return float(mean(o)), grad(o), torch.func.jacrev(grad)(o), 16
 
 
+def noise_of_the_batch(J: Tensor, r: Tensor, M: Tensor, samples: int) -> float:
+    """tr(M^-1 C), C from the parts that samples have in the slopes."""
+    if samples < 2:
+        return 0.0
+    parts = torch.stack([J[:, i] @ r[i] for i in torch.arange(len(r)).reshape(samples, -1)], 1)
+    return float(torch.linalg.solve(M, samples * torch.cov(parts).reshape(len(J), len(J))).trace())
+
+
+def clamped(x: float, low: float, high: float) -> float:
+    return min(max(x, low), high)
+
+
+def eta_taken(gain: float, sound: float, lost: float) -> float:
+    return lost * gain + (1 - lost) * min(gain, clamped(sound, 0.05, 1.0))
+
+
 def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     """Yields weights, damping, gain, forward passes and prediction error after each step; settings as documented."""
     groups = [{**group, "params": copies(group["params"])} for group in optimizer.param_groups]
@@ -91,9 +107,19 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         values = returned if isinstance(returned, Tensor) else returned.values
         return values.flatten()
 
-    damping, gain, curvature, passes = optimizer.settings["damping"], 0.5, 0.0, 0
-    actuals = promises = comparisons = expected = gaps = slopes = signals = tried = 0.0
-    last = math.nan
+    damping: float = optimizer.settings["damping"]
+    gain: float = 0.5
+    curvature: float = 0.0
+    actuals: float = 0.0
+    promises: float = 0.0
+    comparisons: float = 0.0
+    expected: float = 0.0
+    gaps: float = 0.0
+    slopes: float = 0.0
+    signals: float = 0.0
+    tried: float = 0.0
+    last: float = math.nan
+    passes: int = 0
     for step in range(steps):
         o = outcomes(w)
         loss, r, H, samples = loss_slope_curvature(problem.form, o, problem.y)
@@ -120,25 +146,20 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             comparisons = beta * comparisons + (1 - beta)
             gaps = beta * gaps + (1 - beta) * abs(loss - tried)
             error = (actual - tau * expected) / ((actuals + promises) / comparisons)
-            gain = min(max(gain * math.exp(kappa * min(max(error, -3), 3)), 0.05), 1.0)
+            gain = clamped(gain * math.exp(kappa * clamped(error, -3, 3)), 0.05, 1.0)
         g, A, JJ = J @ r, J @ H @ J.T, J @ J.T
         h = float(A.trace() / JJ.trace())
-        curvature = max(curvature, h)
+        curvature = clamped(curvature, h, math.inf)
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
-        ridge = max(damping, 0.015 * lost / curvature) * unit
+        ridge = clamped(damping, 0.015 * lost / curvature, math.inf) * unit
         M = A + 0.3 * lost * JJ + ridge * G
         c = torch.linalg.solve(M, g)
-        noise, rows = 0.0, [J[:, i] @ r[i] for i in torch.arange(len(o)).reshape(samples, -1)]
-        if samples > 1:
-            C = samples * torch.cov(torch.stack(rows, 1).reshape(K, samples)).reshape(K, K)
-            noise = float(torch.linalg.solve(M, C).trace())
-        slopes = beta * slopes + (1 - beta) * float(g @ c)
-        noise = min(noise, 8 * gaps / comparisons if comparisons else 0.0)
-        signals = beta * signals + (1 - beta) * (float(g @ c) - noise)
-        share = min(gain, min(max(signals / slopes, 0.05), 1.0))
-        share = lost / curvature * gain + (1 - lost / curvature) * share
-        rates = [group["lr"] * share for group in groups]
+        slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
+        heard = slope - clamped(noise, 0.0, 8 * gaps / comparisons if comparisons else 0.0)
+        slopes, signals = beta * slopes + (1 - beta) * slope, beta * signals + (1 - beta) * heard
+        taken = eta_taken(gain, signals / slopes, lost / curvature)
+        rates = [group["lr"] * taken for group in groups]
         squares = [n * group["sigma"] ** 2 for n, group in zip(sizes, groups, strict=True)]
         share = sum(a * b for a, b in zip(rates, squares, strict=True)) / sum(squares)
         rate = torch.cat([torch.full((n,), x) for n, x in zip(sizes, rates, strict=True)]).double()
@@ -146,7 +167,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         expected = float(share * g @ c - share**2 * c @ A @ c / 2)
         trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
         ratio = (loss - trial) / expected
-        damping = min(max(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8), 1e4)
+        damping = clamped(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8, 1e4)
         rpe, last, tried = loss - trial - expected, loss, trial
         if loss - trial > 0:
             decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])

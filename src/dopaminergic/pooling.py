@@ -131,7 +131,7 @@ def project(
         full[:, row, column] = half
         full[:, column, row] = half
         matrices.append(torch.where(used[:, None] & used[..., None], full, 0.0))
-    space = Subspace(slope, *matrices, torch.eye(count, dtype=torch.float64)[None], 0)
+    space = Subspace(slope, matrices[0], matrices[1], matrices[2], torch.eye(count, dtype=torch.float64)[None], 0)
     return Projection(space, steepness[:, 0], (taken > 0) & used, used)
 
 
