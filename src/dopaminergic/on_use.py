@@ -27,6 +27,8 @@ from dopaminergic.outcomes import Outcome
 from dopaminergic.weights import Weights, _uninterrupted
 
 MOST_PASSES = 3  # over all weights in an evaluation; beyond, it is cheaper to copy them
+SMALL = 1 << 14  # weights that are not worth keeping memory for
+HOLDERS = 2  # of memory that is free: our tensor, and the handle by which they are counted
 # Attributes that lead to the numbers; all others, and these methods, are the same for a perturbed tensor.
 VALUES = {"data", "T", "mT", "H", "mH", "real"}
 ABOUT = {"size", "dim", "stride", "numel", "nelement", "ndimension", "is_contiguous", "is_floating_point", "__len__"}
@@ -43,6 +45,7 @@ class Handing(TorchFunctionMode):
     Args:
         weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder` in
             eval mode does), and losses are to differ by the perturbation alone.
+        rooms: memory for what is made, from one evaluation to the next; starts empty.
         turned: all bits of those parameters are turned over at the moment.
 
     Attributes:
@@ -51,9 +54,9 @@ class Handing(TorchFunctionMode):
         why: what does not work in this way, or "".
     """
 
-    def __init__(self, weights: Weights, *, turned: bool) -> None:
+    def __init__(self, weights: Weights, rooms: list[Tensor], *, turned: bool = False) -> None:
         super().__init__()
-        self.weights, self.turned = weights, turned
+        self.weights, self.rooms, self.turned = weights, rooms, turned
         self.places = {id(p): (p, i, b.group) for b in weights.on_use_blocks for p, i in zip(*b[1:], strict=True)}
         self.used: set[int] = set()
         self.made, self.why = 0, ""
@@ -104,7 +107,7 @@ class Handing(TorchFunctionMode):
     def _perturbed(self, p: Tensor, index: int, group: int) -> Tensor:
         """A tensor with the bits that the parameter would have had it been displaced."""
         weights, source = self.weights, p.detach()
-        tensor = torch.empty_like(source)
+        tensor = self._room(source)
         if self.turned:
             tensor.copy_(source)
             turn(tensor)
@@ -114,6 +117,23 @@ class Handing(TorchFunctionMode):
         combine(*weights.held, weights.step, weights.held_rounding)
         self.made += p.numel()
         return tensor
+
+    def _room(self, like: Tensor) -> Tensor:
+        """Memory for a perturbed tensor: what an earlier one took, once nobody holds it or a view of it.
+
+        An allocator would put the next layer beside the last one, and small tensors into the gaps.
+        """
+        if like.is_cuda or like.numel() < SMALL:
+            return torch.empty_like(like)
+        free = [r for r in self.rooms if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
+        room = min((r for r in free if r.numel() >= like.numel()), key=Tensor.numel, default=None)
+        if room is None:
+            self.rooms[:] = [r for r in self.rooms if all(r is not f for f in free)]
+            free.clear()  # before there is another
+            room = torch.empty(like.numel(), dtype=torch.int16)
+            self.rooms.append(room)
+        # `data`, for torch.matmul takes another way with a view, too.
+        return room.view(like.dtype).as_strided(like.size(), like.stride()).data
 
 
 class OnUse:
@@ -132,11 +152,12 @@ class OnUse:
         self.rule, self.checked, self.refused, self.extra = rule, checked, refused, 0
         self._depth: int | None = None  # of torch's stack of modes before an evaluation
         self._turned: list[Tensor] = []
+        self._rooms: list[Tensor] = []
         self._used: set[int] | None = None
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_used": None, "_layout": None}  # they name tensors of this process
+        return {**self.__dict__, "_rooms": [], "_used": None, "_layout": None}  # they belong to this process
 
     def __call__(self, weights: Weights, closure: Callable[[], Any]) -> Any:
         """What the closure returns at the weights as they are displaced."""
@@ -144,7 +165,7 @@ class OnUse:
             return self._evaluate(weights, closure)[0] if weights.on_use_blocks else closure()
         if self._layout is not weights.blocks:
             self.checked, self._used = self.checked and self._layout is None, None
-            self._layout = weights.blocks
+            self._layout, self._rooms = weights.blocks, []
         states = [(generator, generator.get_state()) for generator in weights.generators]
         try:
             found, handing = self._evaluate(weights, closure)
@@ -174,7 +195,7 @@ class OnUse:
                 turn(self._turned.pop())
 
     def _evaluate(self, weights: Weights, closure: Callable[[], Any], *, turned: bool = False) -> tuple[Any, Handing]:
-        handing = Handing(weights, turned=turned)
+        handing = Handing(weights, self._rooms, turned=turned)
         self._depth = _modes._len_torch_function_stack()
         try:
             if turned:
@@ -211,7 +232,7 @@ class OnUse:
         except BaseException:  # the closure itself is at fault
             weights.copy_halves(self.refused)
             raise
-        self.refused = True
+        self.refused, self._rooms = True, []
         logging.getLogger(__name__).warning(
             "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
             "perturbed weights when it uses them; the reason: %s",
