@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -181,15 +182,15 @@ def test_an_update_that_fails_between_two_blocks_is_completed(monkeypatch: pytes
     assert same(*ends)
 
 
-# ---- what cannot be done -----------------------------------------------------------------------------------------------
+# ---- what cannot be done ---------------------------------------------------------------------------------------------
 
 
-def reads_memory(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def reads_memory(model: Any) -> Callable[[Tensor], Tensor]:
     first = model[0].weight.data  # made before, and the bias is read as it should be
     return lambda x: model[2](functional.linear(x, first, model[0].bias).tanh())
 
 
-def writes(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def writes(model: Any) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         model[0].weight.clamp_(-0.3, 0.3)
         return model(x)
@@ -197,19 +198,15 @@ def writes(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def takes_addresses(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def takes_addresses(model: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: model(x) + 0.0 * model[0].weight.data_ptr()
 
 
-def is_compiled(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def is_compiled(model: Any) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, backend="eager")
 
 
-def is_a_script(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    return torch.jit.trace(model, randn(4, 3, dtype=torch.bfloat16))
-
-
-def alternates(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def alternates(model: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: sum((model(x + i) for i in range(5)), torch.zeros(()))
 
 
@@ -235,7 +232,8 @@ def test_what_reads_weights_otherwise_gets_a_copy(outside: Any, caplog: pytest.L
 def test_a_closure_that_turns_to_other_ways_later_gets_a_copy() -> None:
     runs, x = [], randn(4, 3, dtype=torch.bfloat16)
     for prepare in (lambda optimizer: optimizer, copying):
-        model, steps = perceptron(3, 8, 1, dtype=torch.bfloat16), 0
+        model: Any = perceptron(3, 8, 1, dtype=torch.bfloat16)
+        steps = 0
         first = model[0].weight.data
         optimizer = prepare(SPSA(model.parameters(), lr=0.1))
 
@@ -250,32 +248,32 @@ def test_a_closure_that_turns_to_other_ways_later_gets_a_copy() -> None:
     assert same(*runs)
 
 
-def uses_a_view(model: nn.Sequential, x: Tensor) -> Tensor:
+def uses_a_view(model: Any, x: Tensor) -> Tensor:
     views = [p.t() if p.ndim > 1 else p.view(-1) for p in model.parameters()]
     return ((x @ views[0] + views[1]).tanh() @ views[2] + views[3]).float().square().mean()
 
 
-def is_inference(model: nn.Sequential, x: Tensor) -> Tensor:
+def is_inference(model: Any, x: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(x).float().square().mean()
 
 
-def has_gradients(model: nn.Sequential, x: Tensor) -> Tensor:
+def has_gradients(model: Any, x: Tensor) -> Tensor:
     with torch.enable_grad():
         loss = model(x).float().square().mean()
         loss.backward()
     return loss.detach()
 
 
-def is_functional(model: nn.Sequential, x: Tensor) -> Tensor:
+def is_functional(model: Any, x: Tensor) -> Tensor:
     return torch.func.functional_call(model, dict(model.named_parameters()), (x,)).float().square().mean()
 
 
-def leaves_some_out(model: nn.Sequential, x: Tensor) -> Tensor:
+def leaves_some_out(model: Any, x: Tensor) -> Tensor:
     return model[0](x).float().square().mean()
 
 
-def looks(model: nn.Sequential, x: Tensor) -> Tensor:
+def looks(model: Any, x: Tensor) -> Tensor:
     size = sum(p.numel() * p.dim() * len(p) for p in model.parameters() if p.requires_grad and p.shape and p.is_leaf)
     return model(x).float().square().mean() + size + float(model[0].weight[0, 0]) + copy.deepcopy(model)(x).mean()
 
@@ -342,8 +340,6 @@ class Allocations(TorchDispatchMode):
             if isinstance(t, Tensor) and t.device.type == "cpu":
                 storage = t.untyped_storage()
                 if storage.data_ptr() not in known:
-                    import weakref
-
                     key = storage._cdata
                     self.alive[key] = (weakref.ref(t), storage.nbytes())
         self.alive = {key: value for key, value in self.alive.items() if value[0]() is not None}

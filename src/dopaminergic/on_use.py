@@ -5,9 +5,10 @@ they are and gives each torch operation a perturbed tensor, made for it, whereve
 that the parameter itself would have. Only those of the last operation are kept, so that memory is that of inference
 and of the largest layer.
 
-What reads a weight past torch's operations (a view made before, compiled code, another thread) would see it unperturbed.
-The first evaluation is therefore repeated while all bits of the weights are turned over, which `Handing` allows for and
-nobody else: if the outcome is not the very same, weights are copied instead (and that is said once in the log).
+What reads a weight past torch's operations (a view made before, compiled code, another thread) would not see it
+perturbed. The first evaluation is therefore repeated while all bits of the weights are turned over, which `Handing`
+allows for and nobody else: if the outcome is not the very same, weights are copied (which the log says once). So it is
+again when a weight that was used is so no longer.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Handing(TorchFunctionMode):
     """While active, torch operations get perturbed tensors in place of the parameters that `weights` leaves alone.
 
     Args:
-        weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder` in
-            eval mode does), and losses are to differ by the perturbation alone.
+        weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder`
+            in eval mode does), and losses are to differ by the perturbation alone.
         rooms: memory for what is made, from one evaluation to the next; starts empty.
         turned: all bits of those parameters are turned over at the moment.
 
@@ -114,7 +115,7 @@ class Handing(TorchFunctionMode):
             source = tensor
         combine = Combination([tensor], [index], weights.seeds, weights.kind, [source], group)
         combine.saved[0] = weights.step  # the source needs no saving
-        combine(*weights.held, weights.step, weights.held_rounding)
+        combine(weights.held or [], None, weights.step, weights.held_rounding)
         self.made += p.numel()
         return tensor
 

@@ -205,7 +205,7 @@ class ForwardOptimizer(Optimizer):
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take."""
+        """The most forward passes that the next step may take; the first one with large 16-bit weights, one more."""
         return self.needs_base + (1 + self.needs_minus) * self.settings["directions"]
 
     @property
@@ -312,7 +312,9 @@ class ForwardOptimizer(Optimizer):
         self._on_use.extra = 0
         losses, change = self._evaluate(lambda: self._on_use(self._weights, closure), before)
         # Ranks count alike, though not each of them may have evaluated anything.
-        passes = change.after.forward_passes + (self._on_use.extra if self._ranks is None else 0)
+        if not self._on_use.extra or self._ranks is not None:
+            return losses, change
+        passes = change.after.forward_passes + self._on_use.extra
         return losses, change._replace(after=change.after._replace(forward_passes=passes))
 
     def _mean(self, losses: Losses) -> Any:

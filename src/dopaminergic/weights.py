@@ -70,7 +70,7 @@ class Weights:
         sharded: some parameters are DTensors, of which this rank holds a part; all numbers above are of the whole.
         saved_all: every weight comes back to the bit from any move; the same on all ranks, also on one without weights.
         on_use_blocks: those of `blocks` that are perturbed on use.
-        held: terms and scales by which they are to be perturbed now; None for as they are.
+        held: terms by which they are to be perturbed now; None for as they are.
         held_rounding: which random numbers round them then.
         unfinished: None, or what completes an update that was interrupted.
         traces: None, or what `move` (its terms) and `restore` (an empty list) have written in place since a journal
@@ -90,7 +90,7 @@ class Weights:
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
         self.keep_copies, self.on_use, self.sharded, self.saved_all = keep_copies, on_use, False, True
         self.on_use_blocks: list[Block] = []
-        self.held: tuple[list[Term], None] | None = None
+        self.held: list[Term] | None = None
         self.held_rounding = 0
         self.unfinished: Callable[[], None] | None = None
         self.sizes: list[int] = []
@@ -152,7 +152,7 @@ class Weights:
         self.held_rounding = 0 if as_update else 1 + terms[0][0]
         for combine in self._saved:
             combine(terms, None, self.step, rounding=self.held_rounding)
-        self.held = (terms, None) if self._on_use else None
+        self.held = terms if self._on_use else None
         if self._in_place:
             with _uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
@@ -196,7 +196,7 @@ class Weights:
     def _finish(
         self, rest: list[Combination], terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]
     ) -> None:
-        """Update what is perturbed on use, last of all: from the second block on there is no way back, but one ahead."""
+        """Update what is perturbed on use, last of all: from its second block on there is no way but ahead."""
         self.held = None
         while rest:
             rest[0](terms, scales, self.step)
@@ -213,7 +213,7 @@ class Weights:
             self.restore(self.step)
             self.begin(self.step)
             if held is not None:
-                self.move(held[0], as_update=rounding == 0)
+                self.move(held, as_update=rounding == 0)
 
     def directions(self, count: int, scales: list[float], step: int) -> Tensor:
         """The first directions, written out: float64 `(R, count, d)`, group g times `scales[g]`; on the CPU."""
