@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, cross_entropy, squared_error
+from dopaminergic import on_use as handing
 from dopaminergic import weights as module
 from dopaminergic.outcomes import Outcome
 from optimizers import Row, copies, perceptron, randn, same
@@ -26,6 +27,7 @@ HALVES = [torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SAVED_BYTES", 0)
+    monkeypatch.setattr(handing, "SMALL", 0)
 
 
 class Layers(nn.Module):
