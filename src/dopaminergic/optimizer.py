@@ -28,6 +28,7 @@ from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
 from dopaminergic.noise import Multiple, Term
+from dopaminergic.on_use import OnUse
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses, mean_tensor
 from dopaminergic.scalars import Scalar, as_array, as_tensor, clip, finite, mean, select
 from dopaminergic.weights import Weights, _uninterrupted
@@ -155,10 +156,12 @@ class ForwardOptimizer(Optimizer):
         )
         checks.some_trainable(self._rule_name, self.param_groups)
         self._batched = self._make_batched()
+        self._on_use = OnUse(self._rule_name)
         skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64) if self._fleet else 0
         self._progress = Progress(self._start(), skipped_steps=skipped)
         self._weights = self._make_weights()
         self._pending: Change | None = None
+        self._applied: Change | None = None  # by the last update, which may not be complete
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
         self._warned = False
 
@@ -183,7 +186,14 @@ class ForwardOptimizer(Optimizer):
         seeds = np.array(seeds, np.uint64)
         # Gaussian directions are taken back in place only to rounding, and each rank takes back others.
         keep = self.settings["noise"] == "gaussian" and self._ranks is not None and self._ranks.shares > 1
-        return Weights(self.param_groups, seeds, self.settings["noise"], shared=self.shares_sigma, keep_copies=keep)
+        return Weights(
+            self.param_groups,
+            seeds,
+            self.settings["noise"],
+            shared=self.shares_sigma,
+            keep_copies=keep,
+            on_use=not self._on_use.refused,
+        )
 
     def _make_batched(self, **known: bool) -> Batched:
         return Batched(self._rule_name, self.settings.get("memory", MEMORY), **known)
@@ -195,7 +205,7 @@ class ForwardOptimizer(Optimizer):
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take."""
+        """The most forward passes that the next step may take; the first one with large 16-bit weights, one more."""
         return self.needs_base + (1 + self.needs_minus) * self.settings["directions"]
 
     @property
@@ -259,6 +269,8 @@ class ForwardOptimizer(Optimizer):
         return self._guarded(self._probe_only, closure)
 
     def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
+        if self._weights.unfinished is not None:
+            self._undo(self._progress)  # the last step could not be completed, for want of memory say
         before, gradients = self._progress, torch.is_grad_enabled()
         try:
             _set_grad_enabled(False)
@@ -277,20 +289,33 @@ class ForwardOptimizer(Optimizer):
 
     def _undo(self, before: Progress) -> None:
         self._batched.leave()
+        self._on_use.leave()
         if self._progress is before:
-            self._weights.restore(before.step)
+            with _uninterrupted():
+                self._weights.restore(before.step)
+                if self._progress is not before and self._applied is not None:  # the update has been completed
+                    self._tell(self._applied)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
-        losses, change = self._evaluate(closure, before)
+        losses, change = self._evaluate_on_use(closure, before)
         self._apply(change)
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
-        losses, self._pending = self._evaluate(closure, before)
+        losses, self._pending = self._evaluate_on_use(closure, before)
         self._weights.restore(before.step)
         return self._mean(losses)
+
+    def _evaluate_on_use(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        self._on_use.extra = 0
+        losses, change = self._evaluate(lambda: self._on_use(self._weights, closure), before)
+        # Ranks count alike, though not each of them may have evaluated anything.
+        if not self._on_use.extra or self._ranks is not None:
+            return losses, change
+        passes = change.after.forward_passes + self._on_use.extra
+        return losses, change._replace(after=change.after._replace(forward_passes=passes))
 
     def _mean(self, losses: Losses) -> Any:
         if not self._fleet:
@@ -313,13 +338,17 @@ class ForwardOptimizer(Optimizer):
             self._pending = None  # not before: a step that is interrupted can be tried again
             self._progress = change.after
 
+        self._applied = change
         if not self._listeners:
             self._weights.update(change.terms, change.scales, commit)
             return
         with _uninterrupted():  # no step is done that nobody is told of
             self._weights.update(change.terms, change.scales, commit)
-            for listener in self._listeners:
-                listener(change)
+            self._tell(change)
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._listeners:
+            listener(change)
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
@@ -376,7 +405,7 @@ class ForwardOptimizer(Optimizer):
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
                 "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
                 RuntimeWarning,
-                stacklevel=9,
+                stacklevel=10,
             )
         self._agreed = True
         if self._fleet:
@@ -459,7 +488,7 @@ class ForwardOptimizer(Optimizer):
                 f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
                 "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
                 RuntimeWarning,
-                stacklevel=10,
+                stacklevel=11,
             )
 
     # ---- saving and loading -----------------------------------------------------------------------------------------
@@ -479,6 +508,7 @@ class ForwardOptimizer(Optimizer):
         memory = [as_tensor(x) for x in rule] if rule else None
         forward = {"settings": dict(self.settings), "rule": memory, "progress": progress}
         forward["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
+        forward["on_use"] = {"checked": self._on_use.checked, "refused": self._on_use.refused}
         return {**super().state_dict(), "forward": {**self._identity(), **forward}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -496,19 +526,20 @@ class ForwardOptimizer(Optimizer):
         if start and isinstance(start[0], np.ndarray):
             forward["rule"] = [as_array(x) for x in forward["rule"]]
         self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
+        self._on_use = OnUse(self._rule_name, **forward.get("on_use", {}))
         self._weights, self._pending, self._agreed = self._make_weights(), None, False
         self._batched = self._make_batched(**forward.get("batched", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
         # whoever listens to this optimizer; a copy makes its own.
-        own = ("_weights", "_pending", "_listeners", "step")
+        own = ("_weights", "_pending", "_applied", "_listeners", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "settings" in self.__dict__:
-            self._weights, self._pending = self._make_weights(), None
+            self._weights, self._pending, self._applied = self._make_weights(), None, None
             self.__dict__.setdefault("_listeners", [])  # `load_state_dict` comes here too, and has some
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

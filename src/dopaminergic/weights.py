@@ -1,9 +1,11 @@
 """Weights that are perturbed, restored and updated, and are never left in between.
 
-Two ways back from a perturbation, chosen by size:
+Three ways to and back from a perturbation, chosen by size:
 
-- *saved*: small models (up to 1 MiB) and 16-bit weights keep a copy while a step lasts. Going back is a copy, exact to
-  the bit, and can be repeated, so an interruption at any moment is harmless.
+- *saved*: small models (up to 1 MiB), and 16-bit weights that cannot be perturbed on use, keep a copy while a step
+  lasts. Going back is a copy, exact to the bit, and can be repeated, so an interruption at any moment is harmless.
+- *on use*: large models of 16 bits stay as they are, and torch's operations are given perturbed weights, see `on_use`.
+  There is nothing to go back from but an update that was interrupted between two blocks, which is finished instead.
 - *in place*: large float32 and float64 models take the displacement back, at no memory. With Rademacher directions
   going back is exact to the bit for |w| < 2^17 sigma, see `noise`: sigma is rounded to 6 significant bits, and weights
   lie on its grid, where an update leaves them and where the first step brings them (by at most half a unit in the last
@@ -16,6 +18,7 @@ from __future__ import annotations
 # What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as fast.
 import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
+import functools
 import math
 import operator
 import signal
@@ -28,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.noise import FAST_DTYPES, Combination, Multiple, Term
+from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
 from dopaminergic.sharding import first_element, is_sharded, local
 
 SAVED_BYTES = 1 << 20
@@ -55,6 +58,7 @@ class Weights:
         kind: `"rademacher"` or `"gaussian"`.
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
         keep_copies: of all weights during a step, however many there are.
+        on_use: large 16-bit weights are perturbed where they are used; the closure is called by `OnUse`.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
@@ -64,7 +68,11 @@ class Weights:
         blocks: the trainable parameters; a new list whenever they have changed.
         generators: torch's generators that a closure may draw from.
         sharded: some parameters are DTensors, of which this rank holds a part; all numbers above are of the whole.
-        saved_all: a copy of every weight is kept during a step; the same on all ranks, also on one without weights.
+        saved_all: every weight comes back to the bit from any move; the same on all ranks, also on one without weights.
+        on_use_blocks: those of `blocks` that are perturbed on use.
+        held: terms by which they are to be perturbed now; None for as they are.
+        held_rounding: which random numbers round them then.
+        unfinished: None, or what completes an update that was interrupted.
         traces: None, or what `move` (its terms) and `restore` (an empty list) have written in place since a journal
             emptied it; such writes are not undone to the bit, so that a replay must do them too.
     """
@@ -77,19 +85,25 @@ class Weights:
         *,
         shared: bool = False,
         keep_copies: bool = False,
+        on_use: bool = False,
     ) -> None:
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
-        self.keep_copies, self.sharded, self.saved_all = keep_copies, False, True
+        self.keep_copies, self.on_use, self.sharded, self.saved_all = keep_copies, on_use, False, True
+        self.on_use_blocks: list[Block] = []
+        self.held: list[Term] | None = None
+        self.held_rounding = 0
+        self.unfinished: Callable[[], None] | None = None
         self.sizes: list[int] = []
         self.sigmas: list[float] = []
         self.bytes = 0
         self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
         self.traces: list[list[Term]] | None = None
-        self._step = 0
+        self.step = 0
         # One for the parameters of each group that are alike: same dtype, same device.
         self._saved: list[Combination] = []
         self._in_place: list[Combination] = []
+        self._on_use: list[Combination] = []
         self._layout: list[list[Any]] = []
         # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
         # has its own, since an exception may come between two.
@@ -104,8 +118,8 @@ class Weights:
         Weights that are perturbed in place by signs are brought onto the grid of sigma if they do not lie there.
         """
         if self._is_displaced():
-            self.restore(self._step)  # the last step could not, for want of memory say
-        self._step = step
+            self.restore(self.step)  # the last step could not, for want of memory say
+        self.step = step
         layout, asked = self._layout_now(), [group["sigma"] for group in self.groups]
         if layout != self._layout or asked != self._asked:
             self._layout = []  # until all is arranged, for Ctrl-C may come
@@ -135,8 +149,10 @@ class Weights:
             terms: the steps along each direction.
             as_update: 16-bit weights are rounded as `update` would round them.
         """
+        self.held_rounding = 0 if as_update else 1 + terms[0][0]
         for combine in self._saved:
-            combine(terms, None, self._step, rounding=0 if as_update else 1 + terms[0][0])
+            combine(terms, None, self.step, rounding=self.held_rounding)
+        self.held = terms if self._on_use else None
         if self._in_place:
             with _uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
@@ -144,7 +160,11 @@ class Weights:
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
+        self.held = None
         with _uninterrupted():
+            if self.unfinished is not None:
+                self.unfinished()
+                return
             for combine in self._saved:
                 # Copies of another step are no way back: this one was interrupted before it touched the weights.
                 if combine.saved[0] == step:
@@ -164,15 +184,36 @@ class Weights:
                 back, after it the step has happened.
         """
         for combine in self._saved:
-            combine(terms, scales, self._step)
-        if not self._in_place:
+            combine(terms, scales, self.step)
+        if not self._in_place and not self._on_use:
             commit()
             return
         with _uninterrupted():
             if self._is_displaced() or terms or scales is not None:
                 self._write_in_place(terms, scales)
-            commit()
-            self._displaced = [([], None)] * len(self._in_place)
+            self._finish([*self._on_use] if terms or scales is not None else [], terms, scales, commit)
+
+    def _finish(
+        self, rest: list[Combination], terms: list[Term], scales: list[Multiple] | None, commit: Callable[[], None]
+    ) -> None:
+        """Update what is perturbed on use, last of all: from its second block on there is no way but ahead."""
+        self.held = None
+        while rest:
+            rest[0](terms, scales, self.step)
+            rest.pop(0)
+            self.unfinished = functools.partial(self._finish, rest, terms, scales, commit)
+        commit()
+        self._displaced, self.unfinished = [([], None)] * len(self._in_place), None
+
+    def copy_halves(self, copy: bool) -> None:
+        """Copy large 16-bit weights, or perturb them on use again from the next step on."""
+        held, rounding = self.held, self.held_rounding
+        self.on_use, self._layout = not copy, []
+        if copy:
+            self.restore(self.step)
+            self.begin(self.step)
+            if held is not None:
+                self.move(held, as_update=rounding == 0)
 
     def directions(self, count: int, scales: list[float], step: int) -> Tensor:
         """The first directions, written out: float64 `(R, count, d)`, group g times `scales[g]`; on the CPU."""
@@ -214,7 +255,7 @@ class Weights:
             else:
                 undo = _negative(displacement[::-1])
             if moves or undo or factors is not None or (grids is not None and (displacement or always)):
-                combine(_nonzero(moves), factors, self._step, undo=undo, grids=grids)
+                combine(_nonzero(moves), factors, self.step, undo=undo, grids=grids)
                 written = True
             self._displaced[i] = (terms, scales)
         if written:
@@ -230,27 +271,37 @@ class Weights:
         self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
         small = self.bytes <= SAVED_BYTES or self.keep_copies
         self.saved_all = small or not any(p.dtype in FAST_DTYPES for p in trainable)
+        on_use = self.on_use and not small and not self.sharded
         members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         index, self.sizes, self.generators = 0, [0] * len(self.groups), _generators({p.device for p in trainable})
         for number, group in enumerate(self.groups):
             for p in group["params"]:
                 if p.requires_grad and p.numel() > 0:
                     in_place = not small and p.dtype in FAST_DTYPES
-                    members[number, p.dtype, p.device, in_place, p.is_contiguous()].append((p, index))
+                    way = "in place" if in_place else "on use" if on_use and _can_be_made(p) else "saved"
+                    members[number, p.dtype, p.device, way, p.is_contiguous()].append((p, index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._saved, self._in_place, self.blocks, self._displaced = [], [], [], []
-        for (group, _, _, in_place, _), pairs in members.items():
+        self._saved, self._in_place, self._on_use, self.blocks, self._displaced = [], [], [], [], []
+        self.on_use_blocks = []
+        for (group, _, _, way, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
             self.blocks.append(block)
             held = [(local(p), i, first_element(p)) for p, i in pairs if local(p).numel() > 0]
             if not held:  # another rank has all of them
                 continue
             tensors, indices, firsts = [list(column) for column in zip(*held, strict=True)]
-            copies = None if in_place else [torch.empty_like(t) for t in tensors]
+            copies = [torch.empty_like(t) for t in tensors] if way == "saved" else None
             combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
-            (self._in_place if in_place else self._saved).append(combine)
-            self._displaced += [([], None)] * in_place
+            {"saved": self._saved, "in place": self._in_place, "on use": self._on_use}[way].append(combine)
+            self._displaced += [([], None)] * (way == "in place")
+            self.on_use_blocks += [block] * (way == "on use")
+
+
+def _can_be_made(p: Tensor) -> bool:
+    """Whether `torch.empty_like` has the layout of `p`, on which the order of sums in a product may depend."""
+    plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in MANTISSA_BITS_DROPPED
+    return plain and torch.empty_like(p, device="meta").stride() == p.stride()
 
 
 def _layout(parameters: list[Tensor]) -> list[Any]:
