@@ -1,0 +1,132 @@
+"""Test error of training in bfloat16 over that of float32, equal passes and seeds; prints one JSON object.
+
+    python benchmarks/sixteen_bits.py [--seeds 5] [--passes 20000] [--out FILE]
+
+Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next sample, `nn.RNN` 3-16-3,
+8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import Forecaster
+from torch import Tensor, nn
+
+from dopaminergic import Dopamine, VectorDopamine, cross_entropy, squared_error
+from dopaminergic.lab.runner import environment
+from dopaminergic.lab.tasks import make_task
+
+OPTIMIZERS = {
+    "dopamine": Dopamine,
+    "dopamine, sigma 0.01": functools.partial(Dopamine, sigma=0.01),
+    "vector": VectorDopamine,
+}
+Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+
+
+class Digits:
+    """Images of digits, 1,297 for training."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        self.x, self.y = torch.tensor(images / 16, dtype=torch.float32)[order], torch.tensor(labels)[order]
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(1297, (128,), generator=generator)
+        return self.x[rows], self.y[rows]
+
+    def outcome(self, prediction: Tensor, target: Tensor) -> Any:
+        return cross_entropy(prediction, target)
+
+    def error(self, predict: Callable[[Tensor], Tensor]) -> float:
+        return float(nn.functional.cross_entropy(predict(self.x[1297:]).float(), self.y[1297:]))
+
+
+class Lorenz:
+    """The next of 50 samples."""
+
+    def __init__(self) -> None:
+        task: Any = make_task("lorenz")
+        self.series, self.train = task.series.float(), int(0.7 * len(task.series))
+
+    def model(self) -> nn.Module:
+        model = Forecaster()
+        model.cell, model.readout = nn.RNN(3, 16, batch_first=True), nn.Linear(16, 3)
+        return model
+
+    def cut(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.series[starts[:, None] + torch.arange(51)]
+        return rows[:, :-1], rows[:, 6:]
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.cut(torch.randint(self.train - 52, (8,), generator=generator))
+
+    def outcome(self, prediction: Tensor, target: Tensor) -> Any:
+        return squared_error(prediction[:, 5:].float(), target)
+
+    def error(self, predict: Callable[[Tensor], Tensor]) -> float:
+        x, y = self.cut(torch.linspace(self.train, len(self.series) - 52, 48).long())
+        return float((predict(x)[:, 5:].float() - y).square().mean().sqrt())
+
+
+TASKS = {"digits": Digits, "lorenz": Lorenz}
+
+
+def train(task: Any, optimizer: str, seed: int, passes: int, dtype: torch.dtype) -> float:
+    torch.manual_seed(seed)
+    model = task.model().to(dtype)
+    opt, generator = OPTIMIZERS[optimizer](model.parameters(), seed=seed), torch.Generator().manual_seed(seed)
+
+    def predict(x: Tensor) -> Tensor:
+        return model(x.to(dtype) if x.is_floating_point() else x)
+
+    while opt.forward_passes + opt.next_passes <= passes:
+        x, y = task.batch(generator)
+        opt.step(lambda x=x, y=y: task.outcome(predict(x), y))
+    with torch.no_grad():
+        return task.error(predict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each (5)")
+    parser.add_argument("--passes", type=int, default=20_000, help="forward passes of a run (20000)")
+    parser.add_argument("--out", type=Path, help="write the JSON there too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name, kind in TASKS.items():
+        for optimizer in OPTIMIZERS:
+            task, errors = kind(), {}
+            for dtype in (torch.float32, torch.bfloat16):
+                errors[dtype] = [train(task, optimizer, s, options.passes, dtype) for s in range(options.seeds)]
+            medians = [statistics.median(e) for e in errors.values()]
+            found = {"float32": medians[0], "bfloat16": medians[1], "ratio": medians[1] / medians[0]}
+            print(name, optimizer, found, file=sys.stderr)
+            results[f"{name}, {optimizer}"] = found
+    settings = {"seeds": options.seeds, "passes": options.passes}
+    text = json.dumps(
+        {"what": (__doc__ or "").split("\n")[0], **settings, "environment": environment(), "results": results}, indent=1
+    )
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
