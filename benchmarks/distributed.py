@@ -25,8 +25,6 @@ from models import MODELS, build
 from dopaminergic import Dopamine, Ranks, VectorDopamine
 from dopaminergic.lab.runner import environment
 
-DIRECTIONS = 7  # eight evaluations, four for each of two ranks
-
 
 class Timed(Ranks):
     """Ranks that know how long they have waited."""
@@ -56,13 +54,13 @@ def bytes_of_a_step(largest: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def speed(name: str, rounds: int, rank: int) -> dict[str, float]:
+def speed(name: str, rounds: int, rank: int, directions: int) -> dict[str, float]:
     """Medians over rounds of ratios within a round."""
     runs = []
     for ranks in (None, Timed(data_parallel=1, check_every=10**6)):
         torch.manual_seed(0)
         model, loss = build(name)
-        runs.append((Dopamine(model.parameters(), directions=DIRECTIONS, process_group=ranks), loss, ranks))
+        runs.append((Dopamine(model.parameters(), directions=directions, process_group=ranks), loss, ranks))
     start = time.perf_counter()
     for optimizer, loss, _ in runs:
         optimizer.step(loss)
@@ -88,9 +86,10 @@ def work(rank: int, folder: str, options: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
     results = {"bytes": bytes_of_a_step(options.largest)}
-    results |= {name: speed(name, options.rounds, rank) for name in chosen}
+    results |= {name: speed(name, options.rounds, rank, options.directions) for name in chosen}
     if rank == 0:
-        text = json.dumps({"what": "two ranks over one", "environment": environment(), "results": results}, indent=1)
+        what = {"what": "two ranks over one", "directions": options.directions}
+        text = json.dumps({**what, "environment": environment(), "results": results}, indent=1)
         print(text)
         if options.out:
             options.out.write_text(text + "\n")
@@ -102,6 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (9)")
     parser.add_argument("--models", default="rnn,mlp,transformer", help="models whose name starts so")
+    parser.add_argument(
+        "--directions", type=int, default=31, help="of a step; with the weights themselves an even number"
+    )
     parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     with tempfile.TemporaryDirectory() as folder:
