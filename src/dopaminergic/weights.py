@@ -222,11 +222,10 @@ class Weights:
             blank = [
                 torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64) for p in parameters
             ]
-            rows = []
+            made, rows = [torch.zeros_like(b) for b in blank], []
+            combine = Combination(made, indices, self.seeds, self.kind, blank, 0)
+            combine.saved[0] = step
             for k in range(count):
-                made = [torch.zeros_like(b) for b in blank]
-                combine = Combination(made, indices, self.seeds, self.kind, blank, 0)
-                combine.saved[0] = step
                 combine([(k, [scales[group]])], None, step)
                 rows.append(torch.cat(made, 1))
             parts.append(torch.stack(rows, 1))
