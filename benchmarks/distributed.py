@@ -10,7 +10,6 @@ handed to collectives, for models of 10^3 weights and more. `speedup` is directi
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,9 +20,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from models import MODELS, build
+from printing import publish
 
 from dopaminergic import Dopamine, Ranks, VectorDopamine
-from dopaminergic.lab.runner import environment
 
 
 class Timed(Ranks):
@@ -88,11 +87,7 @@ def work(rank: int, folder: str, options: argparse.Namespace) -> None:
     results = {"bytes": bytes_of_a_step(options.largest)}
     results |= {name: speed(name, options.rounds, rank, options.directions) for name in chosen}
     if rank == 0:
-        what = {"what": "two ranks over one", "directions": options.directions}
-        text = json.dumps({**what, "environment": environment(), "results": results}, indent=1)
-        print(text)
-        if options.out:
-            options.out.write_text(text + "\n")
+        publish("two ranks over one", results, options.out, directions=options.directions)
     dist.barrier()
     dist.destroy_process_group()
 

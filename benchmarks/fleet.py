@@ -12,7 +12,6 @@ replicas. The process binds itself to one core. Needs `pip install 'dopaminergic
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -27,10 +26,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import torch
+from printing import publish
 
 from dopaminergic import Dopamine
 from dopaminergic.lab.costs import quartiles
-from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import Task, make_task
 from dopaminergic.lab.tasks.forecasting import QuickForecasting
 
@@ -205,11 +204,7 @@ def main() -> None:
         for replicas in map(int, options.replicas.split(","))
     }
     what = "time of a step for each replica, ours / JAX; medians and quartiles"
-    found = {"what": what, "environment": environment() | {"jax": version("jax")}, "results": results}
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(what, results, options.out, facts={"jax": version("jax")})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import functools
 import gc
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -26,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from printing import publish
 from torch import nn
 from torch.nn import functional
 
 import dopaminergic.noise as noise
 from dopaminergic.lab.costs import stepper, time_ratios
-from dopaminergic.lab.runner import environment
 
 WIDTH, TOKENS, BATCH, LENGTH = 768, 32_000, 8, 512
 STEPS = {"wp": {}, "wp, Gaussian": {"noise": "gaussian"}, "wp, torch path": {}}
@@ -153,11 +152,8 @@ def main() -> None:
     steps = {name: settled(make_step(name, *build(options.layers, "cuda"))) for name in STEPS}
     results["step / two forwards"] = time_ratios(steps, build(options.layers, "cuda")[1], options.rounds)
     results["peak memory / inference"], results["waits for the device in a step"] = memory, waited
-    facts = {**environment(), "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    text = json.dumps({"what": "noise, steps and memory on a GPU", "environment": facts, "results": results}, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    facts = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    publish("noise, steps and memory on a GPU", results, options.out, facts=facts)
 
 
 if __name__ == "__main__":

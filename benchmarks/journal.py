@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from printing import publish
 from torch import nn
 from torch.nn.functional import mse_loss
 
 from dopaminergic import Dopamine, Journal, VectorDopamine, replay
 from dopaminergic.journal import digest, read
-from dopaminergic.lab.runner import environment
 
 Run = tuple[nn.Module, Any, Callable[[], Any]]
 
@@ -105,10 +104,7 @@ def main() -> None:
     results = {
         name: measure(make, min(steps, options.steps or steps), options.rounds) for name, (make, steps) in RUNS.items()
     }
-    text = json.dumps({"what": "journals", "environment": environment(), "results": results}, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish("journals", results, options.out)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ The rest are frozen for that step by `requires_grad`. A part of 1/2 has twice th
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from printing import publish
 
 from dopaminergic import Dopamine, WeightPerturbation
-from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
 
 BUDGETS = {"digits": 3000, "markov-transformer": 800}  # forward passes
@@ -61,10 +60,7 @@ def main() -> None:
                 row = {"task": name, "rule": rule.__name__, "part": part, "lr": lr}
                 results.append(row | {"median": median(found), "errors": found})
     what = "test error at equal passes, a random part of the parameters perturbed in each step"
-    text = json.dumps({"what": what, "environment": environment(), "results": results}, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(what, results, options.out)
 
 
 if __name__ == "__main__":

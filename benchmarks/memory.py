@@ -8,11 +8,11 @@ Resident memory above what the process held before the model, each method in a p
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from printing import publish
+
 from dopaminergic.lab.costs import BACKWARD, FORWARD, peak_memory
-from dopaminergic.lab.runner import environment
 
 
 def main() -> None:
@@ -23,12 +23,7 @@ def main() -> None:
         f"{weights // 10**6}M weights": {name: peak_memory(name, weights) for name in (*FORWARD, *BACKWARD)}
         for weights in (10_000_000, 60_000_000)
     }
-    text = json.dumps(
-        {"what": "peak memory of steps / of inference", "environment": environment(), "results": results}, indent=1
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish("peak memory of steps / of inference", results, options.out)
 
 
 if __name__ == "__main__":

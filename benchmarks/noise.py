@@ -9,7 +9,6 @@ ones are measured on fewer weights and scaled.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from statistics import median
 
 import numpy as np
 import torch
+from printing import publish
 
-from dopaminergic.lab.runner import environment
 from dopaminergic.noise import Combination, Term
 
 SLOWER = 10  # how many times fewer weights the slow methods get
@@ -113,12 +112,7 @@ def main() -> None:
                 times[name].append((time.perf_counter() - began) / n)
     results = {name: ratios(measured, times["in-place pass"]) for name, measured in times.items()}
     what = "time of adding noise / time of an in-place pass, per weight"
-    text = json.dumps(
-        {"what": what, "weights": options.weights, "environment": environment(), "results": results}, indent=1
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(what, results, options.out, weights=options.weights)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import torch
 from models import MODELS, build
+from printing import publish
 from torch import nn
 from torch.func import functional_call
 
 from dopaminergic.lab.costs import TINY_RATE, Loss, measure_memory, stepper, time_ratios
-from dopaminergic.lab.runner import environment
 
 SIGMA, POPULATION = 1e-3, 16
 OURS = ("dopamine", "wp", "spsa", "sgd", "adam")
@@ -294,11 +294,7 @@ def main() -> None:
         names = [name for name in peers if name != "evosax Open_ES"]  # its model is not torch's
         memory = {name: peak_memory(name, options.memory) for name in names}
         results[f"peak memory / of inference, {options.memory:,} weights"] = memory
-    found = {"what": "beside other libraries", "environment": environment() | versions(), "results": results}
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish("beside other libraries", results, options.out, facts=versions())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,10 +18,10 @@ from typing import Any
 
 import torch
 from models import Forecaster
+from printing import publish
 from torch import Tensor, nn
 
 from dopaminergic import Dopamine, VectorDopamine, cross_entropy, squared_error
-from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
 
 OPTIMIZERS = {
@@ -119,13 +118,8 @@ def main() -> None:
             found = {"float32": medians[0], "bfloat16": medians[1], "ratio": medians[1] / medians[0]}
             print(name, optimizer, found, file=sys.stderr)
             results[f"{name}, {optimizer}"] = found
-    settings = {"seeds": options.seeds, "passes": options.passes}
-    text = json.dumps(
-        {"what": (__doc__ or "").split("\n")[0], **settings, "environment": environment(), "results": results}, indent=1
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    what = (__doc__ or "").split("\n")[0]
+    publish(what, results, options.out, seeds=options.seeds, passes=options.passes)
 
 
 if __name__ == "__main__":

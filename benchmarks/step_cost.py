@@ -8,14 +8,13 @@ A forward pass is the loss called under `torch.no_grad()` and read as a number, 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from models import MODELS, build
+from printing import publish
 
 from dopaminergic.lab.costs import BACKWARD, FORWARD, stepper, time_ratios
-from dopaminergic.lab.runner import environment
 
 
 def main() -> None:
@@ -36,13 +35,7 @@ def main() -> None:
                 model, loss = build(name)
                 steps["wp, Gaussian"] = stepper(optimizer, model, loss, noise="gaussian")
         results[name] = time_ratios(steps, build(name)[1], options.rounds)
-    text = json.dumps(
-        {"what": "time of a step / time of two forward passes", "environment": environment(), "results": results},
-        indent=1,
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish("time of a step / time of two forward passes", results, options.out)
 
 
 if __name__ == "__main__":

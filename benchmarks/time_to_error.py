@@ -9,7 +9,6 @@ learning rate that the run of record chose; seeds from 5000. The two take turns,
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -17,9 +16,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from printing import publish
 
 from dopaminergic import VectorDopamine
-from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import Task, make_task
 
 BUDGET = 20_000
@@ -65,10 +64,7 @@ def main() -> None:
         runs.append({"seed": seed, "ratio": seconds / spent, "error": error, "passes": passes})
     found: dict[str, Any] = {"ratio": median(run["ratio"] for run in runs), "runs": runs}
     what = "time to the final test error of Adam / time of Adam, lorenz"
-    text = json.dumps({"what": what, "environment": environment(), "results": found}, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(what, found, options.out)
 
 
 if __name__ == "__main__":
