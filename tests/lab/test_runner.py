@@ -74,7 +74,7 @@ def test_a_stopped_job_goes_on_and_ends_as_if_never_stopped(tmp_path: Path) -> N
         "lorenz", {}, "dopamine2", 400, (Replica(1, 1.5, "default", "report"), Replica(2, 0.5, "tuned", "report"))
     )
     whole = run_job(job, tmp_path, silent, stop=lambda: False)
-    assert run_job(job, tmp_path, silent, stop=lambda: True) is None
+    assert run_job(job, tmp_path, silent, stop=lambda: True, seconds=0.0) is None
     assert (tmp_path / f"{job.name}.pt").exists()
     rest = run_job(job, tmp_path, silent, stop=lambda: False)
     assert whole is not None

@@ -106,7 +106,9 @@ class Finished(NamedTuple):
         append_records(folder / "records.jsonl", [record for record in self.records if _key(record) not in known])
 
 
-def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool]) -> Finished | None:
+def run_job(
+    job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool], seconds: float = 0.25
+) -> Finished | None:
     """Run one fleet from its checkpoint, if it has one.
 
     Args:
@@ -114,6 +116,7 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
         checkpoints: folder for the checkpoint; a damaged one is named in the log, and the run starts over.
         report: called every so often with the forward passes so far.
         stop: asked every so often; if true, save and return.
+        seconds: how often that is; 0: after every step.
 
     Returns:
         The lines to keep, or None if it was stopped.
@@ -128,7 +131,7 @@ def run_job(job: Job, checkpoints: Path, report: Callable[[int], None], stop: Ca
         except CheckpointError as error:
             logging.getLogger(__name__).warning("%s; that run starts over", error)
     began = saved = time.monotonic()
-    for passes in fleet.run():
+    for passes in fleet.run(seconds):
         report(passes)
         stopping = stop()
         if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
