@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
@@ -104,48 +105,108 @@ def _turn(words, blocks, block, parameter, step, selector, key0, key1):
         words[2, lane], words[3, lane] = np.uint32(c2), np.uint32(c3)
 
 
+@intrinsic
+def _add_word(typing_context, address, word, coefficient):
+    """32 weights at an address <- weights + coefficient * signs of one word."""
+
+    def generate(context, builder, signature, arguments):
+        address, word, coefficient = arguments
+        vector = _Vector(builder, coefficient.type)
+        place = vector.place(address)
+        vector.store(builder.fadd(vector.load(place), vector.signed(coefficient, vector.set_bits(word))), place)
+
+    return types.void(address, word, coefficient), generate
+
+
+@intrinsic
+def _step_word(typing_context, address, word, undo, scale, coefficient, grid):
+    """32 weights at an address <- on_grid((weights + undo * signs) * scale + coefficient * signs)."""
+
+    def generate(context, builder, signature, arguments):
+        address, word, undo, scale, coefficient, grid = arguments
+        vector = _Vector(builder, coefficient.type)
+        place, signs = vector.place(address), vector.set_bits(word)
+        y = builder.fadd(vector.load(place), vector.signed(undo, signs))
+        y = builder.fadd(builder.fmul(y, vector.splat(scale)), vector.signed(coefficient, signs))
+        grid = vector.splat(grid)
+        rounded = builder.fsub(builder.fadd(vector.call("llvm.fabs", y), grid), grid)
+        vector.store(vector.call("llvm.copysign", rounded, y), place)
+
+    return types.void(address, word, undo, scale, coefficient, grid), generate
+
+
+class _Vector:
+    """Instructions on 32 reals: a word of signs at a time, which no loop over single weights becomes."""
+
+    def __init__(self, builder, real):
+        self.builder, self.real, self.type = builder, real, ir.VectorType(real, 32)
+
+    def splat(self, x):
+        blank = ir.Constant(ir.VectorType(x.type, 32), ir.Undefined)
+        first = self.builder.insert_element(blank, x, ir.Constant(ir.IntType(32), 0))
+        return self.builder.shuffle_vector(first, blank, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+
+    def set_bits(self, word):
+        bits = ir.Constant(ir.VectorType(ir.IntType(32), 32), [1 << i for i in range(32)])
+        nothing = ir.Constant(bits.type, [0] * 32)
+        return self.builder.icmp_unsigned("!=", self.builder.and_(self.splat(word), bits), nothing)
+
+    def signed(self, coefficient, signs):
+        return self.builder.select(signs, self.splat(coefficient), self.splat(self.builder.fneg(coefficient)))
+
+    def place(self, address):
+        return self.builder.inttoptr(address, self.type.as_pointer())
+
+    def load(self, place):
+        return self.builder.load(place, align=1)
+
+    def store(self, x, place):
+        self.builder.store(x, place, align=1)
+
+    def call(self, name, *arguments):
+        function, name = ir.FunctionType(self.type, [self.type] * len(arguments)), f"{name}.v32{self.real.intrinsic_name}"
+        return self.builder.call(get_or_insert_function(self.builder.module, function, name), arguments)
+
+
 @compiled
-def _signed(coefficient, word, i):
-    """The coefficient times +1 where bit i is set, times -1 elsewhere: one shift into the sign, then one choice."""
-    return coefficient if np.int32(word << np.uint32(31 - i)) < 0 else -coefficient
+def _word(words, place):
+    return words[(place >> 5) & 3, place >> 7]
+
+
+@compiled
+def _sign(words, place, coefficient):
+    return coefficient if _word(words, place) >> np.uint32(place & 31) & np.uint32(1) else -coefficient
+
+
+@compiled
+def _whole_words(offset, size):
+    """Of weights that start with the `offset`-th sign: the first at the start of a word, the last before the end of one."""
+    first = min(-offset & 31, size)
+    return first, first + (size - first) // 32 * 32
 
 
 @compiled
 def _add_signs(x, words, offset, coefficient):
     """X <- x + coefficient * signs, from the `offset`-th sign of the words on."""
-    position = 0
-    while position < x.size:
-        place = offset + position
-        # A slice, since indices that might be negative keep the loop from becoming vector instructions; and a known
-        # number of turns for a whole word, for the same reason.
-        word, bit = words[(place >> 5) & 3, place >> 7], place & 31
-        part = x[position : position + 32 - bit]
-        if part.size == 32:
-            for i in range(32):
-                part[i] += _signed(coefficient, word, i)
-        else:
-            for i in range(part.size):
-                part[i] += _signed(coefficient, word, bit + i)
-        position += part.size
+    first, last = _whole_words(offset, x.size)
+    for i in range(first):
+        x[i] += _sign(words, offset + i, coefficient)
+    for i in range(first, last, 32):
+        _add_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), coefficient)
+    for i in range(last, x.size):
+        x[i] += _sign(words, offset + i, coefficient)
 
 
 @compiled
 def _step_signs(x, words, offset, undo, scale, coefficient, grid):
     """X <- on_grid((x + undo * signs) * scale + coefficient * signs): all of a step along one direction."""
-    position = 0
-    while position < x.size:
-        place = offset + position
-        word, bit = words[(place >> 5) & 3, place >> 7], place & 31
-        part = x[position : position + 32 - bit]
-        if part.size == 32:
-            for i in range(32):
-                y = (part[i] + _signed(undo, word, i)) * scale + _signed(coefficient, word, i)
-                part[i] = _copysign((abs(y) + grid) - grid, y)
-        else:
-            for i in range(part.size):
-                y = (part[i] + _signed(undo, word, bit + i)) * scale + _signed(coefficient, word, bit + i)
-                part[i] = _copysign((abs(y) + grid) - grid, y)
-        position += part.size
+    first, last = _whole_words(offset, x.size)
+    for i in range(first, last, 32):
+        _step_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), undo, scale, coefficient, grid)
+    for edge in (range(first), range(last, x.size)):
+        for i in edge:
+            y = (x[i] + _sign(words, offset + i, undo)) * scale + _sign(words, offset + i, coefficient)
+            x[i] = _copysign((abs(y) + grid) - grid, y)
 
 
 @compiled
