@@ -164,7 +164,8 @@ class _Vector:
         self.builder.store(x, place, align=1)
 
     def call(self, name, *arguments):
-        function, name = ir.FunctionType(self.type, [self.type] * len(arguments)), f"{name}.v32{self.real.intrinsic_name}"
+        function = ir.FunctionType(self.type, [self.type] * len(arguments))
+        name = f"{name}.v32{self.real.intrinsic_name}"
         return self.builder.call(get_or_insert_function(self.builder.module, function, name), arguments)
 
 
@@ -180,7 +181,7 @@ def _sign(words, place, coefficient):
 
 @compiled
 def _whole_words(offset, size):
-    """Of weights that start with the `offset`-th sign: the first at the start of a word, the last before the end of one."""
+    """Where whole words of signs begin and end among weights that start with the `offset`-th sign."""
     first = min(-offset & 31, size)
     return first, first + (size - first) // 32 * 32
 
