@@ -60,15 +60,23 @@ class Exchange(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Exchange the arguments and call, or call what stands for an operation that vmap does otherwise."""
-        args = [self._new(a) for a in args]
-        kwargs = {key: self._new(a) for key, a in kwargs.items()} if kwargs else {}
+        args = [exchanged(a, self.table) for a in args]
+        kwargs = {key: exchanged(a, self.table) for key, a in kwargs.items()} if kwargs else {}
         call: Any = REPLACED.get(getattr(func, "__name__", ""), func)
         return call(*args, **kwargs)
 
-    def _new(self, argument: Any) -> Any:
-        if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
-            return type(argument)([self._new(a) for a in argument])
-        return self.table.get(id(argument), argument)
+
+def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
+    """The argument of a torch operation, with the tensors of the table, by `id`, in place of those it has."""
+    if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
+        return type(argument)([exchanged(a, table) for a in argument])
+    return table.get(id(argument), argument)
+
+
+def leave_modes(depth: int | None) -> None:
+    """Bring torch's stack of modes back to a depth, also where Ctrl-C came while torch entered or left one."""
+    while depth is not None and _modes._len_torch_function_stack() > depth:
+        _modes._pop_torch_function_stack()
 
 
 class Copies:
@@ -193,9 +201,8 @@ class Batched:
         return torch.cat(found), evaluations
 
     def leave(self) -> None:
-        """End the exchange, also where Ctrl-C came while torch entered or left it; harmless at any time."""
-        while self._depth is not None and _modes._len_torch_function_stack() > self._depth:
-            _modes._pop_torch_function_stack()
+        """End the exchange; harmless at any time."""
+        leave_modes(self._depth)
         self._depth = None
 
     def _attempt(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dopaminergic.batched import rewind
+from dopaminergic.batched import exchanged, leave_modes, rewind
 from dopaminergic.noise import Combination
 from dopaminergic.outcomes import Outcome
 from dopaminergic.weights import Weights, _uninterrupted
@@ -81,7 +81,7 @@ class Handing(TorchFunctionMode):
         self.forget(keep={*keys.values()})
         self.used |= needed.keys()
         new = {i: self._made(key) for i, key in keys.items()}
-        return func(*[_exchanged(a, new) for a in args], **{key: _exchanged(a, new) for key, a in kwargs.items()})
+        return func(*[exchanged(a, new) for a in args], **{key: exchanged(a, new) for key, a in kwargs.items()})
 
     def forget(self, keep: set[Any] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
         """Let go of what was made; views of it that somebody holds keep its memory."""
@@ -188,8 +188,7 @@ class OnUse:
 
     def leave(self) -> None:
         """End an evaluation, whatever interrupted it; harmless at any time."""
-        while self._depth is not None and _modes._len_torch_function_stack() > self._depth:
-            _modes._pop_torch_function_stack()
+        leave_modes(self._depth)
         self._depth = None
         with _uninterrupted():
             while self._turned:
@@ -246,12 +245,6 @@ class OnUse:
 def turn(p: Tensor) -> None:
     """Turn all bits of a 16-bit tensor over, or back."""
     p.detach().view(torch.int16).bitwise_not_()
-
-
-def _exchanged(argument: Any, new: dict[int, Tensor]) -> Any:
-    if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
-        return type(argument)([_exchanged(a, new) for a in argument])
-    return new.get(id(argument), argument)
 
 
 def _numbers(returned: Any) -> list[Tensor]:

@@ -161,7 +161,6 @@ class ForwardOptimizer(Optimizer):
         self._progress = Progress(self._start(), skipped_steps=skipped)
         self._weights = self._make_weights()
         self._pending: Change | None = None
-        self._applied: Change | None = None  # by the last update, which may not be complete
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
         self._warned = False
 
@@ -291,10 +290,7 @@ class ForwardOptimizer(Optimizer):
         self._batched.leave()
         self._on_use.leave()
         if self._progress is before:
-            with _uninterrupted():
-                self._weights.restore(before.step)
-                if self._progress is not before and self._applied is not None:  # the update has been completed
-                    self._tell(self._applied)
+            self._weights.restore(before.step)
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
@@ -337,18 +333,14 @@ class ForwardOptimizer(Optimizer):
         def commit() -> None:
             self._pending = None  # not before: a step that is interrupted can be tried again
             self._progress = change.after
+            for listener in self._listeners:
+                listener(change)
 
-        self._applied = change
         if not self._listeners:
             self._weights.update(change.terms, change.scales, commit)
             return
         with _uninterrupted():  # no step is done that nobody is told of
             self._weights.update(change.terms, change.scales, commit)
-            self._tell(change)
-
-    def _tell(self, change: Change) -> None:
-        for listener in self._listeners:
-            listener(change)
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
@@ -533,13 +525,13 @@ class ForwardOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
         # whoever listens to this optimizer; a copy makes its own.
-        own = ("_weights", "_pending", "_applied", "_listeners", "step")
+        own = ("_weights", "_pending", "_listeners", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "settings" in self.__dict__:
-            self._weights, self._pending, self._applied = self._make_weights(), None, None
+            self._weights, self._pending = self._make_weights(), None
             self.__dict__.setdefault("_listeners", [])  # `load_state_dict` comes here too, and has some
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -202,8 +202,9 @@ class Weights:
             rest[0](terms, scales, self.step)
             rest.pop(0)
             self.unfinished = functools.partial(self._finish, rest, terms, scales, commit)
-        commit()
+        # First, for whoever is told of the step by `commit` may raise, and the update is complete.
         self._displaced, self.unfinished = [([], None)] * len(self._in_place), None
+        commit()
 
     def copy_halves(self, copy: bool) -> None:
         """Copy large 16-bit weights, or perturb them on use again from the next step on."""

@@ -1,8 +1,8 @@
 """The same numbers as `reference`, fused with the update of the weights and compiled by numba: one pass over memory.
 
 One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Weights are
-taken a tile at a time, which stays in the first-level cache with its noise however many directions are added to it;
-every loop over a tile is plain enough for LLVM to fill the vector registers.
+taken a tile at a time, which stays in the first-level cache with its noise however many directions are added to it.
+Signs are added by vector instructions of our own; every other loop over a tile is plain enough for LLVM to make them.
 
 numba knows neither bfloat16 nor float16 weights: their bits come as uint16 and int16, are widened to a tile of float32
 and rounded back. Weights with strides are read into such a tile too, in the order of their elements.
@@ -190,12 +190,11 @@ def _whole_words(offset, size):
 def _add_signs(x, words, offset, coefficient):
     """X <- x + coefficient * signs, from the `offset`-th sign of the words on."""
     first, last = _whole_words(offset, x.size)
-    for i in range(first):
-        x[i] += _sign(words, offset + i, coefficient)
     for i in range(first, last, 32):
         _add_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), coefficient)
-    for i in range(last, x.size):
-        x[i] += _sign(words, offset + i, coefficient)
+    for edge in (range(first), range(last, x.size)):
+        for i in edge:
+            x[i] += _sign(words, offset + i, coefficient)
 
 
 @compiled
