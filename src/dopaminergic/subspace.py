@@ -22,6 +22,7 @@ FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
 LIFT = 0.3  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
+WIDEST = 2.0**14  # most that perturbations are made larger by, where no step of any length helps
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
@@ -42,6 +43,7 @@ class VectorState(NamedTuple):
         gap: decayed sum of sizes of differences between that and the loss of the next batch at the same weights.
         slope: decayed sum of the slopes g.c of the proposals.
         signal: decayed sum of what is left of them without the noise of the batch.
+        reach: how many times sigma the perturbations of the next step are; 1 but where no step helps, see `next_reach`.
     """
 
     damping: Tensor
@@ -56,6 +58,7 @@ class VectorState(NamedTuple):
     gap: Tensor
     slope: Tensor
     signal: Tensor
+    reach: Tensor
 
 
 class Subspace(NamedTuple):
@@ -183,9 +186,11 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     how little the batch still says about others: a part of it is put back, and lambda does not fall below another. G
     measures the length of the step in the weights, whatever the angles between the directions.
 
+    Where perturbations are wide the slopes say nothing of what lies between, and the step is to the best of the copies.
+
     Args:
         space: the projected loss.
-        state: its damping and curvature are used.
+        state: its damping, curvature and reach are used.
     """
     largest = state.curvature / space.samples
     gone = (largest - mean_curvature(space)).clamp(min=0.0)
@@ -194,9 +199,15 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     ridge = (torch.maximum(state.damping, DAMPED * lost) * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
     solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
-    c = solved[..., 0]
+    c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
     curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
     return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost)
+
+
+def _best_copy(space: Subspace) -> Tensor:
+    """Coefficients of the step to the perturbed weights whose outcomes promise the least loss, c = -e_k."""
+    promised = space.slope + space.products.diagonal(dim1=-2, dim2=-1) / 2
+    return -torch.nn.functional.one_hot(promised.argmin(1), promised.shape[1]).to(torch.float64)
 
 
 def _trace(x: Tensor) -> Tensor:
@@ -239,14 +250,16 @@ def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> Vector
 def share(state: VectorState, lost: Tensor) -> Tensor:
     """How much of the proposal is taken: eta, but no more than the share of the slope that is not noise.
 
-    Where outcomes saturate, the noise vanishes with the loss, and that bound with it.
+    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of wide copies is taken
+    as it is.
 
     Args:
         state: from `with_noise`.
         lost: of the proposal.
     """
     sound = (state.signal / (state.slope + TINY)).clamp(*GAIN_LIMITS)
-    return lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
+    part = lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
+    return torch.where(state.reach > 1.0, 1.0, part)
 
 
 def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:
@@ -289,3 +302,24 @@ def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> Vector
     factor = torch.where(ratio > 0.75, 0.5, torch.where(ratio >= 0.5, 1.0, 3.0))
     factor = torch.where(expected > 0.0, factor, 1.0)
     return state._replace(damping=(state.damping * factor).clamp(*DAMPING_LIMITS))
+
+
+def next_reach(before: VectorState, after: VectorState, actual: Tensor, *, first: float) -> VectorState:
+    """Where lambda is at its ceiling and no step helps all the same: look twice as far each time, for anything better.
+
+    Perturbations grow until a copy of the weights is better, or until they are `WIDEST`; then all begins anew.
+
+    Args:
+        before: of this step.
+        after: its damping and reach are set.
+        actual: improvement that the step brought, `(R,)`; NaN counts as none.
+        first: the lambda to begin with anew.
+    """
+    better, wide = actual > 0.0, before.reach > 1.0
+    stuck = ~better & (wide | (before.damping >= DAMPING_LIMITS[1]))
+    reach = torch.where(stuck, 2.0 * before.reach, 1.0)
+    anew = (wide & better) | (reach > WIDEST)
+    return after._replace(
+        reach=torch.where(anew, 1.0, reach),
+        damping=torch.where(anew, first, torch.where(wide, before.damping, after.damping)),
+    )

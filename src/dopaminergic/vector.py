@@ -37,6 +37,7 @@ from dopaminergic.subspace import (
     mean_curvature,
     next_damping,
     next_gain,
+    next_reach,
     propose,
     share,
     subspace,
@@ -145,7 +146,7 @@ class VectorDopamine(ForwardOptimizer):
     def _start(self) -> VectorState:
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
         return VectorState(*[zero] * len(VectorState._fields))._replace(
-            damping=zero + self.settings["damping"], gain=zero + 0.5
+            damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
@@ -172,7 +173,7 @@ class VectorDopamine(ForwardOptimizer):
         evaluations = [0]
 
         def regrets(numbers: range) -> Tensor:
-            found, evaluations[0] = self._regrets(closure, loss, numbers, before.step)
+            found, evaluations[0] = self._regrets(closure, loss, numbers, before)
             return found
 
         seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
@@ -188,20 +189,20 @@ class VectorDopamine(ForwardOptimizer):
         rates = [group["lr"] * taken for group in self.param_groups]
 
         def last() -> Tensor:
-            weights.move(self._terms(proposal.coefficients, rates), as_update=True)
+            weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
             rewind(random_states)
             return quadratic(closure(), self._rule_name, self._replicas).loss
 
         trial = judged(ranks, last, portions, replicas)
         return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
 
-    def _scales(self) -> list[float]:
-        """How far a direction moves each weight, for each group: D; the squares sum to about sigma^2."""
-        return self._weights.sigmas
+    def _scales(self, before: Progress) -> list[Tensor]:
+        """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
+        return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
-    def _regrets(self, closure: Closure, loss: Quadratic, numbers: range, step: int) -> tuple[Tensor, int]:
+    def _regrets(self, closure: Closure, loss: Quadratic, numbers: range, before: Progress) -> tuple[Tensor, int]:
         """J `(R, k, n)` of some directions, and the evaluations it took."""
-        multiples: list[Multiple] = [*self._scales()]
+        multiples: list[Multiple] = [s.numpy() if self._fleet else s.item() for s in self._scales(before)]
         if not numbers:
             return loss.values[:, None][:, :0], 0
 
@@ -218,7 +219,7 @@ class VectorDopamine(ForwardOptimizer):
                 )
             return found
 
-        outcomes, tried = self._batched(self._weights, closure, values, loss.values, numbers, multiples, step)
+        outcomes, tried = self._batched(self._weights, closure, values, loss.values, numbers, multiples, before.step)
         return outcomes.transpose(0, 1) - loss.values[:, None], tried
 
     def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
@@ -247,7 +248,7 @@ class VectorDopamine(ForwardOptimizer):
         proposal = propose(space, state)
         state = with_noise(state, proposal, beta=self.settings["beta"])
         # Weights without a copy come back from a trial only as exactly as it was short.
-        return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._scales()))
+        return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._weights.sigmas))
 
     def _gram(self, taken: Tensor, step: int) -> Tensor:
         """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap.
@@ -257,16 +258,16 @@ class VectorDopamine(ForwardOptimizer):
         count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
             return torch.eye(count, dtype=torch.float64)[None]
-        z = self._weights.directions(count, self._scales(), step)
+        z = self._weights.directions(count, self._weights.sigmas, step)
         gram, taken = z @ z.mT, taken.to(torch.float64)
         gram = torch.where(torch.eye(count, dtype=torch.bool), gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
-    def _terms(self, coefficients: Tensor, rates: list[Tensor]) -> list[Term]:
+    def _terms(self, coefficients: Tensor, rates: list[Tensor], before: Progress) -> list[Term]:
         """The step -sum_k c_k D z_k, each group at its own rate."""
         columns: list[list[Any]] = []
-        for rate, scale in zip(rates, self._scales(), strict=True):
-            multiples = (-scale * rate[:, None] * coefficients).mT.contiguous()
+        for rate, scale in zip(rates, self._scales(before), strict=True):
+            multiples = (-scale[:, None] * rate[:, None] * coefficients).mT.contiguous()
             columns.append(list(multiples.numpy()) if self._fleet else multiples[:, 0].tolist())
         return [(k, list(row)) for k, row in enumerate(zip(*columns, strict=True))]
 
@@ -287,6 +288,8 @@ class VectorDopamine(ForwardOptimizer):
         actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
         accepted = usable & (actual > 0.0)
         after = next_damping(state, expected, actual)
+        if self._weights.saved_all:
+            after = next_reach(state, after, actual, first=self.settings["damping"])
         after = after._replace(
             last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0), tried=torch.where(accepted, trial, 0.0)
         )
@@ -302,11 +305,11 @@ class VectorDopamine(ForwardOptimizer):
             self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
         coefficients = torch.where(accepted[:, None], proposal.coefficients, 0.0)
-        return Change(self._terms(coefficients, rates), self._shrinks(rates, accepted), progress)
+        return Change(self._terms(coefficients, rates, before), self._shrinks(rates, accepted), progress)
 
     def _share(self, rates: list[Tensor]) -> Tensor:
         """How much of the proposal is taken; with several groups each has its share in it by its size."""
-        squares = [n * scale**2 for n, scale in zip(self._weights.sizes, self._scales(), strict=True)]
+        squares = [n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)]
         return sum(
             (rate * (square / sum(squares)) for rate, square in zip(rates, squares, strict=True)), 0.0 * rates[0]
         )
