@@ -21,6 +21,7 @@ from dopaminergic.subspace import (
     GROWTH,
     LIFT,
     MOST_DIRECTIONS,
+    WIDEST,
     Subspace,
     VectorState,
     covariance,
@@ -28,6 +29,7 @@ from dopaminergic.subspace import (
     mean_curvature,
     next_damping,
     next_gain,
+    next_reach,
     propose,
     share,
     subspace,
@@ -300,6 +302,36 @@ def test_lambda_stays_where_nothing_was_tried_and_in_its_limits() -> None:
     assert float(next_damping(state(damping=0.4), numbers(0.0), numbers(0.0)).damping) == 0.4
     for damping, actual in ((DAMPING_LIMITS[0], 1.0), (DAMPING_LIMITS[1], -1.0)):
         assert float(next_damping(state(damping=damping), numbers(1.0), numbers(actual)).damping) == damping
+
+
+def test_perturbations_grow_where_no_step_helps_until_one_does_or_there_is_no_further_to_look() -> None:
+    stuck = state(damping=DAMPING_LIMITS[1], reach=1.0)
+    grown = next_reach(stuck, stuck, numbers(-1.0), first=0.7)
+    assert (float(grown.reach), float(grown.damping)) == (2.0, DAMPING_LIMITS[1])
+    assert float(next_reach(stuck, stuck, numbers(math.nan), first=0.7).reach) == 2.0
+    saved = next_reach(grown, grown, numbers(0.1), first=0.7)
+    assert (float(saved.reach), float(saved.damping)) == (1.0, 0.7)
+    given_up = next_reach(stuck._replace(reach=numbers(WIDEST)), stuck, numbers(0.0), first=0.7)
+    assert (float(given_up.reach), float(given_up.damping)) == (1.0, 0.7)
+
+
+@pytest.mark.parametrize(("damping", "actual"), [(DAMPING_LIMITS[1], 0.1), (DAMPING_LIMITS[1] / 3, -1.0)])
+def test_perturbations_stay_where_a_step_helps_or_a_shorter_one_may(damping: float, actual: float) -> None:
+    before, after = state(damping=damping, reach=1.0), state(damping=0.2, reach=1.0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(next_reach(before, after, numbers(actual), first=0.7), after, strict=True)
+    )
+
+
+def test_of_wide_copies_the_one_that_promises_most_is_taken_whole() -> None:
+    regrets, target = randn(1, 5, 12, seed=3), randn(12, seed=4)
+    space = subspace(regrets, quadratic(squared_error(torch.zeros(12, dtype=DOUBLE), target), "Rule", None), eye(5))
+    wide = state(damping=DAMPING_LIMITS[1], reach=8.0, gain=0.3)._replace(curvature=summed_curvature(space))
+    found, losses = propose(space, wide), (regrets[0] - target).square().mean(1)
+    best = int(losses.argmin())
+    assert found.coefficients[0].tolist() == [-1.0 if k == best else 0.0 for k in range(5)]
+    assert float(share(wide, found.lost)) == 1.0
+    assert float(found.expected(numbers(1.0))) == pytest.approx(float(target.square().mean() - losses[best]), rel=1e-5)
 
 
 def test_the_controllers_take_each_replica_alone() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from dopaminergic import Dopamine, VectorDopamine, cross_entropy, outcome, squared_error
+from dopaminergic.lab.tasks import make_task
 from optimizers import LARGE, Regression, copies, drawn, perceptron, randn, same
 
 DOUBLE = torch.float64
@@ -907,6 +908,30 @@ def test_continuous_xor_is_classified_in_bounded_passes(seed: int) -> None:
     while optimizer.forward_passes + optimizer.next_passes <= 4000:
         optimizer.step(lambda: cross_entropy(model(x), labels))
     assert float((model(x).argmax(1) == labels).double().mean()) > 0.95
+
+
+def test_local_minima_of_a_small_network_are_left() -> None:
+    """A quarter of these networks would get stuck."""
+    seeds, task = list(range(24)), make_task("xor-2-2-1")
+    model, batch = task.build(seeds), task.batch(torch.tensor(seeds), 0)
+    optimizer = VectorDopamine(model.parameters(), seed=seeds)
+    least, unsolved_and_wide = torch.full((24,), torch.inf, dtype=DOUBLE), False
+    while optimizer.forward_passes + optimizer.next_passes <= 5000 and bool((least >= 0.01).any()):
+        least = torch.minimum(least, optimizer.step(lambda: task.outcome(model, batch)))
+        unsolved_and_wide |= bool(((least >= 0.01) & (optimizer._progress.rule.reach > 1.0)).any())
+    assert unsolved_and_wide
+    assert bool((least < 0.01).all())
+
+
+def test_where_no_step_helps_a_far_better_copy_is_taken() -> None:
+    """Flat but for a hole that is too far for a perturbation of the usual length."""
+    w = nn.Parameter(torch.zeros(2, dtype=DOUBLE))
+    optimizer = VectorDopamine([w], directions=2)
+    slope = lambda: torch.where(w.norm() < 1.0, 1.0, -0.1)  # noqa: E731
+    for _ in range(40):
+        loss = optimizer.step(lambda: squared_error(1.0 + slope() * w.square().sum(), torch.zeros((), dtype=DOUBLE)))
+    assert float(w.detach().norm()) > 1.0
+    assert loss < 1.0
 
 
 def test_large_models_come_back_from_a_bad_step() -> None:
