@@ -928,6 +928,7 @@ def test_where_no_step_helps_a_far_better_copy_is_taken() -> None:
     w = nn.Parameter(torch.zeros(2, dtype=DOUBLE))
     optimizer = VectorDopamine([w], directions=2)
     slope = lambda: torch.where(w.norm() < 1.0, 1.0, -0.1)  # noqa: E731
+    loss = 1.0
     for _ in range(40):
         loss = optimizer.step(lambda: squared_error(1.0 + slope() * w.square().sum(), torch.zeros((), dtype=DOUBLE)))
     assert float(w.detach().norm()) > 1.0
