@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 
 import numpy as np
@@ -28,11 +29,8 @@ QUICK = {
     "henon": ([-1.236153, 0.37488], [0.711459, 0.211525]),
     "logistic": ([0.462062], [0.29761]),
 }
-LONG = {
-    "lorenz": ([-9.829196, -13.726086, 23.190485], [7.829455, 9.242134, 9.390128]),
-    "rossler": ([-6.879894, 4.955815, 0.016525], [4.849372, 4.802657, 3.038951]),
-    "mackey-glass": ([0.96566], [0.224904]),
-}
+# SHA-256 of all 20,000 samples: one other bit anywhere is another trajectory.
+LONG = {"lorenz": "d2219d284bbb38bf", "rossler": "b88e668a2455f867", "mackey-glass": "89c3a0159fbf9e3a"}
 
 
 @cache
@@ -55,9 +53,11 @@ def test_quick_series_are_pinned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_long_series_are_pinned(name: str) -> None:
-    assert len(long_series(name)) == 20_000
-    pinned(long_series(name), *LONG[name])
+def test_long_series_are_the_same_bits_on_every_machine(name: str) -> None:
+    series = long_series(name)
+    assert len(series) == 20_000
+    assert not series.flags.writeable
+    assert hashlib.sha256(series.astype("<f8").tobytes()).hexdigest()[:16] == LONG[name]
 
 
 def test_long_lorenz_agrees_with_an_independent_integrator() -> None:
@@ -122,7 +122,7 @@ def test_quick_lorenz_is_learned_by_backpropagation() -> None:
 
 
 # The anchors were measured on one trajectory of each system; Rössler's rare spikes make the figure vary by some 3 %
-# from one stretch to the next.
+# from one stretch to the next, and the standard error of 50 starts is up to .006 Lyapunov times.
 @pytest.mark.parametrize(
     ("system", "error", "tolerance", "time"),
     [("lorenz", 0.149, 0.01, 0.07), ("rossler", 0.194, 0.04, 0.04), ("mackey-glass", 0.146, 0.01, 0.02)],
@@ -135,7 +135,7 @@ def test_persistence_has_the_published_errors(system: str, error: float, toleran
             model.get_parameter(name).zero_()
     metrics = task.finish(model)
     assert metrics["test_nrmse"].item() == pytest.approx(error, rel=tolerance)
-    assert round(metrics["vpt"].item(), 2) == time
+    assert metrics["vpt"].item() == pytest.approx(time, abs=0.016)
     assert metrics["diverged_share"] == 0
 
 
