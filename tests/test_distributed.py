@@ -328,6 +328,7 @@ def launched(folder: Path, script: str, *arguments: str) -> subprocess.Completed
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
     source = str(Path(__file__).parent.parent / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else workers may read the addresses of dead ones
     return subprocess.run(
         [*command, str(folder / "train.py"), str(folder), *arguments],
         env=environment,
