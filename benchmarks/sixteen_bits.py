@@ -9,7 +9,6 @@ Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NR
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,11 +23,7 @@ from torch import Tensor, nn
 from dopaminergic import Dopamine, VectorDopamine, cross_entropy, squared_error
 from dopaminergic.lab.tasks import make_task
 
-OPTIMIZERS = {
-    "dopamine": Dopamine,
-    "dopamine, sigma 0.01": functools.partial(Dopamine, sigma=0.01),
-    "vector": VectorDopamine,
-}
+OPTIMIZERS = {"dopamine": Dopamine, "vector": VectorDopamine}
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 

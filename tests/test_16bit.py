@@ -39,6 +39,19 @@ def test_hundreds_of_probes_do_not_move_a_bit(any_row: Row, dtype: torch.dtype) 
     assert same(copies([half.w]), old)
 
 
+def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
+    half, single = (nn.Parameter(randn(5).to(dtype)) for dtype in (torch.float16, torch.float32))
+    small, large = any_row.make([single]).default_sigmas
+    for params in ([half], iter([half]), [("w", half)], [{"params": iter([single])}, {"params": [half]}]):
+        assert [group["sigma"] for group in any_row.make(params).param_groups] in ([large], [large, large])
+    assert any_row.make([single]).param_groups[0]["sigma"] == small
+    assert any_row.make([half], sigma=0.1).param_groups[0]["sigma"] == 0.1
+    groups = [{"params": [half], "sigma": 0.2}, {"params": [single]}]
+    assert [group["sigma"] for group in any_row.make(groups).param_groups] == [0.2, large]
+    with pytest.raises(TypeError, match="iterable"):
+        any_row.make(half)  # pyright: ignore
+
+
 @dtypes
 def test_no_learning_rate_no_change(any_row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)

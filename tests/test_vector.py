@@ -548,16 +548,6 @@ def test_parameters_may_come_from_generators() -> None:
     assert all(same(ends[0], end) for end in ends)
 
 
-def test_16_bit_weights_are_perturbed_more() -> None:
-    half, single = (nn.Parameter(randn(5).to(dtype)) for dtype in (torch.float16, torch.float32))
-    for params in ([half], [{"params": iter([single])}, {"params": [half]}], [("w", half)], iter([half])):
-        assert VectorDopamine(params).param_groups[0]["sigma"] == 0.3
-    assert VectorDopamine([single]).param_groups[0]["sigma"] == 0.01
-    assert VectorDopamine([half], sigma=0.1).param_groups[0]["sigma"] == 0.1
-    with pytest.raises(TypeError, match="iterable"):
-        VectorDopamine(half)  # pyright: ignore
-
-
 def test_a_group_added_later_is_as_one_given_at_once() -> None:
     ends = []
     for late in (False, True):

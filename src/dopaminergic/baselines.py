@@ -50,7 +50,7 @@ class WeightPerturbation(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: learning rate of gradient descent, >= 0. No single value works on all tasks.
-        sigma: how far each weight moves in a perturbed pass, > 0.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
         directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
@@ -75,7 +75,7 @@ class WeightPerturbation(ForwardOptimizer):
         params: ParamsT,
         *,
         lr: float = 0.01,
-        sigma: float = 1e-3,
+        sigma: float | None = None,
         directions: int = 1,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
@@ -109,7 +109,7 @@ class SPSA(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: learning rate of gradient descent, >= 0.
-        sigma: how far each weight moves in a perturbed pass, > 0.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
         directions: number K of random directions that are averaged; a step costs 2K forward passes.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
@@ -137,7 +137,7 @@ class SPSA(ForwardOptimizer):
         params: ParamsT,
         *,
         lr: float = 0.01,
-        sigma: float = 1e-3,
+        sigma: float | None = None,
         directions: int = 1,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
@@ -171,7 +171,7 @@ class EvolutionStrategy(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most.
-        sigma: how far each weight moves in a perturbed pass, > 0.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.02.
         directions: number K of antithetic pairs.
         noise: `"gaussian"` or `"rademacher"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
@@ -193,13 +193,14 @@ class EvolutionStrategy(ForwardOptimizer):
 
     needs_base = False
     needs_minus = True
+    default_sigmas = (0.02, 0.02)
 
     def __init__(
         self,
         params: ParamsT,
         *,
         lr: float = 1e-3,
-        sigma: float = 0.02,
+        sigma: float | None = None,
         directions: int = 8,
         noise: str = "gaussian",
         seed: int | Sequence[int] = 0,

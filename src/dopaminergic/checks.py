@@ -46,10 +46,24 @@ def parameters(rule: str, params: Any) -> Any:
     """Return the parameters, a list unless torch has an error of its own for them; raise if there are none."""
     if isinstance(params, Tensor):
         return params
-    params = list(params)
+    params = _listed(params)
     if not params:
         raise ValueError(f"{rule}: params is empty; pass model.parameters() of a model that has some")
     return params
+
+
+def _listed(params: Any) -> list[Any]:
+    """Parameters that can be looked at more than once: also those of a group may come from a generator."""
+    if isinstance(params, Tensor):
+        return [params]
+    return [{**p, "params": _listed(p["params"])} if isinstance(p, dict) and "params" in p else p for p in params]
+
+
+def any_16_bits(params: Any) -> bool:
+    """Whether any of these parameters, named parameters or groups of either have 16-bit weights."""
+    flat = [q for p in _listed(params) for q in (p.get("params", []) if isinstance(p, dict) else [p])]
+    tensors = [q[1] if isinstance(q, tuple) else q for q in flat]
+    return any(isinstance(q, Tensor) and q.dtype in (torch.bfloat16, torch.float16) for q in tensors)
 
 
 def seeds(rule: str, value: Any) -> int | list[int]:

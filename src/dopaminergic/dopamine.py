@@ -193,8 +193,8 @@ class Dopamine(ForwardOptimizer):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4
             on it overshoots on a quadratic without noise.
-        sigma: how far each weight moves in a perturbed pass, > 0; small, so that the curvature of the loss adds less to
-            a regret than its slope does.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the curvature of the loss
+            adds less to a regret than its slope does, or 0.01 with 16-bit weights.
         loss_floor: the least loss that can be reached.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
         beta: decay in [0, 1) of all running means.
@@ -219,12 +219,14 @@ class Dopamine(ForwardOptimizer):
     2
     """
 
+    default_sigmas = (3e-4, 1e-2)
+
     def __init__(
         self,
         params: ParamsT,
         *,
         lr: float = 3.5,
-        sigma: float = 3e-4,
+        sigma: float | None = None,
         loss_floor: float = 0.0,
         cap: float = 0.1,
         beta: float = 0.99,
@@ -275,7 +277,7 @@ class Dopamine2(ForwardOptimizer):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of d weights moves by
             `lr / d` (for one direction). Errors change it from there by a factor g in [1e-3, 1e3].
-        sigma: how far each weight moves in a perturbed pass, > 0.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
         tau: share in (0, 1) of the expected improvement that is taken for enough.
         kappa: speed of the learning rate's controller, >= 0.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
@@ -308,7 +310,7 @@ class Dopamine2(ForwardOptimizer):
         params: ParamsT,
         *,
         lr: float = 1.5,
-        sigma: float = 1e-3,
+        sigma: float | None = None,
         tau: float = 0.25,
         kappa: float = 0.02,
         cap: float = 0.1,

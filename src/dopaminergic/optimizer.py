@@ -112,7 +112,8 @@ class ForwardOptimizer(Optimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: learning rate, >= 0, in the rule's own unit; for a fleet also a tensor of shape `(R,)`.
-        sigma: perturbation scale, > 0: how far each weight moves in a perturbed pass.
+        sigma: perturbation scale, > 0: how far each weight moves in a perturbed pass; None: what `default_sigmas`
+            says, larger if any of the weights have 16 bits, whose rounding would drown the regrets.
         directions: number K of random directions whose estimates are averaged, >= 1.
         noise: `"rademacher"` (each entry of a direction +1 or -1) or `"gaussian"`.
         seed: in [0, 2^63). Equal seeds give equal runs. A sequence of R seeds makes a fleet: every parameter then has a
@@ -128,13 +129,14 @@ class ForwardOptimizer(Optimizer):
     needs_base = True
     needs_minus = False
     shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
+    default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
 
     def __init__(
         self,
         params: ParamsT,
         *,
         lr: Any,
-        sigma: float,
+        sigma: float | None = None,
         directions: int = 1,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
@@ -151,9 +153,10 @@ class ForwardOptimizer(Optimizer):
         self._ranks: Ranks | None = ranks_of(process_group)
         self._agreed = False  # whether the ranks have been compared since the start
         self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
-        super().__init__(
-            checks.parameters(self._rule_name, params), {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
-        )
+        params = checks.parameters(self._rule_name, params)
+        if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
+            sigma = self.default_sigmas[checks.any_16_bits(params)]
+        super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
         checks.some_trainable(self._rule_name, self.param_groups)
         self._batched = self._make_batched()
         self._on_use = OnUse(self._rule_name)

@@ -59,7 +59,7 @@ class VectorDopamine(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.01, more for 16-bit weights.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.01, or 0.3 with 16-bit weights.
         directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
@@ -87,6 +87,7 @@ class VectorDopamine(ForwardOptimizer):
     """
 
     shares_sigma = True
+    default_sigmas = (0.01, 0.3)
 
     def __init__(
         self,
@@ -110,12 +111,10 @@ class VectorDopamine(ForwardOptimizer):
         checks.number("VectorDopamine", "kappa", kappa, at_least=0)
         checks.number("VectorDopamine", "beta", beta, at_least=0, below=1)
         checks.number("VectorDopamine", "memory", memory, above=0)
-        params = checks.parameters("VectorDopamine", params)
-        params = params if isinstance(params, Tensor) else _listed(params)  # torch has an error for a lone tensor
         super().__init__(
             params,
             lr=lr,
-            sigma=_first_sigma([*params]) if sigma is None else sigma,
+            sigma=sigma,
             directions=MOST_DIRECTIONS if directions is None else directions,
             noise=noise,
             seed=seed,
@@ -324,18 +323,3 @@ class VectorDopamine(ForwardOptimizer):
     def _own(self, x: Tensor) -> Scalar:
         """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
         return x if self._fleet else float(x)
-
-
-def _listed(params: Any) -> Any:
-    """Parameters that can be looked at more than once: those of a group may come from a generator."""
-    if isinstance(params, Tensor):
-        return [params]
-    return [{**p, "params": _listed(p["params"])} if isinstance(p, dict) and "params" in p else p for p in params]
-
-
-def _first_sigma(params: list[Any]) -> float:
-    """0.01, but more where weights have so few digits that rounding would drown the regrets."""
-    flat = [q for p in params for q in (p.get("params", []) if isinstance(p, dict) else [p])]
-    flat = [q[1] if isinstance(q, tuple) else q for q in flat]
-    short = any(isinstance(q, Tensor) and q.dtype in (torch.bfloat16, torch.float16) for q in flat)
-    return 0.3 if short else 0.01
