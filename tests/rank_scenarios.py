@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 from dopaminergic import ForwardOptimizer, cross_entropy, squared_error
 from dopaminergic.distributed import Ranks, broadcast
+from dopaminergic.journal import Journal, replay
 from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
 SIZE = 4
@@ -310,7 +313,46 @@ def misplaced(rank: int) -> str:
     return failing(lambda: optimizer.step(lambda: 1.0))
 
 
-SCENARIOS = [directions, data, faults, differences, resumed, fleet, bytes_sent, sharded, unseen, misplaced]
+def deadline(rank: int) -> dict[str, Any]:
+    """With none to spare, each rank tries the first of its directions; with one to spare, all do that are not slow."""
+    found: dict[Any, Any] = {row.name: in_time(row, Ranks(data_parallel=1, deadline=0.0)) for row in [*ROWS, VECTOR]}
+    for row in (ROWS[3], VECTOR):
+        found[row.name, "shards"] = in_time(row, Ranks(data_parallel=2, deadline=0.0))
+    slow = Ranks(data_parallel=1, deadline=1.0)
+    found["slow"] = in_time(ROWS[3], slow, seconds=1.1 if rank == 2 else 0.0, directions=15)
+    model = nn.Linear(4, 4)
+    fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
+    found["sharded"] = failing(lambda: ROWS[3].make(model.parameters(), process_group=slow))
+    return found
+
+
+def in_time(row: Row, ranks: Ranks, seconds: float = 0.0, directions: int = K) -> dict[str, Any]:
+    """A run in which directions are missing: where it went and by which, and where a replay of its journal ends."""
+    w = nn.Parameter(randn(12, seed=3))
+    twin = nn.Parameter(w.detach().clone())
+    optimizer = row.make([w], process_group=ranks, directions=directions, seed=11)
+
+    def loss() -> Tensor:
+        time.sleep(seconds)
+        return w.detach() ** 2 if row is VECTOR else bowl(w.detach())
+
+    weights, moved = [], []
+    optimizer._listeners.append(lambda change: moved.append([k for k, multiples in change.terms if any(multiples)]))
+    with tempfile.TemporaryDirectory() as folder:
+        with Journal(optimizer, f"{folder}/run.journal"):
+            for _ in range(STEPS):
+                optimizer.step(loss)
+                weights.append(w.detach().clone())
+        replay([twin], f"{folder}/run.journal")
+    return {"weights": weights, "moved": moved, "twin": twin.detach(), "passes": optimizer.forward_passes}
+
+
+def bowl(w: Any) -> Any:
+    """Its loss, of a tensor or of a list of numbers."""
+    return sum((1.0 + i % 3) * x * x for i, x in enumerate(w)) + 0.3 * w[0] * w[3] + 1.0
+
+
+SCENARIOS = [directions, deadline, data, faults, differences, resumed, fleet, bytes_sent, sharded, unseen, misplaced]
 
 
 def warm_up() -> None:

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 import rank_scenarios
 from dopaminergic import Dopamine
 from dopaminergic.distributed import CHUNK, Ranks, fingerprint
-from optimizers import ROWS, VECTOR, Bowl, randn, same
+from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, SIZE, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
@@ -255,6 +255,61 @@ def test_bytes_do_not_grow_with_the_model(found: list[Any]) -> None:
     assert sent[VECTOR.name, 10, 4] <= 10 * 8 * (1.5 * 8 * 8 + 5 * 8 + 8)
 
 
+# ---- a deadline ------------------------------------------------------------------------------------------------------
+
+IN_TIME = [0, 1, 3, 5]  # the first direction of each of four ranks, of seven
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_directions_that_are_late_are_left_out_by_all(found: list[Any], row: Any) -> None:
+    """The run is that of the formulas with the directions that are left."""
+    optimizer = row.make([torch.nn.Parameter(randn(12, seed=3))], directions=len(IN_TIME), seed=11)
+    w = optimizer.param_groups[0]["params"][0]
+    by_hand = {key: optimizer.param_groups[0][key] for key in ("lr", "sigma")}
+    by_hand |= {key: x for key, x in optimizer.settings.items() if key not in ("noise", "seed", "batched")}
+
+    def draw(step: int, k: int) -> list[float]:
+        return drawn(optimizer, w, 0, step=step, direction=IN_TIME[k]).tolist()
+
+    near = 1e-10 if optimizer.settings["noise"] == "rademacher" else 2e-6
+    expected = list(row.plain(rank_scenarios.bowl, w.tolist(), draw, rank_scenarios.STEPS, **by_hand))
+    for rank in range(SIZE):
+        run = found[rank]["deadline"][row.name]
+        assert run["moved"] == [IN_TIME] * rank_scenarios.STEPS
+        assert run["passes"] == rank_scenarios.STEPS * row.passes(len(IN_TIME))
+        for got, want in zip(run["weights"], expected, strict=True):
+            torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near)
+
+
+@pytest.mark.parametrize(
+    "name", [*NAMES, VECTOR.name, ("Dopamine", "shards"), (VECTOR.name, "shards"), "slow"], ids=str
+)
+def test_ranks_stay_equal_when_directions_are_missing_and_a_journal_repeats_them(found: list[Any], name: Any) -> None:
+    runs = [found[rank]["deadline"][name] for rank in range(SIZE)]
+    for run in runs:
+        assert same(run["weights"], runs[0]["weights"])
+        assert torch.equal(run["twin"], run["weights"][-1])
+        assert run["moved"] == runs[0]["moved"]
+
+
+def test_vector_dopamine_leaves_out_what_is_late(found: list[Any]) -> None:
+    run = found[0]["deadline"][VECTOR.name]
+    assert run["moved"] == [IN_TIME] * rank_scenarios.STEPS
+    norms = [float(w.norm()) for w in [randn(12, seed=3), *run["weights"]]]
+    assert norms == sorted(norms, reverse=True)
+    # Two shares of seven directions, and in both shards the first of each is tried.
+    for name in ("Dopamine", VECTOR.name):
+        assert found[0]["deadline"][name, "shards"]["moved"] == [[0, 3]] * rank_scenarios.STEPS
+
+
+def test_a_slow_rank_costs_its_directions_and_not_those_of_others(found: list[Any]) -> None:
+    """Rank 2 has directions 7 to 10, and time for the first of them; a busy machine may cost others some too."""
+    for moved in found[0]["deadline"]["slow"]["moved"]:
+        assert {0, 3, 7, 11} <= set(moved)
+        assert not {8, 9, 10} & set(moved)
+    assert "does not go with sharded parameters" in found[0]["deadline"]["sharded"]
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +320,12 @@ def test_ranks_need_a_process_group() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"data_parallel": 2}, "must divide the number of ranks, 1, got 2"), ({"check_every": 0}, "check_every")],
+    [
+        ({"data_parallel": 2}, "must divide the number of ranks, 1, got 2"),
+        ({"check_every": 0}, "check_every"),
+        ({"deadline": -1.0}, "deadline"),
+        ({"deadline": float("nan")}, "deadline"),
+    ],
 )
 def test_arguments_of_ranks(alone: Ranks, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -14,6 +14,7 @@ all ranks stop at the same step with the weights they had before it.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dopaminergic import checks
 from dopaminergic.batched import rewind
 from dopaminergic.sharding import first_element, is_sharded, local
 from dopaminergic.weights import Weights
 
-RAISED = 0x7FF8_DEAD_0000_0000  # bits of a NaN that no arithmetic makes: this rank raised an exception
+# Bits of NaNs that no arithmetic makes: this rank raised an exception, it has no number here.
+RAISED, MISSING = 0x7FF8_DEAD_0000_0000, 0x7FF8_DEAD_0000_0001
 CHUNK = 1 << 20  # weights that are hashed at once
 EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
@@ -47,6 +50,9 @@ class Ranks:
             1: all ranks see the same data and try different directions.
         check_every: steps between two comparisons of all ranks' settings, states and weights, >= 1. The first step
             always compares.
+        deadline: seconds, >= 0, after which a rank begins no more directions of a step, but for its first one; those
+            that are missing on any rank are left out by all. Results then depend on timing, though a journal repeats
+            them to the bit. None: slow ranks are waited for.
 
     Attributes:
         rank: of this process in the group.
@@ -61,7 +67,14 @@ class Ranks:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, process_group: Any = None, *, data_parallel: int | None = None, check_every: int = 100) -> None:
+    def __init__(
+        self,
+        process_group: Any = None,
+        *,
+        data_parallel: int | None = None,
+        check_every: int = 100,
+        deadline: float | None = None,
+    ) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
                 "Ranks: there is no process group; call torch.distributed.init_process_group() first, and start the "
@@ -79,9 +92,11 @@ class Ranks:
             )
         if not isinstance(check_every, int) or check_every < 1:
             raise ValueError(f"Ranks: check_every must be an int >= 1, got {check_every!r}")
-        self.shares, self.check_every = self.size // self.shards, check_every
+        if deadline is not None:
+            checks.number("Ranks", "deadline", deadline, at_least=0)
+        self.shares, self.check_every, self.deadline = self.size // self.shards, check_every, deadline
         self.shard, self.share = self.rank % self.shards, self.rank // self.shards
-        self.bytes_sent = 0
+        self.bytes_sent, self._began = 0, 0.0
         on_gpu = "nccl" in dist.get_backend(process_group)
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
@@ -99,6 +114,19 @@ class Ranks:
         """The units of work, out of so many, of one share: this rank's, if none is named."""
         share = self.share if share is None else share
         return range(units * share // self.shares, units * (share + 1) // self.shares)
+
+    def check(self, rule: str, parameters: Iterable[Tensor]) -> None:
+        """Raise unless these parameters can be trained in this way."""
+        if self.deadline is not None and any(map(is_sharded, parameters)):
+            raise ValueError(
+                f"{rule}: Ranks(deadline=...) does not go with sharded parameters: the ranks of one model must make "
+                "its forward passes together, however slow one of them is"
+            )
+
+    @property
+    def late(self) -> bool:
+        """Whether this rank has worked past the deadline since it last heard from the others."""
+        return self.deadline is not None and time.monotonic() - self._began > self.deadline
 
     def seeded(self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int) -> Callable[[], Any]:
         """The closure, whose draws from torch's generators start from (seed, step, shard); they are left as they were.
@@ -129,13 +157,14 @@ class Ranks:
             length: how many numbers each rank sends.
 
         Returns:
-            float64 `(size, length)`; the end of a row is NaN where a rank returned fewer.
+            float64 `(size, length)`; the end of a row is `MISSING`, a NaN, where a rank returned fewer.
 
         Raises:
             RuntimeError: another rank raised an exception, or does not answer. An exception in `work` of this rank is
                 raised as it is, once the others know.
         """
-        sent = np.full(length, np.nan)
+        sent = np.full(length, MISSING).view(np.float64)
+        self._began = time.monotonic()
         try:
             numbers = np.asarray(work(), np.float64).reshape(-1)
             sent[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
@@ -184,7 +213,7 @@ class Ranks:
             total += split[:, shard]
         return total if weights is not None else total / self.shards
 
-    def losses(self, work: Work, units: int, width: int, check: Check | None) -> np.ndarray:
+    def losses(self, work: Work, units: int, width: int, check: Check | None) -> tuple[np.ndarray, list[int]]:
         """All losses of a step, averaged over shards, in the order of a single rank.
 
         Args:
@@ -194,14 +223,19 @@ class Ranks:
             check: see `compare`; None: no check is due.
 
         Returns:
-            float64 `(units width,)`.
+            float64 `(units, width)`, and the numbers of these units: all, or with a deadline those that no rank is
+            missing.
         """
-        checks = 0 if check is None else CHECKS
-        most = max(len(self.part(units, share)) for share in range(self.shares)) * width
-        rows = self.exchange(lambda: [*(check() if check else ()), *work()], checks + most)
-        self.compare(rows[:, :checks])
-        shares = self.average(rows[:, checks:])
-        return np.concatenate([row[: len(self.part(units, i)) * width] for i, row in enumerate(shares)])
+        compared = 0 if check is None else CHECKS
+        parts = [self.part(units, share) for share in range(self.shares)]
+        rows = self.exchange(lambda: [*(check() if check else ()), *work()], compared + max(map(len, parts)) * width)
+        self.compare(rows[:, :compared])
+        rows = rows[:, compared:].reshape(self.size, -1, width)
+        missing = (rows.view(np.int64) == MISSING).any(2).reshape(self.shares, self.shards, -1).any(1)
+        shares = self.average(rows)
+        there = [[i for i in range(len(part)) if not missing[share, i]] for share, part in enumerate(parts)]
+        found = np.concatenate([shares[share, places] for share, places in enumerate(there)])
+        return found, [part[i] for part, places in zip(parts, there, strict=True) for i in places]
 
     # ---- what is checked --------------------------------------------------------------------------------------------
 

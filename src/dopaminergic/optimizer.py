@@ -54,6 +54,9 @@ class Losses(NamedTuple):
         return self.base if self.base is not None else mean(self.plus + self.minus)
 
 
+Tried = tuple[list[Scalar], Sequence[int], list["Group"], int]  # losses, their directions, groups, other evaluations
+
+
 class Group(NamedTuple):
     """What a rule needs to know of a parameter group.
 
@@ -349,14 +352,14 @@ class ForwardOptimizer(Optimizer):
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
         units = self.needs_base + self.settings["directions"]
         try_all = self._try if self._ranks is None else self._try_on_all_ranks
-        found, groups, extra = try_all(closure, before.step, range(units))
+        found, numbers, groups, extra = try_all(closure, before.step, range(units))
         losses = Losses(found[0], found[1:], []) if self.needs_base else Losses(None, found[::2], found[1::2])
         if not self._fleet:
-            return losses, self._decide(before, losses, found, groups, extra)
+            return losses, self._decide(before, losses, found, numbers, groups, extra)
         with np.errstate(all="ignore"):  # a replica may have lost its way
-            return losses, self._decide(before, losses, found, groups, extra)
+            return losses, self._decide(before, losses, found, numbers, groups, extra)
 
-    def _try(self, closure: Closure, step: int, units: range) -> tuple[list[Scalar], list[Group], int]:
+    def _try(self, closure: Closure, step: int, units: range) -> Tried:
         """Losses of some units of a step: the weights themselves (number 0, if needed), then the directions."""
         weights = self._weights
         weights.begin(step)
@@ -377,25 +380,28 @@ class ForwardOptimizer(Optimizer):
             rewind(random_states)
             tried, extra = self._as_batches(closure, displacements, base, numbers, step)
         for k in () if self.settings["batched"] else numbers:
+            if tried and self._ranks is not None and self._ranks.late:
+                break
             for displacement in displacements:
                 weights.move([(k, displacement)])
                 for generator, state in random_states:
                     generator.set_state(state)
                 tried.append(self._loss(closure))
-        return base + tried, groups, extra
+        return base + tried, numbers, groups, extra
 
-    def _try_on_all_ranks(self, closure: Closure, step: int, units: range) -> tuple[list[Scalar], list[Group], int]:
+    def _try_on_all_ranks(self, closure: Closure, step: int, units: range) -> Tried:
         ranks: Any = self._ranks
         groups: list[Group] = []
 
         def work() -> list[float]:
             seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
-            found, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
+            found, _, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
             return np.concatenate(found).tolist() if self._fleet and found else found
 
         width = (1 + self.needs_minus) * (self._replicas or 1)
-        numbers = ranks.losses(work, len(units), width, self._check(step))
-        if self._weights.sharded and not self._agreed and (numbers == numbers[0]).all():
+        found, there = ranks.losses(work, len(units), width, self._check(step))
+        found = found.reshape(-1)
+        if self._weights.sharded and not self._agreed and (found == found[0]).all():
             warnings.warn(
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
                 "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
@@ -403,9 +409,10 @@ class ForwardOptimizer(Optimizer):
                 stacklevel=10,
             )
         self._agreed = True
+        numbers = [unit - self.needs_base for unit in there if unit >= self.needs_base]
         if self._fleet:
-            return list(numbers.reshape(-1, self._replicas or 1)), groups, 0
-        return numbers.tolist(), groups, 0
+            return list(found.reshape(-1, self._replicas or 1)), numbers, groups, 0
+        return found.tolist(), numbers, groups, 0
 
     def _check(self, step: int) -> Check | None:
         """What all ranks compare in this step, if they do; in the first one frozen parameters too."""
@@ -445,7 +452,15 @@ class ForwardOptimizer(Optimizer):
             return as_array(mean_losses(closure(), self._rule_name, len(self.settings["seed"])))
         return mean_loss(closure(), self._rule_name)
 
-    def _decide(self, before: Progress, losses: Losses, tried: list[Scalar], groups: list[Group], extra: int) -> Change:
+    def _decide(
+        self,
+        before: Progress,
+        losses: Losses,
+        tried: list[Scalar],
+        numbers: Sequence[int],
+        groups: list[Group],
+        extra: int,
+    ) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
         usable, passes = finite(sum(tried)), len(tried) + extra
         if usable is False:
@@ -465,7 +480,8 @@ class ForwardOptimizer(Optimizer):
         told = as_tensor(rpe), as_tensor(rate)
         after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, *told)
         decays = [group["weight_decay"] for group in self.param_groups]
-        return Change(list(enumerate(rows)), shrinks(decays, rates, usable) if any(decays) else None, after)
+        scales = shrinks(decays, rates, usable) if any(decays) else None
+        return Change(list(zip(numbers, rows, strict=True)), scales, after)
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -543,6 +559,8 @@ class ForwardOptimizer(Optimizer):
         try:
             checks.group(self._rule_name, self.param_groups[-1], self._replicas)
             checks.apart(self._rule_name, self.param_groups)
+            if self._ranks is not None:
+                self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise

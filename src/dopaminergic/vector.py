@@ -12,6 +12,7 @@ Witten and Daw, "A feature-specific prediction error model explains dopaminergic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,8 +219,18 @@ class VectorDopamine(ForwardOptimizer):
                 )
             return found
 
-        outcomes, tried = self._batched(self._weights, closure, values, loss.values, numbers, multiples, before.step)
-        return outcomes.transpose(0, 1) - loss.values[:, None], tried
+        def outcomes(some: range) -> tuple[Tensor, int]:
+            return self._batched(self._weights, closure, values, loss.values, some, multiples, before.step)
+
+        if self._ranks is None or self._ranks.deadline is None:
+            found, tried = outcomes(numbers)
+            return found.transpose(0, 1) - loss.values[:, None], tried
+        in_time: list[Tensor] = []
+        while len(in_time) < len(numbers) and not (in_time and self._ranks.late):
+            in_time.append(outcomes(numbers[len(in_time) : len(in_time) + 1])[0])
+        found = torch.cat(in_time).transpose(0, 1) - loss.values[:, None]
+        missing = (0, 0, 0, len(numbers) - len(in_time))
+        return torch.nn.functional.pad(found, missing, value=math.nan), len(in_time)
 
     def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
         """The loss in the span of the directions. One with an outcome that is not finite is not used."""
