@@ -3,7 +3,8 @@
     python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--largest 7] [--out FILE]
 
 Ratios only: one rank and two take turns, round by round, while the others wait at a barrier. `bytes` counts what is
-handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one.
+handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one,
+`apart` that of two processes that train for themselves at the same time over one alone: what the machine has to give.
 `communication` is the time in collectives, waiting for the other rank included, over that of the step.
 """
 
@@ -56,28 +57,30 @@ def bytes_of_a_step(largest: int) -> dict[str, dict[str, float]]:
 def speed(name: str, rounds: int, rank: int, directions: int) -> dict[str, float]:
     """Medians over rounds of ratios within a round."""
     runs = []
-    for ranks in (None, Timed(data_parallel=1, check_every=10**6)):
+    for ranks in (None, Timed(data_parallel=1, check_every=10**6), None):
         torch.manual_seed(0)
         model, loss = build(name)
         runs.append((Dopamine(model.parameters(), directions=directions, process_group=ranks), loss, ranks))
     start = time.perf_counter()
-    for optimizer, loss, _ in runs:
+    for optimizer, loss, _ in runs[:2]:
         optimizer.step(loss)
     turns = torch.tensor(max(1, int(0.3 / (time.perf_counter() - start))))
     dist.broadcast(turns, 0)
-    speedups, shares = [], []
+    speedups, shares, apart = [], [], []
     for _ in range(rounds):
         times = []
-        for optimizer, loss, ranks in runs:
+        for number, (optimizer, loss, ranks) in enumerate(runs):
             dist.barrier()
             waited, start = ranks.waited if ranks else 0.0, time.perf_counter()
-            for _ in range(int(turns) if ranks or rank == 0 else 0):
+            for _ in range(int(turns) if number > 0 or rank == 0 else 0):
                 optimizer.step(loss)
             times.append(time.perf_counter() - start)
             if ranks:
                 shares.append((ranks.waited - waited) / times[-1])
         speedups.append(times[0] / times[1])
-    return {"speedup": statistics.median(speedups), "communication": statistics.median(shares)}
+        apart.append(2 * times[0] / times[2])
+    found = {"speedup": speedups, "apart": apart, "communication": shares}
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def work(rank: int, folder: str, options: argparse.Namespace) -> None:

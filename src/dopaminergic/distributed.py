@@ -135,15 +135,21 @@ class Ranks:
         before.
         """
         number = _digest((seed, step, self.shard))
+        states: list[list[tuple[torch.Generator, Tensor]]] = []
 
         def call() -> Any:
-            before = [(generator, generator.get_state()) for generator in weights.generators]
-            for generator, _ in before:
-                generator.manual_seed(number)
+            if not states:  # the generators are known from the beginning of the step on
+                states.append([(generator, generator.get_state()) for generator in weights.generators])
             try:
+                if len(states) == 1:
+                    states.append(
+                        [(generator, generator.manual_seed(number).get_state()) for generator, _ in states[0]]
+                    )
+                else:
+                    rewind(states[1])  # faster than seeding anew
                 return closure()
             finally:
-                rewind(before)
+                rewind(states[0])
 
         return call
 
