@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="at most, for each command (60)")
     options = parser.parse_args()
     os.environ |= {"DOPAMINERGIC_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    import dopaminergic.lab.runner
     import dopaminergic.lab.training  # noqa: F401  (what the children need is in memory before they start)
+    from dopaminergic.lab.runner import environment
 
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as folder:
@@ -115,7 +115,9 @@ def main() -> None:
             for name in COMMANDS
             if getattr(options, name) and not (Path(folder) / name).mkdir()
         }
-    print(json.dumps(found))
+    command = ["python", "tests/lab/kills.py", *sys.argv[1:]]
+    what = "runs killed with -9 at random moments, and those that ended equal to an uninterrupted one"
+    print(json.dumps({"what": what, "command": " ".join(command), "environment": environment(), "results": found}))
 
 
 if __name__ == "__main__":
