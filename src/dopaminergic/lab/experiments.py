@@ -85,7 +85,8 @@ def studies(part: str, size: str) -> list[Study]:
         chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, against)]
         chaos += [Study("digits", {}, 30_000, 3, 20, ("vector", "adam")), Study("digits-conv", {}, 10_000, 1, 5, few)]
         chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few), Study("lorenz-vpt", {}, 12_000, 1, 3, few)]
-        chaos += [Study(f"{task}-vpt", {}, 12_000, 1, 3, ("vector",)) for task in chaos_tasks[1:]]
+        chaos += [Study(f"{task}-vpt", {}, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks]
+        chaos += [Study("lorenz-vpt", {}, 200_000, 1, 3, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 
 
