@@ -81,10 +81,10 @@ def studies(part: str, size: str) -> list[Study]:
         ]
         chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
         chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
-        against = ("vector", "wp", "adam")
+        against, scalar = ("vector", "wp", "adam"), ("dopamine", "dopamine2", "wp", "sgd")
         chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, against)]
         chaos += [Study("digits", {}, 30_000, 3, 20, ("vector", "adam")), Study("digits-conv", {}, 10_000, 1, 5, few)]
-        chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few), Study("lorenz-vpt", {}, 12_000, 1, 3, few)]
+        chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few), Study("lorenz-vpt", {}, 12_000, 1, 3, scalar)]
         chaos += [Study(f"{task}-vpt", {}, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks]
         chaos += [Study("lorenz-vpt", {}, 200_000, 1, 3, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
