@@ -77,9 +77,12 @@ def test_an_outcome_keeps_what_the_model_predicted() -> None:
         (lambda: cross_entropy(randn(4, 3), torch.zeros(3, dtype=torch.long)), ValueError, ["(4, 3)", "(3,)"]),
         (lambda: cross_entropy(randn(4, 3), torch.zeros(4)), TypeError, ["labels", "float32"]),
         (lambda: cross_entropy(torch.tensor(1.0), torch.tensor(0)), ValueError, ["logits"]),
+        (lambda: squared_error(randn(4), 0.0), TypeError, ["target", "float"]),  # pyright: ignore[reportArgumentType]
+        (lambda: cross_entropy(randn(4, 3), [0, 1, 2, 0]), TypeError, ["labels", "list"]),  # pyright: ignore
+        (lambda: outcome(np.zeros(4), abs), TypeError, ["values", "ndarray"]),  # pyright: ignore
     ],
 )
-def test_outcomes_of_shapes_that_do_not_fit(make: Callable[[], Any], error: type[Exception], words: list[str]) -> None:
+def test_outcomes_of_what_does_not_fit(make: Callable[[], Any], error: type[Exception], words: list[str]) -> None:
     with pytest.raises(error) as caught:
         make()
     assert all(word in str(caught.value) for word in words)

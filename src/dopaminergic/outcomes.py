@@ -52,10 +52,12 @@ def squared_error(prediction: Tensor, target: Tensor) -> Outcome:
 
     Raises:
         ValueError: the shapes differ (broadcasting here is nearly always a mistake).
+        TypeError: one of them is not a tensor.
 
     >>> squared_error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])).mean()
     tensor(2.)
     """
+    _need_tensors("squared_error", prediction=prediction, target=target)
     if prediction.shape != target.shape:
         raise ValueError(
             f"squared_error: prediction has shape {tuple(prediction.shape)} but target has {tuple(target.shape)}; "
@@ -73,11 +75,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
 
     Raises:
         ValueError: the shapes do not fit.
-        TypeError: the labels are not integers.
+        TypeError: the labels are not integers, or one of them is not a tensor.
 
     >>> cross_entropy(torch.zeros(4, 10), torch.tensor([3, 1, 4, 1])).mean()
     tensor(2.3026)
     """
+    _need_tensors("cross_entropy", logits=logits, labels=labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}; use labels.long()")
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
@@ -96,10 +99,22 @@ def outcome(values: Tensor, loss: Callable[[Tensor], Tensor]) -> Outcome:
         values: the predictions, of any shape.
         loss: maps `values` to a loss (0-d) or to losses, one per sample (1-d or more).
 
+    Raises:
+        TypeError: the values are not a tensor.
+
     >>> outcome(torch.tensor([2.0, -1.0]), torch.abs).mean()
     tensor(1.5000)
     """
+    _need_tensors("outcome", values=values)
     return Outcome(values, loss(values), "custom", loss)
+
+
+def _need_tensors(function: str, **arguments: Any) -> None:
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise TypeError(
+                f"{function}: {name} must be a tensor, got {type(argument).__name__}; use torch.as_tensor({name})"
+            )
 
 
 def mean_loss(returned: Any, rule: str) -> float:
