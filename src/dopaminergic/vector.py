@@ -60,7 +60,7 @@ class VectorDopamine(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.01, or 0.3 with 16-bit weights.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or 0.3 with 16-bit weights.
         directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
@@ -88,7 +88,7 @@ class VectorDopamine(ForwardOptimizer):
     """
 
     shares_sigma = True
-    default_sigmas = (0.01, 0.3)
+    default_sigmas = (0.003, 0.3)
 
     def __init__(
         self,
