@@ -22,7 +22,7 @@ FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
 LIFT = 0.3  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
-WIDEST = 2.0**14  # most that perturbations are made larger by, where no step of any length helps
+WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
