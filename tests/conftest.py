@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -12,6 +14,13 @@ from optimizers import ROWS, VECTOR, Row
 def one_thread() -> None:
     """Networks this small are slower with several, and sums may differ."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Shells let jobs in the background ignore it, and tests raise it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)
