@@ -81,8 +81,8 @@ def test_kernels_do_what_the_reference_does(
     for a, b in zip(fast, slow, strict=True):
         if kind == "rademacher":
             assert torch.equal(a, b)
-        else:  # 16-bit weights may round to the other neighbour
-            apart = 1e-6 if dtype in noise.FAST_DTYPES else float(torch.finfo(dtype).eps) * float(b.abs().max())
+        else:  # weights may round to the other neighbour
+            apart = max(1e-6, float(torch.finfo(dtype).eps) * float(b.abs().max()))
             assert float((a.double() - b.double()).abs().max()) <= apart
 
 
@@ -167,7 +167,7 @@ def test_an_expanded_tensor_is_left_to_torch() -> None:
 
 
 def test_normals_are_those_of_the_reference_within_four_ulp() -> None:
-    """Of the radius, which is what the logarithm, the root and the two series err by; measured: 3 in 2^22."""
+    """Of the radius, which is what the logarithm, the root and the polynomials err by; measured: 4 in 2^24."""
     pytest.importorskip("numba")
     n = 1 << 20
     z = torch.zeros(n)

@@ -40,9 +40,8 @@ def test_published_signs(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", VECTORS["gaussian"])
 def test_published_normals(vector: dict[str, Any]) -> None:
     normals = reference.gaussian(8, **place(vector))
-    # The vectors are the exact formula, rounded to float64; float32's logarithm, root and cosine err by a few ulp. The
-    # angle is exact to 2^-24 of a turn's 2 pi, hence an absolute error of radius * 4e-7.
-    torch.testing.assert_close(normals.double(), torch.tensor(vector["normals"]).double(), rtol=1e-6, atol=2.5e-6)
+    # The vectors are the exact formula, rounded to float64.
+    torch.testing.assert_close(normals.double(), torch.tensor(vector["normals"]).double(), rtol=2.0**-24, atol=0)
 
 
 @pytest.mark.parametrize(("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4)])
