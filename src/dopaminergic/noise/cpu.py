@@ -32,10 +32,11 @@ ROUNDING_STREAM = np.uint32(ROUNDING << 28)
 F = np.float32
 UNIT = F(2.0**-24)
 ROOT_HALF = np.int32(np.array(math.sqrt(0.5), F).view(np.int32))
-# -2 ln f = s P(s^2) with s = (f - 1) / (f + 1), for f in [sqrt(1/2), sqrt(2)]; -2 ln 2.
-ARTANH, MINUS_2_LOG_2 = (F(-4.0), F(-1.33333633), F(-0.79949503), F(-0.5985331)), F(-2 * math.log(2.0))
+# -2 ln f = t P(t) with t = f - 1, for f in [sqrt(1/2), sqrt(2)]: the polynomial of least largest relative error, 3e-8.
+LOG = (-0.17477584, 0.28615448, -0.29832712, 0.33140627, -0.3992448, 0.50003552, -0.6666789, 0.99999982, -2.0)
+LOG, MINUS_2_LOG_2 = tuple(F(c) for c in LOG), F(-2 * math.log(2.0))
 # sin(a) / sqrt(2) = a P(a^2) and cos(a) / sqrt(2) = P(a^2), for angles a within an eighth of a turn: the polynomials of
-# least largest error, 2e-8 at most, by iterated weights (Lawson 1961).
+# least largest error, 2e-8 at most. All by iterated weights (Lawson 1961).
 SINE = (F(0.707106779), F(-0.117851017), F(5.89163978e-3), F(-1.37914262e-4))
 COSINE = (F(0.70710676), F(-0.35355238), F(0.02945455), F(-0.00096067))
 QUARTER, TOP_BIT, ANGLE_BITS = F(math.pi / 2 * 2.0**-32), np.uint32(1 << 31), np.uint32(0xFFFFFC00)
@@ -80,6 +81,16 @@ def _copysign(typing_context, x, sign):
         return builder.call(function, arguments)
 
     return x(x, x), generate
+
+
+@intrinsic
+def _multiply_add(typing_context, x, y, z):
+    """X * y + z, rounded once; on any processor, or the bits would depend on it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return x(x, x, x), generate
 
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
@@ -131,6 +142,30 @@ def _step_word(typing_context, address, word, undo, scale, coefficient, grid):
         vector.store(vector.call("llvm.copysign", rounded, y), place)
 
     return types.void(address, word, undo, scale, coefficient, grid), generate
+
+
+@intrinsic
+def _add_blocks(typing_context, address, rows, coefficient):
+    """32 weights at an address <- weights + coefficient * normals of 8 blocks, whose element e is in row e."""
+
+    def generate(context, builder, signature, arguments):
+        address, rows, coefficient = arguments
+        vector, lanes = _Vector(builder, coefficient.type), ir.VectorType(ir.FloatType(), 8)
+        bytes_per_row = NORMAL_TILE // 4 * 4
+        starts = [builder.add(rows, ir.Constant(rows.type, e * bytes_per_row)) for e in range(4)]
+        loaded = [builder.load(builder.inttoptr(start, lanes.as_pointer()), align=4) for start in starts]
+        first, second = (_joined(builder, *loaded[e : e + 2], range(16)) for e in (0, 2))
+        z = _joined(builder, first, second, [i % 4 * 8 + i // 4 for i in range(32)])
+        place = vector.place(address)
+        if coefficient.type != ir.FloatType():
+            z = builder.fpext(z, vector.type)
+        vector.store(builder.fadd(vector.load(place), builder.fmul(vector.splat(coefficient), z)), place)
+
+    return types.void(address, rows, coefficient), generate
+
+
+def _joined(builder, a, b, order):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
 
 
 class _Vector:
@@ -208,12 +243,24 @@ def _step_signs(x, words, offset, undo, scale, coefficient, grid):
 
 
 @compiled
-def _normals(z, words, blocks, polar):
-    """Z <- normals (Box and Muller 1958) from words, all steps in float32 as in the reference."""
+def _normals(z, words, blocks):
+    """z[e, b] <- element e of block b: normals (Box and Muller 1958) from words."""
     for pair in range(2):
-        _radii(polar[2 * pair, :blocks], words[2 * pair, :blocks])
-        _points(polar[2 * pair, :blocks], polar[2 * pair + 1, :blocks], words[2 * pair + 1, :blocks])
-    _interleave(z, polar, blocks)
+        _radii(z[2 * pair, :blocks], words[2 * pair, :blocks])
+        _points(z[2 * pair, :blocks], z[2 * pair + 1, :blocks], words[2 * pair + 1, :blocks])
+
+
+@compiled
+def _add_normals(x, z, offset, coefficient):
+    """X <- x + coefficient * normals, from the `offset`-th normal on."""
+    first = min(-offset & 3, x.size)
+    last = first + (x.size - first) // 32 * 32
+    for i in range(first, last, 32):
+        block = (offset + i) >> 2
+        _add_blocks(x.ctypes.data + i * x.itemsize, z.ctypes.data + block * z.itemsize, coefficient)
+    for edge in (range(first), range(last, x.size)):
+        for i in edge:
+            x[i] += coefficient * x.dtype.type(z[(offset + i) & 3, (offset + i) >> 2])
 
 
 @compiled
@@ -228,16 +275,16 @@ def _interleave(out, rows, blocks):
 @compiled
 def _radii(radius, words):
     """sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
-    a0, a1, a2, a3 = ARTANH
     for i in range(radius.size):
         # 2^24 u, an odd number of 24 bits.
         bits = _bits(F(np.int32((words[i] >> np.uint32(8)) | np.uint32(1))))
         e = np.int32(np.int32(bits - ROOT_HALF) >> np.int32(23))
-        f = _float(np.int32(bits - np.int32(e << np.int32(23))))
-        s = (f - F(1)) / (f + F(1))
-        q = s * s
+        t = _float(np.int32(bits - np.int32(e << np.int32(23)))) - F(1)
+        p = LOG[0]
+        for c in LOG[1:]:
+            p = _multiply_add(t, p, c)
         e = np.int32(e - np.int32(24))
-        radius[i] = math.sqrt(F(e) * MINUS_2_LOG_2 + s * (a0 + q * (a1 + q * (a2 + q * a3))))
+        radius[i] = math.sqrt(_multiply_add(F(e), MINUS_2_LOG_2, t * p))
 
 
 @compiled
@@ -251,8 +298,8 @@ def _points(x, y, words):
         word = words[i]
         a = F(np.int32(np.uint32((word << np.uint32(2)) ^ TOP_BIT) & ANGLE_BITS)) * QUARTER
         q = a * a
-        sine = _bits(a * (s0 + q * (s1 + q * (s2 + q * s3))))
-        cosine = _bits(c0 + q * (c1 + q * (c2 + q * c3)))
+        sine = _bits(a * _multiply_add(q, _multiply_add(q, _multiply_add(q, s3, s2), s1), s0))
+        cosine = _bits(_multiply_add(q, _multiply_add(q, _multiply_add(q, c3, c2), c1), c0))
         below, left = np.int32(word & TOP_BIT), np.int32((word ^ (word << np.uint32(1))) & TOP_BIT)
         radius = x[i]
         x[i] = radius * (_float(np.int32(cosine ^ left)) - _float(np.int32(sine ^ below)))
@@ -408,12 +455,6 @@ def _scale(x, scale):
 
 
 @compiled
-def _add_normals(x, z, coefficient):
-    for i in range(x.size):
-        x[i] += coefficient * z[i]
-
-
-@compiled
 def _onto_grid(x, grid):
     if grid > 0:
         for i in range(x.size):
@@ -442,8 +483,8 @@ def _combine(
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
-    words, polar = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
-    normals, buffer = np.empty(0 if signs else NORMAL_TILE, F), np.empty(most, real.dtype)
+    words, normals = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
+    buffer = np.empty(most, real.dtype)
     noise = np.empty(most + 8 if halves else 0, np.uint32)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
@@ -467,7 +508,7 @@ def _combine(
                 if k == 0 or directions[k] != directions[k - 1]:
                     _turn(words, blocks, block, parameter, turn, np.uint32(directions[k] | stream), key0, key1)
                     if not signs:
-                        _normals(normals, words, blocks, polar)
+                        _normals(normals, words, blocks)
                 coefficient = exact(coefficients[k][r])
                 if together:
                     if k == 1:
@@ -476,7 +517,7 @@ def _combine(
                 elif signs:
                     _add_signs(x, words, offset, coefficient)
                 else:
-                    _add_normals(x, normals[offset : offset + count], coefficient)
+                    _add_normals(x, normals, offset, coefficient)
             if not together:
                 _onto_grid(x, exact(grid))
             if not plain:
