@@ -135,12 +135,22 @@ def project(
     return Projection(space, steepness[:, 0], (taken > 0) & used, used)
 
 
-def judged(ranks: Ranks | None, work: Callable[[], Tensor], portions: np.ndarray, replicas: int) -> Tensor:
-    """The loss of all shards at the weights that are tried, `(R,)`."""
+def judged(
+    ranks: Ranks | None, work: Callable[[], tuple[Tensor, Tensor]], portions: np.ndarray, replicas: int
+) -> tuple[Tensor, Tensor]:
+    """The loss of all shards at the weights that are tried, and the squares of the weights as the mean rank has them.
+
+    Args:
+        ranks: None for one process.
+        work: returns both for this rank, `(R,)` each.
+        portions: of all samples, one for each shard.
+        replicas: R.
+    """
     if ranks is None:
         return work()
-    rows = ranks.exchange(lambda: work().tolist(), replicas)
-    return torch.from_numpy(ranks.average(rows, portions)[0])
+    rows = ranks.exchange(lambda: torch.cat(work()).tolist(), 2 * replicas)
+    losses, squares = np.split(rows, 2, axis=1)
+    return torch.from_numpy(ranks.average(losses, portions)[0]), torch.from_numpy(squares.mean(0))
 
 
 def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, int, int]) -> Tensor:

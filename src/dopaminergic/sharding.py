@@ -24,6 +24,13 @@ def local(p: Tensor) -> Tensor:
     return held.to_local() if is_sharded(p) else held
 
 
+def parts(p: Any) -> int:
+    """Into how many ranges of rows it is split."""
+    if not is_sharded(p):
+        return 1
+    return math.prod(p.device_mesh.size(d) for d, place in enumerate(p.placements) if not place.is_replicate())
+
+
 def first_element(p: Any) -> int:
     """Index, in the whole flat parameter, of the first element that this rank holds.
 

@@ -20,9 +20,10 @@ from dopaminergic.quadratic import Quadratic
 FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.05, 512  # early steps are rough anyhow, and should come soon
 FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
-LIFT = 0.3  # of the curvature that saturated outcomes have lost
+LIFT = 0.1  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
+SATURATED = 1e-4  # lost curvature below is rounding
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
@@ -97,6 +98,11 @@ class Proposal(NamedTuple):
     curvature: Tensor
     noise: Tensor
     lost: Tensor
+
+    @property
+    def saturated(self) -> Tensor:
+        """Root of what is lost, exactly 0 of a loss whose curvature is constant."""
+        return torch.where(self.lost > SATURATED, self.lost, 0.0).sqrt()
 
     def expected(self, share: Tensor) -> Tensor:
         """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
@@ -260,6 +266,21 @@ def share(state: VectorState, lost: Tensor) -> Tensor:
     sound = (state.signal / (state.slope + TINY)).clamp(*GAIN_LIMITS)
     part = lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
     return torch.where(state.reach > 1.0, 1.0, part)
+
+
+def kept(proposal: Proposal, moved: Tensor, squares: Tensor) -> Tensor:
+    """Factor on the weights that takes back what a step adds to their length, where outcomes saturate.
+
+    The step to given outcomes is longer in the span of K random directions than among all d, by sqrt(d / K) if they
+    are few, and what is longer about it no sample has asked for. It adds up as in a random walk and spoils what is
+    answered to others. Nothing is taken back of a loss whose curvature is constant.
+
+    Args:
+        proposal: its `saturated` is used.
+        moved: squared length of the step, `(R,)`.
+        squares: of the weights, summed, `(R,)`.
+    """
+    return (1.0 - proposal.saturated * moved / (squares + moved + TINY)).sqrt()
 
 
 def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:

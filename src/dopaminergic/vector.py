@@ -35,6 +35,7 @@ from dopaminergic.subspace import (
     Proposal,
     VectorState,
     directions_for,
+    kept,
     mean_curvature,
     next_damping,
     next_gain,
@@ -188,13 +189,14 @@ class VectorDopamine(ForwardOptimizer):
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
         rates = [group["lr"] * taken for group in self.param_groups]
 
-        def last() -> Tensor:
+        def last() -> tuple[Tensor, Tensor]:
+            squares = weights.squares(replicas) if bool(proposal.saturated.any()) else torch.zeros_like(taken)
             weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
             rewind(random_states)
-            return quadratic(closure(), self._rule_name, self._replicas).loss
+            return quadratic(closure(), self._rule_name, self._replicas).loss, squares
 
-        trial = judged(ranks, last, portions, replicas)
-        return losses, self._judge(before, state, loss, proposal, rates, trial, usable, tried + 2)
+        trial, squares = judged(ranks, last, portions, replicas)
+        return losses, self._judge(before, state, loss, proposal, rates, trial, squares, usable, tried + 2)
 
     def _scales(self, before: Progress) -> list[Tensor]:
         """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
@@ -289,6 +291,7 @@ class VectorDopamine(ForwardOptimizer):
         proposal: Proposal,
         rates: list[Tensor],
         trial: Tensor,
+        squares: Tensor,
         usable: Tensor,
         passes: int,
     ) -> Change:
@@ -314,8 +317,9 @@ class VectorDopamine(ForwardOptimizer):
             self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
             self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
-        coefficients = torch.where(accepted[:, None], proposal.coefficients, 0.0)
-        return Change(self._terms(coefficients, rates, before), self._shrinks(rates, accepted), progress)
+        proposal = proposal._replace(coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0))
+        scales = self._shrinks(proposal, rates, accepted, squares, before)
+        return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
 
     def _share(self, rates: list[Tensor]) -> Tensor:
         """How much of the proposal is taken; with several groups each has its share in it by its size."""
@@ -324,12 +328,19 @@ class VectorDopamine(ForwardOptimizer):
             (rate * (square / sum(squares)) for rate, square in zip(rates, squares, strict=True)), 0.0 * rates[0]
         )
 
-    def _shrinks(self, rates: list[Tensor], accepted: Tensor) -> list[Multiple] | None:
+    def _shrinks(
+        self, proposal: Proposal, rates: list[Tensor], accepted: Tensor, squares: Tensor, before: Progress
+    ) -> list[Multiple] | None:
+        """What weight decay leaves of each group, and what is left where outcomes saturate."""
         decays = [group["weight_decay"] for group in self.param_groups]
-        if not any(decays):
+        if not any(decays) and not bool(proposal.saturated.any()):
             return None
-        kept = shrinks(decays, rates, accepted)
-        return kept if self._fleet else [float(np.asarray(k).item()) for k in kept]
+        steps = zip(self._weights.sizes, self._scales(before), rates, strict=True)
+        moved = sum((n * (scale * rate) ** 2 for n, scale, rate in steps), 0.0) * proposal.coefficients.square().sum(1)
+        # Ranks and fleets add the squares in other orders, which must not show.
+        factor = torch.where(accepted, kept(proposal, moved, squares.float().double()), 1.0)
+        scales = [torch.as_tensor(scale) * factor for scale in shrinks(decays, rates, accepted)]
+        return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 
     def _own(self, x: Tensor) -> Scalar:
         """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""

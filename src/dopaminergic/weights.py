@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
-from dopaminergic.sharding import first_element, is_sharded, local
+from dopaminergic.sharding import first_element, is_sharded, local, parts
 
 SAVED_BYTES = 1 << 20
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
@@ -157,6 +157,14 @@ class Weights:
             with _uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
                 self._leave_trace(terms)
+
+    def squares(self, replicas: int) -> Tensor:
+        """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
+        total = torch.zeros(replicas, dtype=torch.float64)
+        for p in (p for block in self.blocks for p in block.parameters):
+            lengths = torch.linalg.vector_norm(local(p).reshape(replicas, -1), dim=1, dtype=torch.float64)
+            total += parts(p) * lengths.square().cpu()
+        return total
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
