@@ -22,10 +22,12 @@ from dopaminergic.subspace import (
     LIFT,
     MOST_DIRECTIONS,
     WIDEST,
+    Proposal,
     Subspace,
     VectorState,
     covariance,
     directions_for,
+    kept,
     mean_curvature,
     next_damping,
     next_gain,
@@ -363,3 +365,45 @@ def test_directions_fit_the_memory_of_their_regrets() -> None:
     assert directions_for(10**6, 10**6, 60, outcomes=1000, memory=4 * 1000 * 100) == 100
     assert directions_for(10**6, 10**6, 60, outcomes=10**9, memory=1) == FEWEST
     assert directions_for(10**6, 10**6, 10**9) == MOST_DIRECTIONS
+
+
+# ---- what saturated outcomes leave of the weights --------------------------------------------------------------------
+
+
+def saturated(lost: float) -> Proposal:
+    nothing = torch.zeros(1, dtype=DOUBLE)
+    return Proposal(nothing[None], nothing, nothing, nothing, nothing + lost, nothing + math.sqrt(lost))
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.25, 1.0])
+def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have_not_saturated(lost: float) -> None:
+    weights, step = torch.tensor([3.0, 0.0, 4.0], dtype=DOUBLE), torch.tensor([0.0, 0.02, 0.0], dtype=DOUBLE)
+    factor = kept(saturated(lost), step @ step, weights @ weights)
+    after = factor * weights + step
+    added = float(after @ after - weights @ weights) / float(step @ step)
+    assert added == pytest.approx(1 - math.sqrt(lost), abs=1e-3)
+
+
+def test_weights_of_zero_and_steps_of_zero_are_kept_as_they_are() -> None:
+    zero, one = torch.zeros(1, dtype=DOUBLE), torch.ones(1, dtype=DOUBLE)
+    assert kept(saturated(1.0), zero, zero).item() == kept(saturated(1.0), zero, one).item() == 1.0
+    assert kept(saturated(0.0), one, zero).item() == 1.0
+
+
+@pytest.mark.parametrize("kind", ["squared_error", "cross_entropy"])
+def test_only_a_loss_whose_curvature_changes_saturates(kind: str) -> None:
+    state_, values = state(curvature=0.0, damping=1.0, reach=1.0), torch.randn(1, 16, 4, generator=torch.Generator())
+    seen = []
+    for scale in (1.0, 30.0):
+        outcome = (
+            cross_entropy(scale * values, torch.zeros(1, 16, dtype=torch.long))
+            if kind == "cross_entropy"
+            else squared_error(scale * values, torch.zeros(1, 16, 4))
+        )
+        loss = quadratic(outcome, "test", 1)
+        space = subspace(torch.randn(1, 5, 64, generator=torch.Generator()), loss, torch.eye(5, dtype=DOUBLE)[None])
+        state_ = state_._replace(curvature=torch.maximum(state_.curvature, mean_curvature(space) * loss.samples))
+        seen.append(propose(space, state_).saturated.item())
+    assert seen[0] == 0.0
+    assert (seen[1] > 0.5) == (kind == "cross_entropy")
+    assert (seen[1] == 0.0) == (kind == "squared_error")

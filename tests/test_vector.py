@@ -154,7 +154,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
         ridge = clamped(damping, 0.015 * lost / curvature, math.inf) * unit
-        M = A + 0.3 * lost * JJ + ridge * G
+        M = A + 0.1 * lost * JJ + ridge * G
         c = torch.linalg.solve(M, g)
         slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
         heard = slope - clamped(noise, 0.0, 8 * gaps / comparisons if comparisons else 0.0)
@@ -172,7 +172,10 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         rpe, last, tried = loss - trial - expected, loss, trial
         if loss - trial > 0:
             decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])
-            w = (1 - rate * decay.double()) * w + move
+            longer = sum(c @ c * a**2 * b / d for a, b in zip(rates, squares, strict=True))
+            saturated = math.sqrt(lost / curvature) if problem.form in ("cross_entropy", "outcome") else 0.0
+            kept = math.sqrt(1 - saturated * longer / (w @ w + longer))
+            w = kept * (1 - rate * decay.double()) * w + move
         else:
             expected = 0.0
         passes += K + 2 + (step == 0)

@@ -23,7 +23,7 @@ DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
 LIFT = 0.1  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
-SATURATED = 1e-4  # lost curvature below is rounding
+ROUNDING = 1e-4  # of the curvature
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 TINY = 1e-300  # keeps a quotient of zeros at zero
 
@@ -91,6 +91,7 @@ class Proposal(NamedTuple):
         curvature: c.A.c.
         noise: what of g.c is expected from the noise of the batch alone.
         lost: share of the largest curvature so far that saturated outcomes have lost, in [0, 1].
+        saturated: root of that; exactly 0 of a loss whose curvature is constant.
     """
 
     coefficients: Tensor
@@ -98,11 +99,7 @@ class Proposal(NamedTuple):
     curvature: Tensor
     noise: Tensor
     lost: Tensor
-
-    @property
-    def saturated(self) -> Tensor:
-        """Root of what is lost, exactly 0 of a loss whose curvature is constant."""
-        return torch.where(self.lost > SATURATED, self.lost, 0.0).sqrt()
+    saturated: Tensor
 
     def expected(self, share: Tensor) -> Tensor:
         """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
@@ -207,7 +204,8 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
     c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
     curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
-    return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost)
+    saturated = torch.where(lost > ROUNDING, lost, 0.0).sqrt()
+    return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated)
 
 
 def _best_copy(space: Subspace) -> Tensor:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -258,6 +257,8 @@ class VectorDopamine(ForwardOptimizer):
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         proposal = propose(space, state)
+        if loss.black_box:  # its curvature is that of losses, which grow and shrink
+            proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
         # Weights without a copy come back from a trial only as exactly as it was short.
         return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._weights.sigmas))

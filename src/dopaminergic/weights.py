@@ -35,6 +35,7 @@ from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, 
 from dopaminergic.sharding import first_element, is_sharded, local, parts
 
 SAVED_BYTES = 1 << 20
+PIECE = 1 << 16  # weights
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
 HELD_BACK = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
@@ -162,8 +163,9 @@ class Weights:
         """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
         total = torch.zeros(replicas, dtype=torch.float64)
         for p in (p for block in self.blocks for p in block.parameters):
-            lengths = torch.linalg.vector_norm(local(p).reshape(replicas, -1), dim=1, dtype=torch.float64)
-            total += parts(p) * lengths.square().cpu()
+            # In pieces, since each is converted to float64 as a whole.
+            for piece in local(p).reshape(replicas, -1).split(max(1, PIECE // replicas), dim=1):
+                total += parts(p) * torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64).square().cpu()
         return total
 
     def restore(self, step: int) -> None:
