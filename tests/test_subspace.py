@@ -378,7 +378,7 @@ def saturated(lost: float) -> Proposal:
 @pytest.mark.parametrize("lost", [0.0, 0.25, 1.0])
 def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have_not_saturated(lost: float) -> None:
     weights, step = torch.tensor([3.0, 0.0, 4.0], dtype=DOUBLE), torch.tensor([0.0, 0.02, 0.0], dtype=DOUBLE)
-    factor = kept(saturated(lost), step @ step, weights @ weights)
+    factor = kept(saturated(lost), 1_000_000, step @ step, weights @ weights)
     after = factor * weights + step
     added = float(after @ after - weights @ weights) / float(step @ step)
     assert added == pytest.approx(1 - math.sqrt(lost), abs=1e-3)
@@ -386,8 +386,9 @@ def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have
 
 def test_weights_of_zero_and_steps_of_zero_are_kept_as_they_are() -> None:
     zero, one = torch.zeros(1, dtype=DOUBLE), torch.ones(1, dtype=DOUBLE)
-    assert kept(saturated(1.0), zero, zero).item() == kept(saturated(1.0), zero, one).item() == 1.0
-    assert kept(saturated(0.0), one, zero).item() == 1.0
+    assert kept(saturated(1.0), 9, zero, zero).item() == kept(saturated(1.0), 9, zero, one).item() == 1.0
+    assert kept(saturated(0.0), 9, one, zero).item() == 1.0
+    assert kept(saturated(1.0), 1, one, zero).item() == 1.0  # as many directions as weights: nothing is left to chance
 
 
 @pytest.mark.parametrize("kind", ["squared_error", "cross_entropy"])

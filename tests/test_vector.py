@@ -154,7 +154,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
         ridge = clamped(damping, 0.015 * lost / curvature, math.inf) * unit
-        M = A + 0.1 * lost * JJ + ridge * G
+        M = A + 0.2 * lost * JJ + ridge * G
         c = torch.linalg.solve(M, g)
         slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
         heard = slope - clamped(noise, 0.0, 8 * gaps / comparisons if comparisons else 0.0)
@@ -174,7 +174,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])
             longer = sum(c @ c * a**2 * b / d for a, b in zip(rates, squares, strict=True))
             saturated = math.sqrt(lost / curvature) if problem.form in ("cross_entropy", "outcome") else 0.0
-            kept = math.sqrt(1 - saturated * longer / (w @ w + longer))
+            kept = math.sqrt(1 - (1 - K / d) ** 2 * saturated * longer / (w @ w + longer))
             w = kept * (1 - rate * decay.double()) * w + move
         else:
             expected = 0.0

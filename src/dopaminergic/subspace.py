@@ -20,7 +20,7 @@ from dopaminergic.quadratic import Quadratic
 FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.05, 512  # early steps are rough anyhow, and should come soon
 FEWEST = 8
 DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
-LIFT = 0.1  # of the curvature that saturated outcomes have lost
+LIFT = 0.2  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
@@ -266,19 +266,21 @@ def share(state: VectorState, lost: Tensor) -> Tensor:
     return torch.where(state.reach > 1.0, 1.0, part)
 
 
-def kept(proposal: Proposal, moved: Tensor, squares: Tensor) -> Tensor:
+def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Tensor:
     """Factor on the weights that takes back what a step adds to their length, where outcomes saturate.
 
     The step to given outcomes is longer in the span of K random directions than among all d, by sqrt(d / K) if they
     are few, and what is longer about it no sample has asked for. It adds up as in a random walk and spoils what is
-    answered to others. Nothing is taken back of a loss whose curvature is constant.
+    answered to others. Nothing is taken back of a loss whose curvature is constant, and little where K is near d.
 
     Args:
-        proposal: its `saturated` is used.
+        proposal: its `saturated` and K are used.
+        weights: number d of weights.
         moved: squared length of the step, `(R,)`.
         squares: of the weights, summed, `(R,)`.
     """
-    return (1.0 - proposal.saturated * moved / (squares + moved + TINY)).sqrt()
+    chance = (1.0 - proposal.coefficients.shape[1] / weights) ** 2
+    return (1.0 - chance * proposal.saturated * moved / (squares + moved + TINY)).sqrt()
 
 
 def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:

@@ -339,7 +339,8 @@ class VectorDopamine(ForwardOptimizer):
         steps = zip(self._weights.sizes, self._scales(before), rates, strict=True)
         moved = sum((n * (scale * rate) ** 2 for n, scale, rate in steps), 0.0) * proposal.coefficients.square().sum(1)
         # Ranks and fleets add the squares in other orders, which must not show.
-        factor = torch.where(accepted, kept(proposal, moved, squares.float().double()), 1.0)
+        left = kept(proposal, sum(self._weights.sizes), moved, squares.float().double())
+        factor = torch.where(accepted, left, 1.0)
         scales = [torch.as_tensor(scale) * factor for scale in shrinks(decays, rates, accepted)]
         return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 
