@@ -168,6 +168,7 @@ class VectorDopamine(ForwardOptimizer):
         losses = Losses(self._own(loss.loss), [], [])
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
+        squares = weights.squares(replicas)  # here, since later the weights may be perturbed
         rewind(random_states)
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
         evaluations = [0]
@@ -189,13 +190,12 @@ class VectorDopamine(ForwardOptimizer):
         rates = [group["lr"] * taken for group in self.param_groups]
 
         def last() -> tuple[Tensor, Tensor]:
-            squares = weights.squares(replicas) if bool(proposal.saturated.any()) else torch.zeros_like(taken)
             weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
             rewind(random_states)
             return quadratic(closure(), self._rule_name, self._replicas).loss, squares
 
-        trial, squares = judged(ranks, last, portions, replicas)
-        return losses, self._judge(before, state, loss, proposal, rates, trial, squares, usable, tried + 2)
+        trial, pooled = judged(ranks, last, portions, replicas)
+        return losses, self._judge(before, state, loss, proposal, rates, trial, pooled, usable, tried + 2)
 
     def _scales(self, before: Progress) -> list[Tensor]:
         """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
