@@ -380,6 +380,31 @@ dist.destroy_process_group()
 """
 
 
+ENDS = """
+import os, torch, torch.distributed as dist
+from dopaminergic import Dopamine, Ranks
+def threads():
+    return [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+weights = torch.nn.Parameter(torch.ones(3))
+Dopamine([weights], process_group=Ranks()).step(lambda: weights.square().sum())
+print(sum("gloo" in name for name in threads()))
+dist.destroy_process_group()
+print(sum("gloo" in name for name in threads()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the names of threads")
+def test_no_thread_of_the_process_group_outlives_it() -> None:
+    """One that wakes while Python shuts down aborts the process, now and then."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    run = subprocess.run([sys.executable, "-c", ENDS], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    before, after = map(int, run.stdout.split())
+    assert before > 0
+    assert after == 0
+
+
 def launched(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Two workers under torchrun, at a free port."""
     folder.mkdir()

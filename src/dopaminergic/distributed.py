@@ -28,6 +28,12 @@ from dopaminergic.batched import rewind
 from dopaminergic.sharding import first_element, is_sharded, local
 from dopaminergic.weights import Weights
 
+if dist.is_available():
+    # The defaults of its functions are the process group there is when it is imported. torch.optim imports it with the
+    # first optimizer, and destroy_process_group would no longer end the threads of gloo, which may abort the process
+    # where they wake while Python shuts down.
+    import torch.distributed.nn.functional
+
 # Bits of NaNs that no arithmetic makes: this rank raised an exception, it has no number here.
 RAISED, MISSING = 0x7FF8_DEAD_0000_0000, 0x7FF8_DEAD_0000_0001
 CHUNK = 1 << 20  # weights that are hashed at once
