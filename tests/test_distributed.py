@@ -23,6 +23,7 @@ from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, SIZE, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
@@ -380,40 +381,14 @@ dist.destroy_process_group()
 """
 
 
-ENDS = """
-import os, torch, torch.distributed as dist
-from dopaminergic import Dopamine, Ranks
-def threads():
-    return [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-weights = torch.nn.Parameter(torch.ones(3))
-Dopamine([weights], process_group=Ranks()).step(lambda: weights.square().sum())
-print(sum("gloo" in name for name in threads()))
-dist.destroy_process_group()
-print(sum("gloo" in name for name in threads()))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the names of threads")
-def test_no_thread_of_the_process_group_outlives_it() -> None:
-    """One that wakes while Python shuts down aborts the process, now and then."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
-    run = subprocess.run([sys.executable, "-c", ENDS], env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    before, after = map(int, run.stdout.split())
-    assert before > 0
-    assert after == 0
-
-
 def launched(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Two workers under torchrun, at a free port."""
     folder.mkdir()
     (folder / "train.py").write_text(script.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=5"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
-    source = str(Path(__file__).parent.parent / "src")
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else workers may read the addresses of dead ones
+    # Else workers may read the addresses of dead ones.
+    environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.run(
         [*command, str(folder / "train.py"), str(folder), *arguments],
         env=environment,
@@ -469,3 +444,27 @@ def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
     told = torch.load(tmp_path / "0.pt", weights_only=True)
     assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told
     assert told["same"]
+
+
+ENDS = """
+import os, torch, torch.distributed as dist
+from dopaminergic import Dopamine, Ranks
+def threads():
+    return [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+weights = torch.nn.Parameter(torch.ones(3))
+Dopamine([weights], process_group=Ranks()).step(lambda: weights.square().sum())
+print(sum("gloo" in name for name in threads()))
+dist.destroy_process_group()
+print(sum("gloo" in name for name in threads()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the names of threads")
+def test_no_thread_of_the_process_group_outlives_it() -> None:
+    """One that wakes while Python shuts down aborts the process, now and then."""
+    run = subprocess.run([sys.executable, "-c", ENDS], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    before, after = map(int, run.stdout.split())
+    assert before > 0
+    assert after == 0

@@ -69,6 +69,7 @@ def test_slope_and_curvature_of_one_model(kind: str, shape: tuple[int, int]) -> 
     found = quadratic(make(values), "Rule", None)
     checked(found, mean, values[None])
     assert not found.black_box
+    assert found.saturates == (kind != "squared_error")
     assert found.loss.dtype == torch.float64
 
 
@@ -120,6 +121,7 @@ def test_losses_of_samples_are_squares_of_something_linear() -> None:
     bent = (moved * quadratic(alike, "Rule", None).curve(moved[None])[0]).sum(1)
     torch.testing.assert_close(1.1 * bent, 2 / 7 * (du * du).sum(1), rtol=1e-13, atol=0)
     assert found.black_box
+    assert not found.saturates
     assert found.samples == 7
 
 

@@ -36,6 +36,8 @@ class Quadratic(NamedTuple):
         curve: maps changes of the outcome `(R, K, n)` to H times them, of the same shape.
         samples: number N of losses of one replica.
         black_box: the values are losses, curved functions of the weights even where the network is linear.
+        saturates: H may shrink as the network becomes sure of its outcomes. It is constant in a squared error, and in a
+            black box it is that of losses, which grow and shrink.
         width: outcomes of one sample, in the order of the samples; 0 if they do not belong to samples.
     """
 
@@ -45,6 +47,7 @@ class Quadratic(NamedTuple):
     curve: Callable[[Tensor], Tensor]
     samples: int
     black_box: bool
+    saturates: bool
     width: int
 
 
@@ -64,7 +67,8 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     if not isinstance(returned, Outcome):
         values = read(returned, replicas or 1)
         samples, bend = values.shape[1], _black_box(values)
-        return Quadratic(values, loss, torch.full_like(values, 1.0 / samples), lambda J: bend * J, samples, True, 1)
+        slope = torch.full_like(values, 1.0 / samples)
+        return Quadratic(values, loss, slope, lambda J: bend * J, samples, True, False, 1)
     if returned.kind not in KINDS:
         raise ValueError(
             f"{rule}: the outcome's loss is {returned.kind!r}, which is not known; use squared_error, cross_entropy, "
@@ -74,7 +78,8 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     samples = returned.losses.numel() // (replicas or 1)
     slope, curve = KINDS[returned.kind](returned, values, samples)
     width = values.shape[1] // samples if values.shape[1] % samples == 0 else 0
-    return Quadratic(values, loss, slope, curve, samples, False, width)
+    saturates = returned.kind != "squared_error"
+    return Quadratic(values, loss, slope, curve, samples, False, saturates, width)
 
 
 def read(returned: Any, replicas: int) -> Tensor:

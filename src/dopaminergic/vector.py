@@ -168,7 +168,8 @@ class VectorDopamine(ForwardOptimizer):
         losses = Losses(self._own(loss.loss), [], [])
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
-        squares = weights.squares(replicas)  # here, since later the weights may be perturbed
+        # Here, since later the weights may be perturbed.
+        squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
         rewind(random_states)
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
         evaluations = [0]
@@ -257,7 +258,7 @@ class VectorDopamine(ForwardOptimizer):
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         proposal = propose(space, state)
-        if loss.black_box:  # its curvature is that of losses, which grow and shrink
+        if not loss.saturates:
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
         # Weights without a copy come back from a trial only as exactly as it was short.
