@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dopaminergic.lab.tasks import make_task
-from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
+from dopaminergic.lab.tasks.forecasting import QuickForecasting
+from dopaminergic.lab.tasks.free_running import LongForecasting
 from dopaminergic.lab.tasks.real import RealForecasting, linear_errors
 from dopaminergic.lab.tasks.series import (
     SYSTEMS,
@@ -216,6 +217,45 @@ def test_input_noise_is_of_the_stated_size_and_not_in_the_targets() -> None:
     later = noisy.batch(5, 4)[0] - plain.batch(5, 4)[0]
     assert torch.equal(noisy.batch(5, 3)[0], a[0])
     assert not torch.equal(later, noise)
+
+
+def test_forcing_of_one_is_teacher_forcing_and_of_none_a_free_run() -> None:
+    plain = LongForecasting("lorenz", dtype="float64")
+    assert "forcing" not in plain.settings
+    for washout in (0, 20):
+        free = LongForecasting("lorenz", dtype="float64", washout=washout, forcing=0.0)
+        model, seeds = free.build([1, 2]), torch.tensor([1, 2])
+        inputs, targets = free.batch(seeds, 3)
+        first = max(1, washout)
+        assert inputs[..., first:, :].isnan().all()
+        assert torch.equal(inputs[..., :first, :], plain.batch(seeds, 3)[0][..., :first, :])
+        found, state = free.predict(model, inputs[..., :first, :])
+        forecast = list(found.split(1, -2))
+        while len(forecast) < 100:
+            out, state = free.predict(model, forecast[-1], state)
+            forecast.append(out)
+        error = ((torch.cat(forecast, -2) - targets) / free.change)[..., washout:, :]
+        torch.testing.assert_close(free.outcome(model, (inputs, targets)).values, error, rtol=1e-9, atol=1e-9)
+
+
+def test_forcing_hides_the_stated_share_and_scores_the_same_forecasts() -> None:
+    task, plain = LongForecasting("rossler", forcing=0.7, dtype="float64"), LongForecasting("rossler", dtype="float64")
+    model, batch = task.build([4]), task.batch(torch.tensor([4]), 0)
+    hidden = batch[0][..., 20:, :].isnan()
+    assert torch.equal(hidden.any(-1), hidden.all(-1))
+    assert hidden.double().mean().item() == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / (64 * 80)) ** 0.5)
+    assert not torch.equal(hidden, task.batch(torch.tensor([4]), 1)[0][..., 20:, :].isnan())
+    assert torch.equal(batch[0].isnan(), task.batch(torch.tensor([4]), 0)[0].isnan())
+    # Where nothing was hidden yet in a sequence, its errors are those of one-step predictions.
+    before = (~hidden[..., 0]).long().cumprod(-1).bool()
+    one_step = plain.squared_errors(model, plain.batch(torch.tensor([4]), 0)).sqrt() / task.change
+    torch.testing.assert_close(task.outcome(model, batch).values[before].abs(), one_step[before], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("forcing", [-0.1, 1.1, float("nan")])
+def test_forcing_is_a_share(forcing: float) -> None:
+    with pytest.raises(ValueError, match=r"forcing: expected a share in \[0, 1\]"):
+        LongForecasting("lorenz", forcing=forcing)
 
 
 def test_picture_of_a_free_run() -> None:

@@ -86,6 +86,7 @@ def studies(part: str, size: str) -> list[Study]:
         chaos += [Study("digits", {}, 30_000, 3, 20, ("vector", "adam")), Study("digits-conv", {}, 10_000, 1, 5, few)]
         chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few), Study("lorenz-vpt", {}, 12_000, 1, 3, scalar)]
         chaos += [Study(f"{task}-vpt", {}, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks]
+        chaos += [Study(f"{task}-vpt", {"forcing": 0.3}, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks]
         chaos += [Study("lorenz-vpt", {}, 200_000, 1, 1, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 

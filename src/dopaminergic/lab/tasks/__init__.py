@@ -9,7 +9,8 @@ from functools import partial
 
 from dopaminergic.lab.tasks.digits import Digits
 from dopaminergic.lab.tasks.digits_conv import ConvolutionalDigits
-from dopaminergic.lab.tasks.forecasting import LongForecasting, QuickForecasting
+from dopaminergic.lab.tasks.forecasting import QuickForecasting
+from dopaminergic.lab.tasks.free_running import LongForecasting
 from dopaminergic.lab.tasks.markov import Markov
 from dopaminergic.lab.tasks.real import Sunspots, UserSeries
 from dopaminergic.lab.tasks.task import Task

@@ -25,7 +25,7 @@ class ConvolutionalDigits(DigitImages):
     ) -> None:
         settings: dict[str, Any] = {"channels": list(channels), "units": units, "batch_size": batch_size}
         title = "handwritten digits, convolutional"
-        self._define("digits-conv", title, 30_000, 750, settings | {"dtype": dtype})
+        self._define("digits-conv", title, 30_000, 250, settings | {"dtype": dtype})
         self._load(batch_size)
 
     def build(self, seeds: Seeds) -> Convolutional:  # noqa: D102

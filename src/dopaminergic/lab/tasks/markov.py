@@ -72,7 +72,7 @@ class Markov(Classification):
     ) -> None:
         network = {"tokens": tokens, "length": length, "width": width, "heads": heads, "blocks": blocks}
         settings: dict[str, Any] = {**network, "batch_size": whole("batch_size", batch_size), "dtype": dtype}
-        self._define("markov-transformer", "second-order Markov chain, transformer", 30_000, 750, settings)
+        self._define("markov-transformer", "second-order Markov chain, transformer", 30_000, 250, settings)
         if whole("length", length) < 2:
             raise ValueError(f"length: expected at least 2, the tokens on which the next depends, got {length}")
         self.urns = make_urns(whole("tokens", tokens))
