@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
+from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.rule import Decision, Group, Losses
 from dopaminergic.scalars import Scalar, mean
 
 

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from dopaminergic.baselines import SPSA, WeightPerturbation
+from dopaminergic.loop import Closure, Progress
 from dopaminergic.noise import FAST_DTYPES, reference
-from dopaminergic.optimizer import Closure, Decision, ForwardOptimizer, Group, Losses, Progress
+from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome
+from dopaminergic.rule import Decision, Group, Losses
 
 __all__ = ["EstimatorReport", "check_estimator"]
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.optimizer import Decision, ForwardOptimizer, Group, Losses
+from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.rule import Decision, Group, Losses
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt
 
 RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise

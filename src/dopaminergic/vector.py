@@ -22,11 +22,13 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, rewind
+from dopaminergic.loop import Change, Closure, Progress
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.optimizer import Change, Closure, ForwardOptimizer, Losses, Progress, chosen, shrinks
+from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.quadratic import Quadratic, quadratic, read
+from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar
 from dopaminergic.subspace import (
     FEWEST,

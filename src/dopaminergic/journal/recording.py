@@ -32,7 +32,8 @@ from dopaminergic.journal.format import (
 )
 from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
 from dopaminergic.journal.replaying import digest, replay
-from dopaminergic.optimizer import Change, ForwardOptimizer
+from dopaminergic.loop import Change
+from dopaminergic.optimizer import ForwardOptimizer
 
 try:
     import fcntl

@@ -1,0 +1,63 @@
+"""What a rule is given, and what it makes of it.
+
+    losses of the weights and of perturbed weights -> the rule -> one signal for each direction, one step for each group
+
+A rule sees no weights and no noise: it is a function of losses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from dopaminergic.scalars import Scalar, mean
+
+
+class Losses(NamedTuple):
+    """What the closure returned in one step; each entry one loss, or one for each replica.
+
+    Attributes:
+        base: at the unperturbed weights; None for a rule that does not ask for it.
+        plus: at weights + sigma z_k, one entry for each of the K directions.
+        minus: at weights - sigma z_k; empty for a rule that does not ask for them.
+    """
+
+    base: Scalar | None
+    plus: list[Scalar]
+    minus: list[Scalar]
+
+    def mean(self) -> Scalar:
+        """The loss at the weights: measured, or else the mean around them."""
+        return self.base if self.base is not None else mean(self.plus + self.minus)
+
+
+class Group(NamedTuple):
+    """What a rule needs to know of a parameter group.
+
+    Attributes:
+        lr: learning rate, in the rule's own unit.
+        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models perturbed in place by
+            signs, what was asked for rounded to 6 significant bits.
+        size: number of trainable weights.
+    """
+
+    lr: Scalar
+    sigma: float
+    size: int
+
+
+class Decision(NamedTuple):
+    """What a rule makes of the losses. Group g moves by -(step_sizes[g] / K) * sum_k signals[k] z_k.
+
+    Attributes:
+        state: the rule's next state.
+        signals: one for each direction.
+        step_sizes: one for each group; the change of a weight for a signal of 1.
+        rates: one for each group; the learning rate of gradient descent that has the same mean update.
+        rpe: the reward prediction error, averaged over directions.
+    """
+
+    state: Any
+    signals: list[Scalar]
+    step_sizes: list[Scalar]
+    rates: list[Scalar]
+    rpe: Scalar
