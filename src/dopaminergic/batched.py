@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +111,24 @@ class Copies:
             combine([(direction, multiples)], None, step, rounding=1 + direction)
 
 
+class Trials(NamedTuple):
+    """What one call of `Batched` evaluates; its arguments, and the states of torch's generators before it."""
+
+    weights: Weights
+    closure: Callable[[], Any]
+    read: Read
+    numbers: range
+    multiples: list[Multiple]
+    step: int
+    states: list[tuple[torch.Generator, Tensor]]
+
+    def alone(self, k: int) -> Tensor:
+        """Number k of the outcomes, in place: the weights stay perturbed."""
+        self.weights.move([(self.numbers[k], self.multiples)])
+        rewind(self.states)
+        return self.read(self.closure())[None]
+
+
 class Batched:
     """Evaluates a closure at perturbed weights, as batches where that is possible, else in place.
 
@@ -156,48 +174,24 @@ class Batched:
         Returns:
             Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both ways.
         """
-        count = len(numbers)
         states = [(generator, generator.get_state()) for generator in weights.generators]
+        trials = Trials(weights, closure, read, numbers, multiples, step, states)
+        count, evaluations = len(numbers), len(numbers)
+        found: list[Tensor] = []
         at_once = 0 if weights.sharded else min(count, MOST, self.memory // max(1, weights.bytes))
-
-        def alone(k: int) -> Tensor:
-            weights.move([(numbers[k], multiples)])
-            rewind(states)
-            return read(closure())[None]
-
-        def batch(first: int, size: int) -> Tensor:
-            copies = self._room(weights)
-            for i in range(size):
-                copies.write(i, numbers[first + i], multiples, step)
-            rewind(states)
-
-            def one(*replaced: Tensor) -> Tensor:
-                with Exchange(copies.parameters, replaced):
-                    return read(closure())
-
-            # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
-            plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
-            self._depth = _modes._len_torch_function_stack()
-            try:
-                with plain:
-                    return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
-            finally:
-                self.leave()
-
-        found, evaluations = [], count
         if at_once >= min(count, WORTH_IT):  # large models fill the processor alone
             if not (self.checked or self.refused):
-                trial = self._attempt(batch, alone, 0, 1)
-                if not self.refused:
-                    evaluations, found = count + 1, [alone(0)]
+                trial = self._attempt(trials, 0, 1)
+                if self.refused:
+                    found = [trial]
+                else:
+                    evaluations, found = count + 1, [trials.alone(0)]
                     self._check(trial, found[0], base, weights)
                     weights.restore(step)
                     weights.begin(step)
-                else:
-                    found = [trial]
             while not self.refused and len(found) < count:
-                found.extend(self._attempt(batch, alone, len(found), min(at_once, count - len(found))).split(1))
-        found += [alone(k) for k in range(len(found), count)]
+                found.extend(self._attempt(trials, len(found), min(at_once, count - len(found))).split(1))
+        found += [trials.alone(k) for k in range(len(found), count)]
         return torch.cat(found), evaluations
 
     def leave(self) -> None:
@@ -205,16 +199,33 @@ class Batched:
         leave_modes(self._depth)
         self._depth = None
 
-    def _attempt(
-        self, batch: Callable[[int, int], Tensor], alone: Callable[[int], Tensor], first: int, size: int
-    ) -> Tensor:
+    def _attempt(self, trials: Trials, first: int, size: int) -> Tensor:
         """The next outcomes: as a batch or, where that fails though the closure does not, one in place."""
         try:
-            return batch(first, size)
+            return self._batch(trials, first, size)
         except Exception as error:  # whatever a closure does that vmap cannot follow
-            found = alone(first)  # raises where the closure itself is at fault
+            found = trials.alone(first)  # raises where the closure itself is at fault
             self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             return found
+
+    def _batch(self, trials: Trials, first: int, size: int) -> Tensor:
+        copies = self._room(trials.weights)
+        for i in range(size):
+            copies.write(i, trials.numbers[first + i], trials.multiples, trials.step)
+        rewind(trials.states)
+
+        def one(*replaced: Tensor) -> Tensor:
+            with Exchange(copies.parameters, replaced):
+                return trials.read(trials.closure())
+
+        # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
+        plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
+        self._depth = _modes._len_torch_function_stack()
+        try:
+            with plain:
+                return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+        finally:
+            self.leave()
 
     def _check(self, batched: Tensor, alone: Tensor, base: Tensor, weights: Weights) -> None:
         """Compare the regrets of one direction, and refuse batches where they differ by more than rounding."""

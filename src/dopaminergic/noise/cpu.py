@@ -6,6 +6,9 @@ Signs are added by vector instructions of our own; every other loop over a tile 
 
 numba knows neither bfloat16 nor float16 weights: their bits come as uint16 and int16, are widened to a tile of float32
 and rounded back. Weights with strides are read into such a tile too, in the order of their elements.
+
+It is one file because numba keeps compiled code until the file of the outermost function changes: a kernel in another
+file could be changed, and the old one would run.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 # pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
