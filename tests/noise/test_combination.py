@@ -46,7 +46,16 @@ def spaced(dtype: torch.dtype) -> Tensor:
     return values(120, 210, dtype=dtype)[1::2, ::3]
 
 
-LAYOUTS = [contiguous, transposed, channels_last, spaced]
+def tiny(dtype: torch.dtype) -> Tensor:
+    """As a fleet, more replicas of less than a block than are taken at a time."""
+    return values(150, 37, dtype=dtype)
+
+
+def whole_blocks(dtype: torch.dtype) -> Tensor:
+    return values(70, 128, dtype=dtype)
+
+
+LAYOUTS = [contiguous, transposed, channels_last, spaced, tiny, whole_blocks]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 # terms, undo, scale, grid
 CHANGES: list[tuple[list[Term], list[Term], float, float]] = [

@@ -27,6 +27,7 @@ from numba.extending import intrinsic, overload
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
 SIGN_TILE, NORMAL_TILE = 4096, 1024  # weights at a time, whole blocks
+TINY_LANES = 64  # pieces of less than a block at a time
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -479,6 +480,77 @@ def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
 
 
 @compiled
+def _all_tiny(plan):
+    """Whether each piece is plain and has all its signs in one block, as in a fleet of small networks."""
+    for p in range(plan.shape[1]):
+        first = plan[5, p] + plan[2, p]
+        if plan[7, p] == 0 or first % 128 + plan[3, p] - plan[2, p] > 128:
+            return False
+    return True
+
+
+@compiled
+def _turn_each(words, plan, p, count, step, selector, seeds):
+    """One block for each of `count` pieces from number p on: `_turn`, but each lane has its own key and counter."""
+    for lane in range(count):
+        first, seed = plan[5, p + lane] + plan[2, p + lane], seeds[plan[6, p + lane]]
+        words[0, lane], words[1, lane] = np.uint32(first // 128), np.uint32(plan[4, p + lane])
+        words[2, lane], words[3, lane] = np.uint32(seed & LOW), np.uint32(seed >> SHIFT)
+    for lane in range(count):
+        c0, c1 = np.uint64(words[0, lane]), np.uint64(words[1, lane])
+        c2, c3 = np.uint64(step), np.uint64(selector)
+        k0, k1 = words[2, lane], words[3, lane]
+        for _ in range(10):
+            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+            c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
+            c1, c3 = p1, p0
+            k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
+        words[0, lane], words[1, lane] = np.uint32(c0), np.uint32(c1)
+        words[2, lane], words[3, lane] = np.uint32(c2), np.uint32(c3)
+
+
+@compiled
+def _add_tiny(x, words, lane, offset, coefficient):
+    """X <- x + coefficient * signs of one block, from its `offset`-th sign on."""
+    done = 0
+    while done < x.size:
+        place = offset + done
+        word = words[place >> 5, lane] >> np.uint32(place & 31)
+        part = x[done : min(x.size, done + 32 - (place & 31))]
+        for i in range(part.size):
+            part[i] += coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient
+        done += part.size
+
+
+@compiled
+def _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save):
+    """`_combine` where a block has more signs than a piece has weights: blocks of many pieces are made at a time."""
+    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
+    words = np.empty((4, TINY_LANES), np.uint32)
+    for begin in range(0, plan.shape[1], TINY_LANES):
+        count = min(plan.shape[1] - begin, TINY_LANES)
+        for p in range(begin, begin + count):
+            start, stop, copied = plan[2, p], plan[3, p], plan[0, p] != plan[1, p]
+            target, source = _memory(memory, plan[0, p], layouts[p], 1), _memory(memory, plan[1, p], layouts[p], 2)
+            if copied and save:
+                source[start:stop] = target[start:stop]
+            elif copied:
+                target[start:stop] = source[start:stop]
+        for k in range(rows + 1):
+            if k < rows and (k == 0 or directions[k] != directions[k - 1]):
+                _turn_each(words, plan, begin, count, turn, np.uint32(directions[k] | SIGN_STREAM), seeds)
+            for p in range(begin, begin + count):
+                start, stop, r = plan[2, p], plan[3, p], plan[6, p]
+                x = _memory(memory, plan[0, p], layouts[p], 1)[start:stop]
+                if k == undone:
+                    _scale(x, exact(scales[r]))
+                if k < rows:
+                    _add_tiny(x, words, p - begin, (plan[5, p] + start) % 128, exact(coefficients[k][r]))
+                else:
+                    _onto_grid(x, exact(grid))
+
+
+@compiled
 def _combine(
     memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
 ):
@@ -490,6 +562,10 @@ def _combine(
     buffer = np.empty(most, real.dtype)
     noise = np.empty(most + 8 if halves else 0, np.uint32)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
+    if signs and plan.shape[1] > 1 and _all_tiny(plan):
+        _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save)
+        saved[0] = step
+        return
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
         plain, copied, layout = plan[7, p] != 0, plan[0, p] != plan[1, p], layouts[p]
