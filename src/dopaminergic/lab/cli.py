@@ -6,26 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dopaminergic import __version__
-
-EXAMPLES = """examples:
-  dopaminergic reproduce                      both experiments of the paper, and a report
-  dopaminergic reproduce --quick              a look, in under a minute
-  dopaminergic reproduce xor --full           the XOR experiments of record
-  dopaminergic train --task lorenz --optimizer vector
-  dopaminergic train --csv sales.csv --column units --optimizer dopamine
-  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam
-  dopaminergic report runs/reproduce
-  dopaminergic tasks
-  dopaminergic journal show run.journal
-"""
-
-
-Command = Callable[[argparse.Namespace], int]
+from dopaminergic.lab.arguments import parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    options = parser(COMMANDS).parse_args(arguments)
     options.line = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return options.run(options)
@@ -58,131 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"dopaminergic: error: {message}", file=sys.stderr)
     return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    keep = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="dopaminergic",
-        description="Train neural networks with nothing but forward passes, and see how that compares.",
-        epilog=EXAMPLES,
-        formatter_class=keep,
-    )
-    parser.add_argument("--version", action="version", version=f"dopaminergic {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Command, text: str, examples: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text[:1].upper() + text[1:] + ".",
-            epilog=f"examples:\n{examples}",
-            formatter_class=keep,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command(
-        "reproduce",
-        _reproduce,
-        "run the paper's two experiments and write a report",
-        "  dopaminergic reproduce\n"
-        "  dopaminergic reproduce chaos --out runs/chaos\n"
-        "  dopaminergic reproduce --quick --json",
-    )
-    sub.add_argument("part", nargs="?", choices=("all", "xor", "chaos"), default="all", help="which experiment (all)")
-    size = sub.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="a look, in under a minute")
-    size.add_argument(
-        "--full", action="store_const", const="full", dest="size", help="the run of record, 20 seeds or more"
-    )
-    sub.set_defaults(size="default")
-    sub.add_argument("--out", type=Path, help="folder for records and report (runs/reproduce, with -quick or -full)")
-    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
-    _add_json(sub)
-
-    sub = command(
-        "train",
-        _train,
-        "train one network on one task",
-        "  dopaminergic train --task lorenz --optimizer vector --set hidden=32\n"
-        "  dopaminergic train --csv sales.csv --column units --optimizer dopamine --budget 5000\n"
-        "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
-    )
-    _add_task(sub)
-    sub.add_argument("--optimizer", default="dopamine", help="see `dopaminergic tasks` (dopamine)")
-    sub.add_argument("--lr", type=float, help="learning rate (the optimizer's default, or the middle of its grid)")
-    sub.add_argument("--seed", type=int, default=0, help="of weights, batches and directions (0)")
-    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
-    sub.add_argument("--out", type=Path, help="folder for checkpoint, record and report (runs/train-TASK-OPTIMIZER)")
-    sub.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
-    )
-    _add_json(sub)
-
-    sub = command(
-        "compare",
-        _compare,
-        "tune and compare several optimizers on one task",
-        "  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam --seeds 5\n"
-        "  dopaminergic compare --csv sales.csv --column units --budget 5000",
-    )
-    _add_task(sub)
-    sub.add_argument(
-        "--optimizers",
-        default="dopamine,dopamine2,vector,wp,sgd,adam",
-        help="names, separated by commas (all but spsa, es)",
-    )
-    sub.add_argument("--seeds", type=_positive, default=5, help="reported runs of each (5)")
-    sub.add_argument("--tuning-seeds", type=_positive, default=2, help="runs of each of the seven learning rates (2)")
-    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
-    sub.add_argument("--out", type=Path, help="folder for records and report (runs/compare-TASK)")
-    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
-    _add_json(sub)
-
-    sub = command("report", _report, "write the report of a folder again", "  dopaminergic report runs/reproduce")
-    sub.add_argument("folder", type=Path, help="a folder that reproduce, compare or train wrote")
-    sub.add_argument("--out", type=Path, help="where to put the report (the same folder)")
-    _add_json(sub)
-
-    sub = command("tasks", _tasks, "list tasks and optimizers", "  dopaminergic tasks --json")
-    _add_json(sub)
-
-    sub = command(
-        "journal",
-        _journal,
-        "look at a journal, check it, or rebuild the weights of a step from it",
-        "  dopaminergic journal show run.journal\n"
-        "  dopaminergic journal verify run.journal          exit status 1 if it is damaged\n"
-        "  dopaminergic journal replay run.journal --base initial.pt --out trained.pt\n"
-        "  dopaminergic journal replay run.journal --base initial.pt --out earlier.pt --upto 500",
-    )
-    sub.add_argument("action", choices=("show", "verify", "replay"), help="what to do")
-    sub.add_argument("file", type=Path, help="a file that Journal wrote")
-    sub.add_argument("--last", type=_positive, default=5, help="show: so many of the last steps (5)")
-    sub.add_argument("--base", type=Path, metavar="FILE", help="replay: the initial state_dict, written by torch.save")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="replay: where to write the state_dict of the step")
-    sub.add_argument("--upto", type=int, metavar="N", help="replay: steps from the start of the journal (all)")
-    _add_json(sub)
-    return parser
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help="see `dopaminergic tasks`")
-    parser.add_argument("--csv", metavar="FILE", help="your own series, CSV or Parquet, instead of a task")
-    parser.add_argument("--column", action="append", help="a column of that file; repeat for several")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
-    return value
 
 
 # ---- the commands; imports wait until they are needed, so that --help answers at once -------------------------------
@@ -348,6 +208,16 @@ def _journal(options: argparse.Namespace) -> int:
     if options.action == "verify":
         return verify(options.file, options.json)
     return rebuild(options.file, options.base, options.out, options.upto, options.json)
+
+
+COMMANDS = {
+    "reproduce": _reproduce,
+    "train": _train,
+    "compare": _compare,
+    "report": _report,
+    "tasks": _tasks,
+    "journal": _journal,
+}
 
 
 if __name__ == "__main__":
