@@ -110,7 +110,8 @@ def jax_fleet(task: Task, replicas: int, steps: int, layout: str) -> tuple[Calla
 
     def step(carry: Any, number: Any) -> Any:
         if layout == "vmap":
-            *carry, base = jax.vmap(one, (0, 0, 0, None))(*carry, keys, number)
+            together: Any = jax.vmap(one, (0, 0, 0, None))
+            *carry, base = together(*carry, keys, number)
         else:
             *carry, base = jax.lax.map(lambda each: one(each[0], each[1], each[2], number), (*carry, keys))
         return tuple(carry), base.mean()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dopaminergic.lab import plots
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
-from dopaminergic.lab.figures import draw_all, plan_all
+from dopaminergic.lab.figures import _pictures, draw_all, plan_all
 from dopaminergic.lab.records import LABELS, append_records, by_task, read_records
 from dopaminergic.lab.report import tables, write_report
 
@@ -71,6 +71,16 @@ def pictures() -> list[dict[str, Any]]:
         {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp", "variant": "tuned", "seed": 1,
          "extent": [-1.5, 1.5], "probability": np.outer(grid, grid)},
     ]  # fmt: skip
+
+
+def test_pictures_of_other_settings_are_figures_of_their_own(tmp_path: Path) -> None:
+    """And of a run that was made again, the last one is shown."""
+    free = pictures()[0] | {"budget": 100, "task_settings": {"hidden": 4}}
+    again = free | {"forecast": 0.9 * free["forecast"]}
+    other = free | {"task_settings": {"hidden": 4, "forcing": 0.3}}
+    found = _pictures([other, free, again], "free_run")
+    assert list(found) == ["Lorenz free run (forcing 0.3)", "Lorenz free run"]
+    assert [[id(p) for p in chosen] for chosen in found.values()] == [[id(other)], [id(again)]]
 
 
 @pytest.fixture
@@ -201,6 +211,15 @@ def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Pat
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20, title
         assert "n = " in caption, title
+
+
+def test_only_the_figures_of_the_last_report_are_left(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "drawn"
+    target.mkdir()
+    for name in ("99-curves-of-old.png", "own.png", "01-notes.txt"):
+        (target / name).write_text("")
+    drawn = {drawing.path.name for drawing in draw_all(folder, target)}
+    assert {path.name for path in target.iterdir()} == drawn | {"own.png", "01-notes.txt"}
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

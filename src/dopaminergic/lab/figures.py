@@ -23,7 +23,9 @@ from dopaminergic.lab.records import (
     is_xor,
     read_costs,
     read_records,
+    task_rank,
     task_title,
+    titles,
 )
 
 RESULTS = "Learning curves and final errors"
@@ -66,6 +68,8 @@ class Plan(NamedTuple):
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
     """Draw every figure that the data of a folder allow, as PNG files in another, which is created if missing.
 
+    Numbered figures that an earlier report left there, and this one does not have, are deleted.
+
     Args:
         folder_in: with `records.jsonl` and, if they were made, `pictures.jsonl` and `costs.json`.
         folder_out: of the figures.
@@ -82,6 +86,9 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
         path = target / f"{number:02d}-{plan.name}.png"
         save(plan.draw(), path)
         drawings.append(Drawing(path, *plan[2:]))
+    # Figures of an earlier report that are no more, or have another number now.
+    for old in set(target.glob("[0-9][0-9]-*.png")) - {drawing.path for drawing in drawings}:
+        old.unlink()
     return drawings
 
 
@@ -152,8 +159,8 @@ def _results(records: list[Record]) -> Iterator[Plan]:
 
 
 def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
-    for task, chosen in _pictures(pictures, "free_run").items():
-        title, runs = task_title(task), _one_run_each(chosen)
+    for title, chosen in _pictures(pictures, "free_run").items():
+        runs = _one_run_each(chosen)
         caption = (
             "The truth, and each network's own dynamics when it is fed its own forecasts, from the same start; "
             f"normalised units, {runs}."
@@ -169,8 +176,7 @@ def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
 
 
 def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
-    for task, chosen in _pictures(pictures, "decision_boundary").items():
-        title = task_title(task)
+    for title, chosen in _pictures(pictures, "decision_boundary").items():
         caption = (
             "Predicted probability over the plane. Solid line: where it is one half; dotted: the true boundary, the "
             f"two axes; {_one_run_each(chosen)}."
@@ -180,11 +186,15 @@ def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
 
 
 def _pictures(pictures: list[Record], name: str) -> dict[str, list[Record]]:
-    """By task, the first picture of each optimizer, its default set before the tuned one, in the order of legends."""
-    tasks: dict[str, dict[str, Record]] = {}
-    ranked = (picture for picture in pictures if picture["name"] == name)
-    for picture in sorted(ranked, key=lambda each: (each.get("variant") != "default", each.get("seed", 0))):
-        tasks.setdefault(picture["task"], {}).setdefault(picture["optimizer"], picture)
+    """By title, the first picture of each optimizer, its default set before the tuned one, in the order of legends."""
+    chosen = sorted((picture for picture in pictures if picture["name"] == name), key=lambda p: task_rank(p["task"]))
+    # Of a run that was made again, the last picture.
+    runs: dict[tuple[Any, ...], Record] = {}
+    for title, each in zip(titles(chosen), chosen, strict=True):
+        runs[title, each["optimizer"], each.get("variant"), each.get("seed", 0)] = each
+    tasks: dict[str, dict[str, Record]] = {title: {} for title, *_ in runs}
+    for title, optimizer, variant, seed in sorted(runs, key=lambda run: (run[2] != "default", run[3])):
+        tasks[title].setdefault(optimizer, runs[title, optimizer, variant, seed])
     return {task: [first[key] for key in sorted(first, key=[*LABELS, *first].index)] for task, first in tasks.items()}
 
 

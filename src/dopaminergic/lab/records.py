@@ -12,7 +12,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -305,28 +305,41 @@ def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str,
         role: "report", "tuning", or None for both.
     """
     chosen = [record for record in unique(records) if role is None or record["role"] == role]
-    chosen.sort(key=lambda record: (_task_rank(record["task"]), _method_rank(record)))
-    # Few records differ in what they are runs of: comparing each with each other would take minutes for a large run.
-    settings: dict[str, list[dict[str, Any]]] = {}
-    for record in chosen:
-        known = settings.setdefault(record["task"], [])
-        if _distinguishing(record) not in known:
-            known.append(_distinguishing(record))
+    chosen.sort(key=lambda record: (task_rank(record["task"]), _method_rank(record)))
     tasks: dict[str, Cells] = {}
-    for record in chosen:
-        own, all_of_name = _distinguishing(record), settings[record["task"]]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in all_of_name)]
-        suffix = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in differing)
-        title = task_title(record["task"]) + (f" ({suffix})" if suffix else "")
+    for record, title in zip(chosen, titles(chosen), strict=True):
         tasks.setdefault(title, {}).setdefault((record["optimizer"], record["variant"]), []).append(record)
     return tasks
 
 
+def titles(records: Sequence[Record]) -> list[str]:
+    """The title of each record's task, which says how it differs from others of that name, if it does.
+
+    Args:
+        records: runs, or pictures of runs.
+    """
+    # Few records differ in what they are runs of: comparing each with each other would take minutes for a large run.
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        known = settings.setdefault(record["task"], [])
+        if _distinguishing(record) not in known:
+            known.append(_distinguishing(record))
+    found = []
+    for record in records:
+        own, all_of_name = _distinguishing(record), settings[record["task"]]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in all_of_name)]
+        suffix = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in differing)
+        found.append(task_title(record["task"]) + (f" ({suffix})" if suffix else ""))
+    return found
+
+
 def _distinguishing(record: Record) -> dict[str, Any]:
-    return {**record.get("task_settings", {}), "budget": record.get("budget")}
+    told = {**record.get("task_settings", {}), "budget": record.get("budget")}
+    return {key: value for key, value in told.items() if value is not None}
 
 
-def _task_rank(task: str) -> tuple[int, int, str]:
+def task_rank(task: str) -> tuple[int, int, str]:
+    """By what tasks are ordered in tables and figures: forecasting, XOR, others."""
     stem = next((rank for rank, name in enumerate(FORECASTING) if task.startswith(name)), len(FORECASTING))
     return (0 if is_forecasting(task) else 1 if is_xor(task) else 2, stem, task)
 

@@ -183,7 +183,8 @@ def _pictures(job: Job, fleet: Fleet) -> list[dict[str, Any]]:
     replica = job.replicas[0]
     alone = fleet.task.build([replica.seed])
     alone.load_state_dict({name: value[:1] for name, value in fleet.model.state_dict().items()})
-    label = {"task": job.task, "optimizer": job.optimizer, "variant": replica.variant, "seed": replica.seed}
+    label = {"task": job.task, "task_settings": fleet.task.settings, "budget": job.budget}
+    label |= {"optimizer": job.optimizer, "variant": replica.variant, "seed": replica.seed}
     return [{**label, **picture} for picture in fleet.task.picture(alone)]
 
 
