@@ -41,13 +41,22 @@ def test_hundreds_of_probes_do_not_move_a_bit(any_row: Row, dtype: torch.dtype) 
 
 def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
     half, single = (nn.Parameter(randn(5).to(dtype)) for dtype in (torch.float16, torch.float32))
-    small, large = any_row.make([single]).default_sigmas
-    for params in ([half], iter([half]), [("w", half)], [{"params": iter([single])}, {"params": [half]}]):
-        assert [group["sigma"] for group in any_row.make(params).param_groups] in ([large], [large, large])
+    small, most = any_row.make([single]).default_sigmas
+    together = any_row.name == "VectorDopamine"  # sigma is then the length of the perturbation of all weights
+    large, larger = (min(most, math.sqrt(size) / 80) if together else most for size in (5, 10))
+    for params in ([half], iter([half]), [("w", half)]):
+        assert [group["sigma"] for group in any_row.make(params).param_groups] == [large]
+    both = any_row.make([{"params": iter([single])}, {"params": [half]}])
+    assert [group["sigma"] for group in both.param_groups] == [larger, larger]
+    frozen = nn.Parameter(randn(7).to(torch.float16), requires_grad=False)
+    assert any_row.make([half, frozen]).param_groups[0]["sigma"] == large
+    assert any_row.make([nn.Parameter(torch.zeros(100_000, dtype=torch.bfloat16))]).param_groups[0]["sigma"] == most
+    fleet = any_row.make([nn.Parameter(torch.zeros(2, 5, dtype=torch.bfloat16))], seed=[1, 2])
+    assert fleet.param_groups[0]["sigma"] == large
     assert any_row.make([single]).param_groups[0]["sigma"] == small
     assert any_row.make([half], sigma=0.1).param_groups[0]["sigma"] == 0.1
     groups = [{"params": [half], "sigma": 0.2}, {"params": [single]}]
-    assert [group["sigma"] for group in any_row.make(groups).param_groups] == [0.2, large]
+    assert [group["sigma"] for group in any_row.make(groups).param_groups] == [0.2, larger]
     with pytest.raises(TypeError, match="iterable"):
         any_row.make(half)  # pyright: ignore
 

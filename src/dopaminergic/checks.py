@@ -61,9 +61,14 @@ def _listed(params: Any) -> list[Any]:
 
 def any_16_bits(params: Any) -> bool:
     """Whether any of these parameters, named parameters or groups of either have 16-bit weights."""
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in tensors(params))
+
+
+def tensors(params: Any) -> list[Tensor]:
+    """All tensors among these parameters, named parameters or groups of either."""
     flat = [q for p in _listed(params) for q in (p.get("params", []) if isinstance(p, dict) else [p])]
-    tensors = [q[1] if isinstance(q, tuple) else q for q in flat]
-    return any(isinstance(q, Tensor) and q.dtype in (torch.bfloat16, torch.float16) for q in tensors)
+    bare = [q[1] if isinstance(q, tuple) else q for q in flat]
+    return [q for q in bare if isinstance(q, Tensor)]
 
 
 def seeds(rule: str, value: Any) -> int | list[int]:

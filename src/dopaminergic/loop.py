@@ -85,7 +85,7 @@ class Loop(Optimizer):
         self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
         params = checks.parameters(self._rule_name, params)
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
-            sigma = self.default_sigmas[checks.any_16_bits(params)]
+            sigma = self._default_sigma(params)
         super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
         checks.some_trainable(self._rule_name, self.param_groups)
         self._batched = self._make_batched()
@@ -96,6 +96,9 @@ class Loop(Optimizer):
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
         self._warned = False
+
+    def _default_sigma(self, params: Any) -> float:
+        return self.default_sigmas[checks.any_16_bits(params)]
 
     def _start(self) -> Any:
         """The rule's state before the first step."""

@@ -62,7 +62,8 @@ class VectorDopamine(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or 0.3 with 16-bit weights.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or with 16-bit weights sqrt(d) / 80, d
+            the number of weights, and at most 1.
         directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
@@ -90,7 +91,7 @@ class VectorDopamine(ForwardOptimizer):
     """
 
     shares_sigma = True
-    default_sigmas = (0.003, 0.3)
+    default_sigmas = (0.003, 1.0)
 
     def __init__(
         self,
@@ -139,6 +140,14 @@ class VectorDopamine(ForwardOptimizer):
         size = sum(p.numel() for p in trainable) // (self._replicas or 1)
         unchecked = not (self._batched.checked or self._batched.refused)
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
+
+    def _default_sigma(self, params: Any) -> float:
+        sigma = super()._default_sigma(params)
+        if not checks.any_16_bits(params):
+            return sigma
+        # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
+        size = sum(p.numel() for p in checks.tensors(params) if p.requires_grad) / (self._replicas or 1)
+        return min(sigma, math.sqrt(max(1.0, size)) / 80.0)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
