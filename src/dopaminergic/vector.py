@@ -62,8 +62,8 @@ class VectorDopamine(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or with 16-bit weights sqrt(d) / 80, d
-            the number of weights, and at most 1.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or with 16-bit weights
+            sqrt(d) / 80 for d weights, at most 1.
         directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
