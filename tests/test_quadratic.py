@@ -45,6 +45,24 @@ KINDS: dict[str, tuple[Returned, Mean]] = {
 }
 
 
+def test_labels_of_minus_100_are_not_scored() -> None:
+    values, some = randn(2, 5, 3, seed=4), torch.tensor([0, -100, 2, 1, -100])
+    found = quadratic(cross_entropy(values, some.expand(2, 5)), "Rule", 2)
+    scored = some != -100
+
+    def mean(v: Tensor) -> Tensor:
+        return functional.cross_entropy(v, some, reduction="sum") / 5
+
+    for r in range(2):
+        torch.testing.assert_close(found.loss[r], mean(values[r]), rtol=1e-14, atol=0)
+        torch.testing.assert_close(found.slope[r], torch.func.grad(mean)(values[r]).flatten(), rtol=1e-12, atol=1e-14)
+        assert torch.equal(found.values[r].reshape(5, 3)[scored], values[r][scored])
+        assert not found.values[r].reshape(5, 3)[~scored].any()
+    other = values.clone()
+    other[:, ~scored] = 7.0
+    assert torch.equal(quadratic(cross_entropy(other, some.expand(2, 5)), "Rule", 2).slope, found.slope)
+
+
 def checked(found: Quadratic, mean: Mean, values: Tensor) -> None:
     """`values` has a leading dimension of replicas."""
     changes = randn(len(values), 4, values[0].numel(), seed=30)

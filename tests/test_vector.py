@@ -944,3 +944,20 @@ def test_large_models_take_short_steps() -> None:
     before, optimizer = weights.detach().clone(), VectorDopamine([weights], directions=8, damping=1e-6)
     optimizer.step(lambda: (weights - 1).square().mean() - ((weights - before).abs().amax() > 1e-3).float())
     assert 0.01 < float((weights.detach() - before).square().mean().sqrt()) <= 0.1
+
+
+def test_what_is_not_scored_has_no_part_in_a_run() -> None:
+    """Padded sequences: whatever the model says there, the weights are the same."""
+    x, labels = randn(12, 3, seed=1), torch.arange(12) % 3
+    labels[8:] = -100
+    ends = []
+    for padding in (0.0, 5.0):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 3, dtype=torch.float64)
+        inputs = torch.cat([x[:8], torch.full_like(x[8:], padding)])
+        optimizer = VectorDopamine(model.parameters(), seed=2)
+        losses = [optimizer.step(lambda: cross_entropy(model(inputs), labels)) for _ in range(15)]  # noqa: B023
+        assert losses[-1] < 0.8 * losses[0]
+        ends.append([p.detach().clone() for p in model.parameters()])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

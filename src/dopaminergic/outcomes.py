@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+IGNORED = -100  # as torch has it
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,7 +73,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
 
     Args:
         logits: unnormalised log-probabilities, shape `(..., classes)`.
-        labels: class numbers in `[0, classes)`, integers of shape `(...)`.
+        labels: class numbers in `[0, classes)`, integers of shape `(...)`. A label of -100 marks what is not scored,
+            padding say: its loss is 0, and counts as such in the mean.
 
     Raises:
         ValueError: the shapes do not fit.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.outcomes import IGNORED, Outcome, mean_loss, mean_losses
 
 SOLVED = 0.1  # of the mean loss: samples below it are all alike
 
@@ -85,6 +85,9 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
 def read(returned: Any, replicas: int) -> Tensor:
     """The outcome o in what a closure returned, shape `(R, n)`, in float32 or float64."""
     values = returned.values if isinstance(returned, Outcome) else torch.as_tensor(returned)
+    if isinstance(returned, Outcome) and returned.kind == "cross_entropy":
+        # What is not scored must not look like an outcome that has saturated.
+        values = values.masked_fill((returned.truth == IGNORED)[..., None], 0.0)
     values = values.detach().reshape(replicas, -1)
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
@@ -119,7 +122,8 @@ def _cross_entropy(returned: Outcome, values: Tensor, samples: int) -> Parts:
     classes = returned.values.shape[-1]
     p = values.unflatten(-1, (-1, classes)).softmax(-1)  # (R, N, C)
     labels = returned.truth.reshape(p.shape[:-1]).long()
-    slope = (p - torch.nn.functional.one_hot(labels, classes)) / samples
+    slope = (p - torch.nn.functional.one_hot(labels.clamp(min=0), classes)) / samples
+    slope = slope.masked_fill((labels == IGNORED)[..., None], 0.0)
 
     def curve(J: Tensor) -> Tensor:
         weighted = p[:, None] * J.unflatten(-1, (-1, classes))
