@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,9 +253,9 @@ def test_forcing_hides_the_stated_share_and_scores_the_same_forecasts() -> None:
     torch.testing.assert_close(task.outcome(model, batch).values[before].abs(), one_step[before], rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("forcing", [-0.1, 1.1, float("nan")])
-def test_forcing_is_a_share(forcing: float) -> None:
-    with pytest.raises(ValueError, match=r"forcing: expected a share in \[0, 1\]"):
+@pytest.mark.parametrize("forcing", [-0.1, 1.1, float("nan"), "yes", True])
+def test_forcing_is_a_share(forcing: Any) -> None:
+    with pytest.raises(ValueError, match=r"forcing: expected a number in \[0, 1\]"):
         LongForecasting("lorenz", forcing=forcing)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dopaminergic.lab.networks import GATES
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
 from dopaminergic.lab.tasks.series import SYSTEMS, long_series
-from dopaminergic.lab.tasks.task import Batch, Model, choose, mean_over_samples, single
+from dopaminergic.lab.tasks.task import Batch, Model, choose, limited, mean_over_samples, single
 from dopaminergic.noise.reference import gaussian, integers
 from dopaminergic.outcomes import Outcome, squared_error
 
@@ -71,10 +71,8 @@ class LongForecasting(SequenceTask):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
-        if not input_noise >= 0:
-            raise ValueError(f"input_noise: expected a number of at least 0, got {input_noise!r}")
-        if not 0 <= forcing <= 1:
-            raise ValueError(f"forcing: expected a share in [0, 1], got {forcing!r}")
+        limited("input_noise", input_noise, 0)
+        limited("forcing", forcing, 0, 1)
         settings: dict[str, Any] = {"cell": cell, "hidden": hidden, "output": output, "input_noise": input_noise}
         settings |= {"batch_size": batch_size, "washout": washout, "dtype": dtype}
         if forcing < 1:  # left out at 1, as it is of the records from before there was such a setting

@@ -7,6 +7,7 @@ the same initial weights and the same batches.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -27,6 +28,15 @@ def choose(name: str, value: str, known: tuple[str, ...]) -> str:
     """The value, if it is one of those known; else a ValueError that lists them."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def limited(name: str, value: float, least: float, most: float = math.inf) -> float:
+    """The value, if it is a number in [least, most]; else a ValueError that says so."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        limits = f"of at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+        raise ValueError(f"{name}: expected a number {limits}, got {value!r}")
     return value
 
 
