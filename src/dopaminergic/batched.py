@@ -176,7 +176,7 @@ class Batched:
         """
         states = [(generator, generator.get_state()) for generator in weights.generators]
         trials = Trials(weights, closure, read, numbers, multiples, step, states)
-        count, evaluations = len(numbers), len(numbers)
+        count = evaluations = len(numbers)
         found: list[Tensor] = []
         at_once = 0 if weights.sharded else min(count, MOST, self.memory // max(1, weights.bytes))
         if at_once >= min(count, WORTH_IT):  # large models fill the processor alone

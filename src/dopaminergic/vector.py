@@ -142,12 +142,12 @@ class VectorDopamine(ForwardOptimizer):
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _default_sigma(self, params: Any) -> float:
-        sigma = super()._default_sigma(params)
+        usual, most = self.default_sigmas
         if not checks.any_16_bits(params):
-            return sigma
+            return usual
         # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
         size = sum(p.numel() for p in checks.tensors(params) if p.requires_grad) / (self._replicas or 1)
-        return min(sigma, math.sqrt(max(1.0, size)) / 80.0)
+        return min(most, math.sqrt(max(1.0, size)) / 80.0)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:

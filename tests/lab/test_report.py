@@ -73,7 +73,7 @@ def pictures() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_pictures_of_other_settings_are_figures_of_their_own(tmp_path: Path) -> None:
+def test_pictures_of_other_settings_are_figures_of_their_own() -> None:
     """And of a run that was made again, the last one is shown."""
     free = pictures()[0] | {"budget": 100, "task_settings": {"hidden": 4}}
     again = free | {"forecast": 0.9 * free["forecast"]}

@@ -73,7 +73,7 @@ def _reproduce(add: Add) -> None:
     )
     sub.set_defaults(size="default")
     sub.add_argument("--out", type=Path, help="folder for records and report (runs/reproduce, with -quick or -full)")
-    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    _add_workers(sub)
     _add_json(sub)
 
 
@@ -90,7 +90,7 @@ def _train(add: Add) -> None:
     sub.add_argument("--optimizer", default="dopamine", help="see `dopaminergic tasks` (dopamine)")
     sub.add_argument("--lr", type=float, help="learning rate (the optimizer's default, or the middle of its grid)")
     sub.add_argument("--seed", type=int, default=0, help="of weights, batches and directions (0)")
-    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
+    _add_budget(sub)
     sub.add_argument("--out", type=Path, help="folder for checkpoint, record and report (runs/train-TASK-OPTIMIZER)")
     sub.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
@@ -113,9 +113,9 @@ def _compare(add: Add) -> None:
     )
     sub.add_argument("--seeds", type=_positive, default=5, help="reported runs of each (5)")
     sub.add_argument("--tuning-seeds", type=_positive, default=2, help="runs of each of the seven learning rates (2)")
-    sub.add_argument("--budget", type=_positive, help="forward passes (the task's)")
+    _add_budget(sub)
     sub.add_argument("--out", type=Path, help="folder for records and report (runs/compare-TASK)")
-    sub.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    _add_workers(sub)
     _add_json(sub)
 
 
@@ -151,6 +151,14 @@ def _journal(add: Add) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=_positive, help="forward passes (the task's)")
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:

@@ -100,22 +100,28 @@ def _multiply_add(typing_context, x, y, z):
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
+# Inlined by numba: inlined by LLVM, a loop over lanes with keys of their own does not become vector instructions.
+@numba.njit(error_model="numpy", inline="always")
+def _philox(block, parameter, step, selector, key0, key1):
+    """Philox4x32-10 of one counter (Salmon et al. 2011)."""
+    # In 64 bits whose high half is only emptied before a product, which makes that one instruction.
+    c0, c1, c2, c3 = np.uint64(block), np.uint64(parameter), np.uint64(step), np.uint64(selector)
+    k0, k1 = key0, key1
+    for _ in range(10):
+        p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+        c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
+        c1, c3 = p1, p0
+        # numba widens every sum of 32-bit integers, hence the conversions back.
+        k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
+    return np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+
+
 @compiled
 def _turn(words, blocks, block, parameter, step, selector, key0, key1):
-    """Philox4x32-10 of consecutive blocks, into `words[4, lane]` (Salmon et al. 2011)."""
+    """Philox of consecutive blocks, into `words[:, lane]`."""
     for lane in range(blocks):
-        # In 64 bits whose high half is only emptied before a product, which makes that one instruction.
-        c0, c1 = np.uint64(np.uint32(block + np.uint32(lane))), np.uint64(parameter)
-        c2, c3 = np.uint64(step), np.uint64(selector)
-        k0, k1 = key0, key1
-        for _ in range(10):
-            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
-            c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
-            c1, c3 = p1, p0
-            # numba widens every sum of 32-bit integers, hence the conversions back.
-            k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-        words[0, lane], words[1, lane] = np.uint32(c0), np.uint32(c1)
-        words[2, lane], words[3, lane] = np.uint32(c2), np.uint32(c3)
+        found = _philox(np.uint32(block + np.uint32(lane)), parameter, step, selector, key0, key1)
+        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = found
 
 
 @intrinsic
@@ -496,22 +502,15 @@ def _turn_each(words, plan, p, count, step, selector, seeds):
         first, seed = plan[5, p + lane] + plan[2, p + lane], seeds[plan[6, p + lane]]
         words[0, lane], words[1, lane] = np.uint32(first // 128), np.uint32(plan[4, p + lane])
         words[2, lane], words[3, lane] = np.uint32(seed & LOW), np.uint32(seed >> SHIFT)
-    for lane in range(count):
-        c0, c1 = np.uint64(words[0, lane]), np.uint64(words[1, lane])
-        c2, c3 = np.uint64(step), np.uint64(selector)
-        k0, k1 = words[2, lane], words[3, lane]
-        for _ in range(10):
-            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
-            c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
-            c1, c3 = p1, p0
-            k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-        words[0, lane], words[1, lane] = np.uint32(c0), np.uint32(c1)
-        words[2, lane], words[3, lane] = np.uint32(c2), np.uint32(c3)
+    for lane in range(count):  # a loop of its own, or it does not become vector instructions
+        found = _philox(words[0, lane], words[1, lane], step, selector, words[2, lane], words[3, lane])
+        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = found
 
 
 @compiled
 def _add_tiny(x, words, lane, offset, coefficient):
     """X <- x + coefficient * signs of one block, from its `offset`-th sign on."""
+    # `_add_signs` does the same in twice the time: pieces are shorter than what it takes at once.
     done = 0
     while done < x.size:
         place = offset + done
@@ -557,15 +556,15 @@ def _combine(
     """`combine`, from arrays or from tuples of numbers, which need no memory."""
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
+    if signs and plan.shape[1] > 1 and _all_tiny(plan):
+        _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save)
+        saved[0] = step
+        return
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
     words, normals = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
     buffer = np.empty(most, real.dtype)
     noise = np.empty(most + 8 if halves else 0, np.uint32)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
-    if signs and plan.shape[1] > 1 and _all_tiny(plan):
-        _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save)
-        saved[0] = step
-        return
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
         plain, copied, layout = plan[7, p] != 0, plan[0, p] != plan[1, p], layouts[p]
