@@ -102,26 +102,38 @@ def _multiply_add(typing_context, x, y, z):
 
 # Inlined by numba: inlined by LLVM, a loop over lanes with keys of their own does not become vector instructions.
 @numba.njit(error_model="numpy", inline="always")
-def _philox(block, parameter, step, selector, key0, key1):
-    """Philox4x32-10 of one counter (Salmon et al. 2011)."""
-    # In 64 bits whose high half is only emptied before a product, which makes that one instruction.
-    c0, c1, c2, c3 = np.uint64(block), np.uint64(parameter), np.uint64(step), np.uint64(selector)
-    k0, k1 = key0, key1
+def _philox(one, other, step, selector):
+    """Philox4x32-10 (Salmon et al. 2011) of two counters, each given as block, parameter and two halves of its key."""
+    # Two at once, since a product takes longer than what else is to be done for one counter meanwhile. In 64 bits whose
+    # high half is only emptied before a product, which makes that one instruction.
+    c0, c1, c2, c3 = np.uint64(one[0]), np.uint64(one[1]), np.uint64(step), np.uint64(selector)
+    d0, d1, d2, d3 = np.uint64(other[0]), np.uint64(other[1]), np.uint64(step), np.uint64(selector)
+    k0, k1, l0, l1 = one[2], one[3], other[2], other[3]
     for _ in range(10):
-        p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+        p0, p1, q0, q1 = (c0 & LOW) * M0, (c2 & LOW) * M1, (d0 & LOW) * M0, (d2 & LOW) * M1
         c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
-        c1, c3 = p1, p0
+        d0, d2 = (q1 >> SHIFT) ^ d1 ^ np.uint64(l0), (q0 >> SHIFT) ^ d3 ^ np.uint64(l1)
+        c1, c3, d1, d3 = p1, p0, q1, q0
         # numba widens every sum of 32-bit integers, hence the conversions back.
-        k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
-    return np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+        k0, k1, l0, l1 = np.uint32(k0 + W0), np.uint32(k1 + W1), np.uint32(l0 + W0), np.uint32(l1 + W1)
+    found = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+    return found, (np.uint32(d0), np.uint32(d1), np.uint32(d2), np.uint32(d3))
 
 
 @compiled
 def _turn(words, blocks, block, parameter, step, selector, key0, key1):
     """Philox of consecutive blocks, into `words[:, lane]`."""
-    for lane in range(blocks):
-        found = _philox(np.uint32(block + np.uint32(lane)), parameter, step, selector, key0, key1)
-        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = found
+    half = blocks // 2
+    for lane in range(half):
+        one = np.uint32(block + np.uint32(lane)), parameter, key0, key1
+        other = np.uint32(block + np.uint32(half + lane)), parameter, key0, key1
+        one, other = _philox(one, other, step, selector)
+        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = one
+        words[0, half + lane], words[1, half + lane], words[2, half + lane], words[3, half + lane] = other
+    if blocks % 2:
+        last = np.uint32(block + np.uint32(blocks - 1)), parameter, key0, key1
+        found, _ = _philox(last, last, step, selector)
+        words[0, blocks - 1], words[1, blocks - 1], words[2, blocks - 1], words[3, blocks - 1] = found
 
 
 @intrinsic
@@ -503,7 +515,8 @@ def _turn_each(words, plan, p, count, step, selector, seeds):
         words[0, lane], words[1, lane] = np.uint32(first // 128), np.uint32(plan[4, p + lane])
         words[2, lane], words[3, lane] = np.uint32(seed & LOW), np.uint32(seed >> SHIFT)
     for lane in range(count):  # a loop of its own, or it does not become vector instructions
-        found = _philox(words[0, lane], words[1, lane], step, selector, words[2, lane], words[3, lane])
+        own = words[0, lane], words[1, lane], words[2, lane], words[3, lane]
+        found, _ = _philox(own, own, step, selector)
         words[0, lane], words[1, lane], words[2, lane], words[3, lane] = found
 
 
