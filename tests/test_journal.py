@@ -30,6 +30,7 @@ from dopaminergic import SPSA, Dopamine, ForwardOptimizer, Journal, VectorDopami
 from dopaminergic.journal import Contents, JournalDamage, JournalError, digest, merge, read
 from dopaminergic.journal.format import HEADER, STEP, Codec, framed, read_varint, to_json, varint
 from dopaminergic.lab import cli
+from dopaminergic.noise import Combination
 from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
 FEW = 7
@@ -102,6 +103,25 @@ def test_every_step_is_rebuilt(any_row: Row, kind: str, noise: str, path: Path) 
     steps = 3 if kind.startswith("in place") else FEW
     ends = recorded(problem, optimizer, path, steps, every=2)
     assert_rebuilt(PROBLEMS[kind], path, ends)
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+def test_a_step_in_place_is_rebuilt_in_one_pass(noise: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training writes in place twice a step, perturbed and updated; the sums of a replay draw a direction once."""
+    bowl, fresh = Bowl(), Bowl()
+    with Journal(Dopamine([bowl.w], noise=noise), path) as journal:
+        for _ in range(3):
+            journal.optimizer.step(bowl.loss)
+    once, passes = Combination.__call__, []
+
+    def counted(self: Combination, *arguments: Any, **options: Any) -> None:
+        passes.append(self)
+        once(self, *arguments, **options)
+
+    monkeypatch.setattr(Combination, "__call__", counted)
+    assert replay([fresh.w], path) == 3
+    assert torch.equal(fresh.w, bowl.w)
+    assert len(passes) == 3 + (noise == "rademacher")  # the first brings the weights onto sigma's grid
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])

@@ -109,6 +109,7 @@ class Weights:
         # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
         # has its own, since an exception may come between two.
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
+        self._waiting: list[list[Term]] = []  # what is still to be added to each of them, before all else
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
         self._asked: list[Any] = []  # the sigmas of the groups
         self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
@@ -158,6 +159,15 @@ class Weights:
             with _uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
                 self._leave_trace(terms)
+
+    def repeat(self, traces: list[list[Term]]) -> None:
+        """Write in place what a recorded step did, together with the `update` or `restore` that must follow.
+
+        Nobody looks at the weights in between, so that sums along one direction draw it once.
+        """
+        with _uninterrupted():
+            for terms in traces:
+                self._write_in_place(terms, None, onto_grid=not terms, wait=True)
 
     def squares(self, replicas: int) -> Tensor:
         """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
@@ -247,12 +257,18 @@ class Weights:
             self.traces.append(terms)
 
     def _is_displaced(self) -> bool:
-        return any(terms or scales is not None for terms, scales in self._displaced)
+        return any(self._waiting) or any(terms or scales is not None for terms, scales in self._displaced)
 
     def _write_in_place(
-        self, terms: list[Term], scales: list[Multiple] | None, *, onto_grid: bool = True, always: bool = False
+        self,
+        terms: list[Term],
+        scales: list[Multiple] | None,
+        *,
+        onto_grid: bool = True,
+        always: bool = False,
+        wait: bool = False,
     ) -> None:
-        """Weights <- scale * (weights at `begin`) + terms, block by block."""
+        """Weights <- scale * (weights at `begin`) + terms, block by block; `wait`: with the next write, if it can."""
         grids, written = self._grids if onto_grid else None, False
         for i, combine in enumerate(self._in_place):
             displacement, scaled = self._displaced[i]
@@ -264,9 +280,12 @@ class Weights:
                 moves = []
             else:
                 undo = _negative(displacement[::-1])
-            if moves or undo or factors is not None or (grids is not None and (displacement or always)):
+            undo = [*self._waiting[i], *undo]
+            if wait and factors is None and grids is None:
+                self._waiting[i] = undo + _nonzero(moves)
+            elif moves or undo or factors is not None or (grids is not None and (displacement or always)):
                 combine(_nonzero(moves), factors, self.step, undo=undo, grids=grids)
-                written = True
+                self._waiting[i], written = [], True
             self._displaced[i] = (terms, scales)
         if written:
             self._versions = self._version_numbers()
@@ -292,7 +311,8 @@ class Weights:
                     members[number, p.dtype, p.device, way, p.is_contiguous()].append((p, index))
                     self.sizes[number] += p.numel() // len(self.seeds)
                 index += 1
-        self._saved, self._in_place, self._on_use, self.blocks, self._displaced = [], [], [], [], []
+        self._saved, self._in_place, self._on_use, self.blocks = [], [], [], []
+        self._displaced, self._waiting = [], []
         self.on_use_blocks = []
         for (group, _, _, way, _), pairs in members.items():
             block = Block(group, [p for p, _ in pairs], [i for _, i in pairs])
@@ -305,6 +325,7 @@ class Weights:
             combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
             {"saved": self._saved, "in place": self._in_place, "on use": self._on_use}[way].append(combine)
             self._displaced += [([], None)] * (way == "in place")
+            self._waiting += [[]] * (way == "in place")
             self.on_use_blocks += [block] * (way == "on use")
 
 

@@ -284,7 +284,8 @@ class _Replay:
             self._do(Step([], None, []))
             self.step, self.steps = self.step + 1, self.steps + 1
         elif raw.kind == TRACE:
-            self._undo_and_redo(self.codec.read_traces(raw.payload))
+            self._repeat(self.codec.read_traces(raw.payload))
+            self.weights.restore(self.step)
         elif raw.kind == SIGMA:
             if len(raw.payload) != 8 * len(self.groups):
                 raise JournalError(f"{len(raw.payload)} bytes are not a sigma for each of {len(self.groups)} groups")
@@ -324,21 +325,17 @@ class _Replay:
     def _do(self, step: Step) -> None:
         weights = self.weights
         try:
-            self._undo_and_redo(step.traces)
+            self._repeat(step.traces)
             weights.update(step.terms, step.scales, lambda: None)
         except BaseException:
             weights.restore(self.step)
             raise
 
-    def _undo_and_redo(self, traces: list[Any]) -> None:
+    def _repeat(self, traces: list[Any]) -> None:
         if not 0 <= self.step < 1 << 32:
             raise JournalError(f"step numbers are below 2^32, this is {self.step}")
         self.weights.begin(self.step)
-        for terms in traces:
-            if terms:
-                self.weights.move(terms)
-            else:
-                self.weights.restore(self.step)
+        self.weights.repeat(traces)
 
     def _check(self, recorded: str) -> None:
         count = sum(len(group["params"]) for group in self.groups)
