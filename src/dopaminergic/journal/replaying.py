@@ -335,7 +335,8 @@ class _Replay:
         if not 0 <= self.step < 1 << 32:
             raise JournalError(f"step numbers are below 2^32, this is {self.step}")
         self.weights.begin(self.step)
-        self.weights.repeat(traces)
+        if traces:
+            self.weights.repeat(traces)
 
     def _check(self, recorded: str) -> None:
         count = sum(len(group["params"]) for group in self.groups)
