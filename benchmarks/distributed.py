@@ -1,6 +1,6 @@
 """Two ranks on one machine against one: bytes, directions a second, share of communication; prints one JSON object.
 
-    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--largest 7] [--out FILE]
+    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--directions 31,127] [--largest 7] [--out FILE]
 
 Ratios only: one rank and two take turns, round by round, while the others wait at a barrier. `bytes` counts what is
 handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one,
@@ -11,6 +11,7 @@ handed to collectives, for models of 10^3 weights and more. `speedup` is directi
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -87,10 +88,11 @@ def work(rank: int, folder: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
-    results = {"bytes": bytes_of_a_step(options.largest)}
-    results |= {name: speed(name, options.rounds, rank, options.directions) for name in chosen}
+    results: dict[str, Any] = {"bytes": bytes_of_a_step(options.largest)}
+    for name, directions in itertools.product(chosen, map(int, options.directions.split(","))):
+        results[f"{name}, {directions} directions"] = speed(name, options.rounds, rank, directions)
     if rank == 0:
-        publish("two ranks over one", results, options.out, directions=options.directions)
+        publish("two ranks over one", results, options.out)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -99,9 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (9)")
     parser.add_argument("--models", default="rnn,mlp,transformer", help="models whose name starts so")
-    parser.add_argument(
-        "--directions", type=int, default=31, help="of a step; with the weights themselves an even number"
-    )
+    parser.add_argument("--directions", default="31,127", help="of a step; with the weights themselves an even number")
     parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     with tempfile.TemporaryDirectory() as folder:

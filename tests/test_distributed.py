@@ -460,6 +460,14 @@ print(sum("gloo" in name for name in threads()))
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has batch threads")
+def test_threads_of_gloo_interrupt_nobody(alone: Ranks) -> None:
+    threads = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("gloo")]
+    assert threads
+    assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the names of threads")
 def test_no_thread_of_the_process_group_outlives_it() -> None:
     """One that wakes while Python shuts down aborts the process, now and then."""

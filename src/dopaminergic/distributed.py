@@ -13,9 +13,12 @@ all ranks stop at the same step with the weights they had before it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ RAISED, MISSING = 0x7FF8_DEAD_0000_0000, 0x7FF8_DEAD_0000_0001
 CHUNK = 1 << 20  # weights that are hashed at once
 EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
+POLL = 0.002  # seconds for which an answer is asked for again and again
 
 Work = Callable[[], Sequence[float] | np.ndarray]
 Check = Callable[[], Sequence[float]]
@@ -105,6 +109,7 @@ class Ranks:
         self.bytes_sent, self._began = 0, 0.0
         on_gpu = "nccl" in dist.get_backend(process_group)
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        _keep_gloo_from_interrupting()
 
     def __deepcopy__(self, memo: Any) -> Ranks:
         return self  # a copy of an optimizer belongs to the same ranks
@@ -198,7 +203,12 @@ class Ranks:
         all_ranks = torch.empty(self.size, len(sent), dtype=torch.int64, device=self._device)
         self.bytes_sent += one.numel() * one.element_size()
         try:
-            dist.all_gather(list(all_ranks), one, group=self.group)
+            work: Any = dist.all_gather(list(all_ranks), one, group=self.group, async_op=True)
+            until = time.monotonic() + POLL
+            # A thread that sleeps leaves its core to others, and is back late.
+            while not work.is_completed() and time.monotonic() < until:
+                os.sched_yield()
+            work.wait()
         except RuntimeError as error:
             raise RuntimeError(
                 f"rank {self.rank} of {self.size} got no answer from the others: one has died, hangs, or waited longer "
@@ -321,6 +331,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return [(key, _plain(v)) for key, v in value.items()]
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _keep_gloo_from_interrupting() -> None:
+    """Let the threads of gloo run while this process waits, not in place of the thread that hands them its numbers.
+
+    They poll for a lock. Where every core is busy with a rank, they interrupt the thread that holds it, and poll until
+    their time slice of some milliseconds ends; batch threads interrupt nobody (`man 7 sched`).
+    """
+    if not hasattr(os, "SCHED_BATCH"):  # other systems than Linux
+        return
+    with contextlib.suppress(OSError):  # not allowed here, or the thread has ended
+        for thread in Path("/proc/self/task").iterdir():
+            if thread.joinpath("comm").read_text().startswith("gloo"):
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def ranks_of(process_group: Any) -> Ranks | None:
