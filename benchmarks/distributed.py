@@ -1,6 +1,6 @@
 """Two ranks on one machine against one: bytes, directions a second, share of communication; prints one JSON object.
 
-    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--directions 31,127] [--largest 7] [--out FILE]
+    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--directions 31,127] [--free] [--out FILE]
 
 Ratios only: one rank and two take turns, round by round, while the others wait at a barrier. `bytes` counts what is
 handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -62,9 +63,10 @@ def speed(name: str, rounds: int, rank: int, directions: int) -> dict[str, float
         torch.manual_seed(0)
         model, loss = build(name)
         runs.append((Dopamine(model.parameters(), directions=directions, process_group=ranks), loss, ranks))
+    for optimizer, loss, _ in runs:
+        optimizer.step(loss)  # numba compiles
     start = time.perf_counter()
-    for optimizer, loss, _ in runs[:2]:
-        optimizer.step(loss)
+    runs[0][0].step(runs[0][1])
     turns = torch.tensor(max(1, int(0.3 / (time.perf_counter() - start))))
     dist.broadcast(turns, 0)
     speedups, shares, apart = [], [], []
@@ -86,13 +88,16 @@ def speed(name: str, rounds: int, rank: int, directions: int) -> dict[str, float
 
 def work(rank: int, folder: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    if not options.free and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
     results: dict[str, Any] = {"bytes": bytes_of_a_step(options.largest)}
     for name, directions in itertools.product(chosen, map(int, options.directions.split(","))):
         results[f"{name}, {directions} directions"] = speed(name, options.rounds, rank, directions)
     if rank == 0:
-        publish("two ranks over one", results, options.out)
+        publish("two ranks over one", results, options.out, ranks_keep_to_cores=not options.free)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -102,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (9)")
     parser.add_argument("--models", default="rnn,mlp,transformer", help="models whose name starts so")
     parser.add_argument("--directions", default="31,127", help="of a step; with the weights themselves an even number")
+    parser.add_argument("--free", action="store_true", help="do not keep each rank to a core of its own")
     parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     with tempfile.TemporaryDirectory() as folder:
