@@ -130,7 +130,7 @@ def _repeats(work: Callable[[], Any]) -> int:
     return max(1, int(0.02 / max(shortest, 1e-6)))
 
 
-def peak_memory(name: str, weights: int) -> float | None:
+def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None:
     """Peak memory of training steps over that of inference, both above what the process held before the model.
 
     Measured in a process of its own, on a perceptron of about `weights` weights; None where the system does not tell
@@ -138,11 +138,12 @@ def peak_memory(name: str, weights: int) -> float | None:
 
     Args:
         name: in `METHODS`.
-        weights: number of weights.
+        weights: number of weights, each layer having a million.
+        dtype: theirs, a floating-point type of torch.
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, "-m", "dopaminergic.lab.costs", name, str(weights)]
+    command = [sys.executable, "-m", "dopaminergic.lab.costs", name, str(weights), dtype]
     output = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -195,20 +196,23 @@ def _high_water() -> int:
     return peak
 
 
-def measure_memory(make: Callable[[nn.Module, Loss], Callable[[], Any]], weights: int) -> float:
+def measure_memory(
+    make: Callable[[nn.Module, Loss], Callable[[], Any]], weights: int, dtype: torch.dtype = torch.float32
+) -> float:
     """As `peak_memory`, in this process, which should have done nothing else.
 
     Args:
         make: a training step of a model and its loss.
         weights: number of weights.
+        dtype: theirs.
     """
     torch.set_num_threads(1)
     width = 1000
 
     def network(layers: int) -> nn.Sequential:
-        return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+        return nn.Sequential(*(nn.Linear(width, width, dtype=dtype) for _ in range(layers)))
 
-    inputs = torch.ones(4, width)
+    inputs = torch.ones(4, width, dtype=dtype)
 
     def loss_of(model: nn.Module) -> Loss:
         return lambda: model(inputs).square().mean()
@@ -218,7 +222,8 @@ def measure_memory(make: Callable[[nn.Module, Loss], Callable[[], Any]], weights
         for _ in range(3):
             step()
 
-    train(network(1))  # compilers and thread pools are there before the measurement
+    # Kernels and thread pools are there before the measurement, also those for more than two million weights.
+    train(network(3))
     _high_water()
     before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     model = network(max(1, weights // width**2))
@@ -230,5 +235,6 @@ def measure_memory(make: Callable[[nn.Module, Loss], Callable[[], Any]], weights
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1]
-    print(json.dumps(measure_memory(lambda model, loss: stepper(chosen, model, loss), int(sys.argv[2]))))
+    chosen, number, kind = sys.argv[1:]
+    found = measure_memory(lambda model, loss: stepper(chosen, model, loss), int(number), getattr(torch, kind))
+    print(json.dumps(found))
