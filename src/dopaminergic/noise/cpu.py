@@ -521,44 +521,43 @@ def _turn_each(words, plan, p, count, step, selector, seeds):
 
 
 @compiled
-def _add_tiny(x, words, lane, offset, coefficient):
-    """X <- x + coefficient * signs of one block, from its `offset`-th sign on."""
-    # `_add_signs` does the same in twice the time: pieces are shorter than what it takes at once.
+def _set_tiny(x, y, words, lane, offset, scale, coefficient):
+    """X <- y * scale + coefficient * signs of one block, from its `offset`-th sign on."""
     done = 0
     while done < x.size:
         place = offset + done
-        word = words[place >> 5, lane] >> np.uint32(place & 31)
-        part = x[done : min(x.size, done + 32 - (place & 31))]
-        for i in range(part.size):
-            part[i] += coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient
-        done += part.size
+        word, count = words[place >> 5, lane] >> np.uint32(place & 31), min(x.size - done, 32 - (place & 31))
+        to, of = x[done : done + count], y[done : done + count]
+        for i in range(count):
+            to[i] = of[i] * scale + (coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient)
+        done += count
 
 
 @compiled
-def _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save):
+def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save):
     """`_combine` where a block has more signs than a piece has weights: blocks of many pieces are made at a time."""
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     words = np.empty((4, TINY_LANES), np.uint32)
     for begin in range(0, plan.shape[1], TINY_LANES):
         count = min(plan.shape[1] - begin, TINY_LANES)
-        for p in range(begin, begin + count):
-            start, stop, copied = plan[2, p], plan[3, p], plan[0, p] != plan[1, p]
-            target, source = _memory(memory, plan[0, p], layouts[p], 1), _memory(memory, plan[1, p], layouts[p], 2)
-            if copied and save:
-                source[start:stop] = target[start:stop]
-            elif copied:
-                target[start:stop] = source[start:stop]
         for k in range(rows + 1):
+            if k == rows and rows > undone and grid == 0:
+                break
             if k < rows and (k == 0 or directions[k] != directions[k - 1]):
                 _turn_each(words, plan, begin, count, turn, np.uint32(directions[k] | SIGN_STREAM), seeds)
             for p in range(begin, begin + count):
-                start, stop, r = plan[2, p], plan[3, p], plan[6, p]
-                x = _memory(memory, plan[0, p], layouts[p], 1)[start:stop]
-                if k == undone:
-                    _scale(x, exact(scales[r]))
+                start, size, r = plan[2, p], plan[3, p] - plan[2, p], plan[6, p]
+                x = numba.carray(_address(plan[0, p] + start * memory.itemsize), (size,), memory.dtype)
+                source = numba.carray(_address(plan[1, p] + start * memory.itemsize), (size,), memory.dtype)
+                if k == 0 and save and plan[0, p] != plan[1, p]:
+                    source[:] = x
+                y = source if k == 0 else x
+                scale = exact(scales[r] if k == undone else 1.0)
                 if k < rows:
-                    _add_tiny(x, words, p - begin, (plan[5, p] + start) % 128, exact(coefficients[k][r]))
+                    _set_tiny(x, y, words, p - begin, (plan[5, p] + start) % 128, scale, exact(coefficients[k][r]))
                 else:
+                    x[:] = y
+                    _scale(x, scale)
                     _onto_grid(x, exact(grid))
 
 
@@ -570,7 +569,7 @@ def _combine(
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
     if signs and plan.shape[1] > 1 and _all_tiny(plan):
-        _combine_tiny(memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, save)
+        _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save)
         saved[0] = step
         return
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
