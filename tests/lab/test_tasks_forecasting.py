@@ -97,7 +97,8 @@ def test_quick_sequences_follow_the_series(name: str) -> None:
 @pytest.mark.parametrize("output", ["direct", "delta"])
 def test_constant_networks_have_known_errors(kind: type[QuickForecasting], output: str) -> None:
     """With a readout of 0 a direct network predicts the mean and a delta network the present state."""
-    task = kind("lorenz", output=output, dtype="float64")
+    teacher: dict[str, Any] = {"forcing": 1} if kind is LongForecasting else {}
+    task = kind("lorenz", output=output, dtype="float64", **teacher)
     model = task.build(0)
     with torch.no_grad():
         model.get_parameter("output_weight").zero_()
@@ -210,7 +211,7 @@ def test_pieces_side_by_side_are_one_long_pass() -> None:
 
 
 def test_input_noise_is_of_the_stated_size_and_not_in_the_targets() -> None:
-    noisy, plain = LongForecasting("mackey-glass", input_noise=0.01), long_task("mackey-glass")
+    noisy, plain = (LongForecasting("mackey-glass", input_noise=size, forcing=1) for size in (0.01, 0))
     a, b = noisy.batch(5, 3), plain.batch(5, 3)
     assert torch.equal(a[1], b[1])
     noise = a[0] - b[0]
@@ -221,8 +222,8 @@ def test_input_noise_is_of_the_stated_size_and_not_in_the_targets() -> None:
 
 
 def test_forcing_of_one_is_teacher_forcing_and_of_none_a_free_run() -> None:
-    plain = LongForecasting("lorenz", dtype="float64")
-    assert "forcing" not in plain.settings
+    plain = LongForecasting("lorenz", dtype="float64", forcing=1)
+    assert long_task("lorenz").settings["forcing"] == 0.3
     for washout in (0, 20):
         free = LongForecasting("lorenz", dtype="float64", washout=washout, forcing=0.0)
         model, seeds = free.build([1, 2]), torch.tensor([1, 2])
@@ -240,7 +241,7 @@ def test_forcing_of_one_is_teacher_forcing_and_of_none_a_free_run() -> None:
 
 
 def test_forcing_hides_the_stated_share_and_scores_the_same_forecasts() -> None:
-    task, plain = LongForecasting("rossler", forcing=0.7, dtype="float64"), LongForecasting("rossler", dtype="float64")
+    task, plain = (LongForecasting("rossler", forcing=share, dtype="float64") for share in (0.7, 1))
     model, batch = task.build([4]), task.batch(torch.tensor([4]), 0)
     hidden = batch[0][..., 20:, :].isnan()
     assert torch.equal(hidden.any(-1), hidden.all(-1))

@@ -83,7 +83,7 @@ def _train(add: Add) -> None:
         "train one network on one task",
         "  dopaminergic train --task lorenz --optimizer vector --set hidden=32\n"
         "  dopaminergic train --csv sales.csv --column units --optimizer dopamine --budget 5000\n"
-        "  dopaminergic train --task rossler-vpt --optimizer vector --set forcing=0.3\n"
+        "  dopaminergic train --task rossler-vpt --optimizer vector --set forcing=0.5\n"
         "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
     )
     _add_task(sub)

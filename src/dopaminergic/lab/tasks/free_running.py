@@ -2,7 +2,7 @@
 
 Where training shows true states alone, it never tells a network what to do when it is a little off the attractor, and
 data on a thin attractor do not, either: errors may then grow in a direction in which the system itself shrinks them.
-With `forcing` below 1 a network sees some of its own forecasts in training.
+So a network sees some of its own forecasts in training, unless `forcing` is 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LongForecasting(SequenceTask):
         input_noise: standard deviation of the normal noise added to the inputs in training, at least 0.
         forcing: share in [0, 1] of the inputs after the washout that are true states in training, drawn at random; each
             of the others is the network's own forecast (Bengio, Vinyals, Jaitly and Shazeer, "Scheduled sampling for
-            sequence prediction with recurrent neural networks", 2015, at a constant share).
+            sequence prediction with recurrent neural networks", 2015, at a constant share). 1 is teacher forcing.
         batch_size: sequences of 100 steps in a batch.
         washout: first outputs of a sequence that are not scored.
         dtype: `"float32"` or `"float64"`.
@@ -64,7 +64,7 @@ class LongForecasting(SequenceTask):
         hidden: int = 32,
         output: str = "delta",
         input_noise: float = 0.0,
-        forcing: float = 1.0,
+        forcing: float = 0.3,
         batch_size: int = 64,
         washout: int = 20,
         dtype: str = "float32",
@@ -74,9 +74,7 @@ class LongForecasting(SequenceTask):
         limited("input_noise", input_noise, 0)
         limited("forcing", forcing, 0, 1)
         settings: dict[str, Any] = {"cell": cell, "hidden": hidden, "output": output, "input_noise": input_noise}
-        settings |= {"batch_size": batch_size, "washout": washout, "dtype": dtype}
-        if forcing < 1:  # left out at 1, as it is of the records from before there was such a setting
-            settings["forcing"] = forcing
+        settings |= {"forcing": float(forcing), "batch_size": batch_size, "washout": washout, "dtype": dtype}
         self.system = SYSTEMS[system]
         self._define(f"{system}-vpt", f"{self.system.title}, free-running", 12_000, 600, settings)
         raw = long_series(system, self.TRAIN + self.VALIDATION + self.TEST)
