@@ -82,6 +82,43 @@ def test_dropout_between_layers_draws_what_torch_draws() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
+class Cells(nn.Module):
+    """A cell that is applied step by step; batches first or a single sequence."""
+
+    def __init__(self, operation: str, bias: bool) -> None:
+        super().__init__()
+        make, own = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[operation[:4].rstrip("_")], {}
+        if operation.startswith("rnn"):
+            own = {"nonlinearity": operation.removeprefix("rnn_")}
+        self.inner: Any = make(3, 4, bias=bias, dtype=torch.float64, **own)
+        with torch.no_grad():
+            for i, p in enumerate(self.inner.parameters()):
+                p.copy_(randn(*p.shape, seed=i) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = None
+        for now in x:
+            state = self.inner(now, state)
+        return torch.cat(state) if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("shape", [(6, 5, 3), (6, 3)])
+def test_cells_are_torchs_and_batched(operation: str, bias: bool, shape: tuple[int, ...]) -> None:
+    made, x, ends = Cells(operation, bias), randn(*shape), []
+    hx = states(operation, {}, 5)
+    state = tuple(h[0] for h in hx) if operation == "lstm" else hx[0][0]
+    parameters = [p.detach() for p in made.inner.parameters()] + [None, None] * (not bias)
+    found = RECURRENT[f"{operation}_cell"](randn(5, 3, seed=2), state, *parameters)
+    torch.testing.assert_close(found, made.inner(randn(5, 3, seed=2), state), rtol=1e-13, atol=1e-13)
+    for in_place in (False, True):
+        weights, optimizer = trained(Cells(operation, bias), x, in_place=in_place)
+        assert optimizer._batched.refused is in_place
+        ends.append(weights)
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-10)
+
+
 def test_packed_sequences_say_what_to_do() -> None:
     packed = nn.utils.rnn.pack_padded_sequence(randn(4, 2, 3), torch.tensor([4, 2]))
     made = layer("gru", {})

@@ -1,6 +1,7 @@
 """torch's fused recurrent layers, written out in operations that `torch.func.vmap` knows.
 
-`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be mapped over weights.
+`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be mapped over weights; so
+do their cells for a time step.
 These functions take the same arguments and give the same results from matrix products, for batches of weights.
 """
 
@@ -85,10 +86,17 @@ def _fused(cell: Cell) -> Callable[..., Any]:
     return run
 
 
-# By the name of the fused operation.
-RECURRENT: dict[str, Callable[..., Any]] = {
-    "rnn_tanh": _fused(_elman(torch.tanh)),
-    "rnn_relu": _fused(_elman(torch.relu)),
-    "gru": _fused(_gru),
-    "lstm": _fused(_lstm),
-}
+def _single(cell: Cell) -> Callable[..., Any]:
+    def run(x: Tensor, state: Any, enter: Tensor, back: Tensor, *biases: Tensor | None) -> Any:
+        states = tuple(state) if isinstance(state, list | tuple) else (state,)
+        into, again = biases or (None, None)
+        found = cell(functional.linear(x, enter, into), states, functional.linear(states[0], back, again))
+        return found[0] if len(found) == 1 else found
+
+    return run
+
+
+_CELLS = {"rnn_tanh": _elman(torch.tanh), "rnn_relu": _elman(torch.relu), "gru": _gru, "lstm": _lstm}
+# By the name of the fused operation, of a whole sequence or of one time step (`nn.LSTMCell` and the like).
+RECURRENT: dict[str, Callable[..., Any]] = {name: _fused(cell) for name, cell in _CELLS.items()}
+RECURRENT |= {f"{name}_cell": _single(cell) for name, cell in _CELLS.items()}
