@@ -8,21 +8,18 @@ with the rule. Verdicts are taken in standard errors.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dopaminergic.baselines import SPSA, WeightPerturbation
-from dopaminergic.loop import Closure, Progress
-from dopaminergic.noise import FAST_DTYPES, reference
+from dopaminergic.loop import Closure
+from dopaminergic.noise import FAST_DTYPES
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.outcomes import Outcome
-from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.virtual_steps import Model, Observed, observe, promises_a_scale
 
 __all__ = ["EstimatorReport", "check_estimator"]
 
@@ -31,7 +28,6 @@ STANDARD_ERRORS = 5.0
 NEGLIGIBLE_BIAS, NEGLIGIBLE_VARIANCE = 0.01, 0.1
 # A signal of which only the sign is left varies at most twice as much: E|z.g| >= |g| / sqrt(2) (Szarek 1976).
 SIGN_FACTOR = 2.0
-SETTLING = 50  # virtual steps in which running scales forget that they started from one regret
 
 
 @dataclass(frozen=True)
@@ -102,42 +98,6 @@ class EstimatorReport:
         )
 
 
-class Observed(NamedTuple):
-    """M virtual steps, seen from G groups; float64.
-
-    Attributes:
-        mean: the mean update, shape `(d,)`.
-        along: inner products of the updates with the gradient of each group, `(M, G)`.
-        square: squared lengths, `(M,)`.
-        rates: mean learning rate of each group.
-        linear_along: as `along`, for the updates on a linear loss; None for rules that set their own scale.
-        linear_square: as `square`, likewise.
-    """
-
-    mean: Tensor
-    along: Tensor
-    square: Tensor
-    rates: list[float]
-    linear_along: Tensor | None
-    linear_square: Tensor | None
-
-
-class Model(NamedTuple):
-    """What is known of the optimizer's weights; vectors are float64, flat, over the trainable weights.
-
-    Attributes:
-        members: group, index in the noise and tensor of every parameter that a step changes.
-        group: group of each weight, int64.
-        sigma: perturbation scale of each weight.
-        gradient: exact.
-    """
-
-    members: list[tuple[int, int, Tensor]]
-    group: Tensor
-    sigma: Tensor
-    gradient: Tensor
-
-
 def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200) -> EstimatorReport:
     """Compare an optimizer's updates at the present weights with the exact gradient.
 
@@ -176,171 +136,7 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
         raise ValueError(
             f"check_estimator: the optimizer is a fleet of {len(seed)} seeds; build it for one model with one seed"
         )
-    members = _trainable(optimizer)
-    with _undone(optimizer, members) as old:
-        model = _model(optimizer, members, _exact_gradient(closure, members))
-        observed = _observe(optimizer, closure, model, old, probes)
-    return _judge(optimizer, model, observed)
-
-
-def _trainable(optimizer: ForwardOptimizer) -> list[tuple[int, int, Tensor]]:
-    parameters = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
-    return [(number, i, p) for i, (number, p) in enumerate(parameters) if p.requires_grad and p.numel()]
-
-
-@contextlib.contextmanager
-def _undone(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
-    """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
-    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_warned")}
-    decays = [group["weight_decay"] for group in optimizer.param_groups]
-    old = [p.detach().clone() for _, _, p in members]
-    try:
-        optimizer.__dict__["_warned"] = True  # a loss that is not finite is an error here
-        for group in optimizer.param_groups:
-            group["weight_decay"] = 0.0
-        yield old
-    finally:
-        _put_back(members, old)
-        optimizer.__dict__.update(kept)
-        for group, decay in zip(optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-
-
-@torch.no_grad()
-def _put_back(members: list[tuple[int, int, Tensor]], old: list[Tensor]) -> None:
-    for (_, _, p), value in zip(members, old, strict=True):
-        p.copy_(value)
-
-
-def _same_random_numbers(members: list[tuple[int, int, Tensor]]) -> contextlib.AbstractContextManager[None]:
-    """Draw, and put the generators back: all virtual steps and the gradient see the same dropout masks."""
-    return torch.random.fork_rng(sorted({p.device.index or 0 for _, _, p in members if p.device.type == "cuda"}))
-
-
-def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) -> Tensor:
-    parameters = [p for _, _, p in members]
-    with _same_random_numbers(members), torch.enable_grad():
-        returned = closure()
-        losses = returned.losses if isinstance(returned, Outcome) else returned
-        if not isinstance(losses, Tensor):
-            raise TypeError(
-                f"check_estimator: the closure must return a tensor or an Outcome, got {type(losses).__name__}; return "
-                "the loss itself, not loss.item()"
-            )
-        if not losses.requires_grad:
-            raise ValueError(
-                "check_estimator: the closure's loss is not differentiable, so there is no gradient to compare with; "
-                "does the closure detach, round or use torch.no_grad()?"
-            )
-        try:
-            parts = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"check_estimator: autograd cannot differentiate the closure's loss ({error}); does the closure call "
-                "loss.backward() itself?"
-            ) from error
-    gradient = torch.cat([part.double().cpu().flatten() for part in parts])
-    loss, size = float(losses.detach().mean()), float(gradient.norm())
-    if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
-        raise ValueError(
-            f"check_estimator: at these weights the loss is {loss:g} and its gradient has length {size:g}; both must "
-            "be finite, and the gradient not 0"
-        )
-    return gradient
-
-
-def _model(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
-    group = torch.cat([torch.full((p.numel(),), number) for number, _, p in members])
-    sigmas = torch.tensor([float(g["sigma"]) for g in optimizer.param_groups], dtype=torch.float64)
-    return Model(members, group, sigmas[group], gradient)
-
-
-def _observe(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor], probes: int) -> Observed:
-    mean = torch.zeros_like(model.gradient)
-    start = optimizer._progress = _settled(optimizer, closure, model, old)
-    rates: list[list[float]] = []
-    updates: list[tuple[Tensor, float]] = []
-    linear: list[tuple[Tensor, float]] = []
-    for step in range(start.step, start.step + probes):
-        optimizer._progress = start._replace(step=step)
-        with _listening(optimizer, rates):
-            update = _virtual_step(optimizer, closure, model.members, old)
-        mean += update / probes
-        updates.append(_projected(update, optimizer, model))
-        if _promises_a_scale(optimizer):
-            linear.append(_projected(_linear_update(optimizer, model, step), optimizer, model))
-    return Observed(
-        mean,
-        *_columns(updates),
-        [sum(row) / len(rates) for row in zip(*rates, strict=True)],
-        *(_columns(linear) if linear else (None, None)),
-    )
-
-
-def _settled(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
-    for _ in range(0 if optimizer._progress.rule is None else SETTLING):
-        _virtual_step(optimizer, closure, model.members, old)
-    return optimizer._progress
-
-
-def _virtual_step(
-    optimizer: ForwardOptimizer, closure: Closure, members: list[tuple[int, int, Tensor]], old: list[Tensor]
-) -> Tensor:
-    """Make a step, and take it back: the change of the weights."""
-    skipped = optimizer.skipped_steps
-    with _same_random_numbers(members):
-        optimizer._step(closure)  # not `step`, so that neither hooks nor schedulers hear of it
-    if optimizer.skipped_steps != skipped:
-        raise ValueError(
-            "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or other weights"
-        )
-    changes = [(p.detach().double() - o.double()).cpu().flatten() for (_, _, p), o in zip(members, old, strict=True)]
-    _put_back(members, old)
-    return torch.cat(changes)
-
-
-@contextlib.contextmanager
-def _listening(optimizer: ForwardOptimizer, rates: list[list[float]]) -> Iterator[None]:
-    """Write down the learning rates of all groups, which the rule tells to nobody but the loop."""
-    rule = optimizer._rule
-
-    def overheard(state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        decision = rule(state, losses, groups)
-        rates.append([float(rate) for rate in decision.rates])
-        return decision
-
-    optimizer.__dict__["_rule"] = overheard
-    try:
-        yield
-    finally:
-        del optimizer.__dict__["_rule"]
-
-
-def _promises_a_scale(optimizer: ForwardOptimizer) -> bool:
-    """Whether the mean update is the learning rate times the gradient, and not only parallel to it."""
-    return isinstance(optimizer, WeightPerturbation | SPSA)
-
-
-def _projected(update: Tensor, optimizer: ForwardOptimizer, model: Model) -> tuple[Tensor, float]:
-    along = torch.zeros(len(optimizer.param_groups), dtype=torch.float64)
-    return along.index_add_(0, model.group, update * model.gradient), float(update @ update)
-
-
-def _columns(rows: list[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([along for along, _ in rows]), torch.tensor([square for _, square in rows], dtype=torch.float64)
-
-
-def _linear_update(optimizer: ForwardOptimizer, model: Model, step: int) -> Tensor:
-    """The update if the loss were linear, from the definition of the noise: -mean_k (g . sigma z_k) lr / sigma z_k."""
-    settings = optimizer.settings
-    draw = reference.rademacher if settings["noise"] == "rademacher" else reference.gaussian
-    rates = torch.tensor([float(group["lr"]) for group in optimizer.param_groups], dtype=torch.float64)[model.group]
-    total = torch.zeros_like(model.gradient)
-    for k in range(settings["directions"]):
-        numbers = {"seed": settings["seed"], "step": step, "direction": k}
-        z = torch.cat([draw(p.numel(), **numbers, parameter=i) for _, i, p in model.members]).double()
-        total -= (model.gradient @ (model.sigma * z)) * rates / model.sigma * z
-    return total / settings["directions"]
+    return _judge(optimizer, *observe(optimizer, closure, probes))
 
 
 def _judge(optimizer: ForwardOptimizer, model: Model, observed: Observed) -> EstimatorReport:
@@ -362,7 +158,7 @@ def _judge(optimizer: ForwardOptimizer, model: Model, observed: Observed) -> Est
     remainder, remainder_bias, bent = _remainder(observed, across, slope * slope * size, rates, model)
     variance, excess = _variance(observed, shares, slope, size, theory)
     rounded = any(p.dtype not in FAST_DTYPES for _, _, p in model.members)
-    scaled = _promises_a_scale(optimizer)
+    scaled = promises_a_scale(optimizer)
     figures: dict[str, Any] = {
         "rule": type(optimizer).__name__,
         "weights": len(target),
@@ -469,7 +265,7 @@ def _motionless(optimizer: ForwardOptimizer, model: Model, probes: int) -> Estim
         cosine=0.0,
         predicted_cosine=math.nan,
         learning_rate=0.0,
-        expected_learning_rate=0.0 if _promises_a_scale(optimizer) else None,
+        expected_learning_rate=0.0 if promises_a_scale(optimizer) else None,
         alignment=0.0,
         bias=None,
         remainder=math.nan,

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dopaminergic.lab import records as module
-from dopaminergic.lab.records import append_records, by_task, read_records
+from dopaminergic.lab import results
+from dopaminergic.lab.records import append_records, read_records
+from dopaminergic.lab.results import by_task
 
 
 def record(task: str = "lorenz", seed: int = 0, error: float | None = 0.1, **others: Any) -> dict[str, Any]:
@@ -113,23 +115,23 @@ def test_costs(tmp_path: Path) -> None:
 
 
 def test_the_final_error_of_a_run_that_diverged_is_infinite() -> None:
-    assert module.final_error(record(error=0.25)) == 0.25
-    assert math.isinf(module.final_error(record(error=None)))
-    assert math.isinf(module.final_error(record(error=0.25, diverged=True)))
-    assert math.isinf(module.final_error(record(curve={"passes": [], "error": []})))
-    assert (module.solved_at(record(solved_at=260)), module.solved_at(record(solved_at=None))) == (260, math.inf)
+    assert results.final_error(record(error=0.25)) == 0.25
+    assert math.isinf(results.final_error(record(error=None)))
+    assert math.isinf(results.final_error(record(error=0.25, diverged=True)))
+    assert math.isinf(results.final_error(record(curve={"passes": [], "error": []})))
+    assert (results.solved_at(record(solved_at=260)), results.solved_at(record(solved_at=None))) == (260, math.inf)
 
 
 def test_the_metric_of_the_curves_is_found_by_its_value() -> None:
     runs = [record(error=None), record(error=0.25, metrics={"vpt": 2.0, "loss": None, "nrmse": 0.25})]
-    assert module.metric_name(runs) == "nrmse"
-    assert module.metric_name([record(error=0.25, metrics={"vpt": 2.0})]) == "error"
-    assert module.metric_name([record(error=0.25, metrics={"loss": 0.25003, "mse": 0.250001})]) == "mse"
+    assert results.metric_name(runs) == "nrmse"
+    assert results.metric_name([record(error=0.25, metrics={"vpt": 2.0})]) == "error"
+    assert results.metric_name([record(error=0.25, metrics={"loss": 0.25003, "mse": 0.250001})]) == "mse"
 
 
 def test_a_run_that_was_repeated_counts_once_by_its_last_record() -> None:
     cells = by_task([record(seed=1, error=0.5), record(seed=2), record(seed=1, error=0.25)])
-    assert [module.final_error(run) for run in cells["Lorenz"]["wp", "tuned"]] == [0.25, 0.1]
+    assert [results.final_error(run) for run in cells["Lorenz"]["wp", "tuned"]] == [0.25, 0.1]
 
 
 def test_tasks_that_differ_in_settings_are_kept_apart_and_say_how() -> None:
@@ -159,9 +161,9 @@ def test_methods_come_in_the_order_of_the_tables() -> None:
      ("cluster-xor", "Cluster XOR"), ("sunspots", "Sunspots")],
 )  # fmt: skip
 def test_titles(task: str, title: str) -> None:
-    assert module.task_title(task) == title
-    assert module.is_xor(task) == ("XOR" in title)
-    assert module.is_forecasting(task) == (title[0] in "ML")
+    assert results.task_title(task) == title
+    assert results.is_xor(task) == ("XOR" in title)
+    assert results.is_forecasting(task) == (title[0] in "ML")
 
 
 @pytest.mark.parametrize(
@@ -172,4 +174,4 @@ def test_titles(task: str, title: str) -> None:
      (16.04, "16.0")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert module.compact(value) == text
+    assert results.compact(value) == text

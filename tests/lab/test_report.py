@@ -16,8 +16,10 @@ from PIL import Image
 from dopaminergic.lab import plots
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import _pictures, draw_all, plan_all
-from dopaminergic.lab.records import LABELS, append_records, by_task, read_records
+from dopaminergic.lab.pictures import departure_time
+from dopaminergic.lab.records import append_records, read_records
 from dopaminergic.lab.report import tables, write_report
+from dopaminergic.lab.results import LABELS, by_task
 
 HOSTILE = "<script>alert('1')</script>"
 METHODS = (("dopamine", "default"), ("dopamine", "tuned"), ("wp", "tuned"), ("adam", "tuned"))
@@ -294,13 +296,13 @@ def test_labels_are_pushed_apart_in_their_order() -> None:
 def test_the_time_a_forecast_leaves_is_in_lyapunov_times() -> None:
     truth = np.ones((10, 1))
     picture = {"truth": truth, "forecast": truth.copy(), "sample_time": 0.5, "lyapunov_time": 2.0}
-    assert math.isinf(plots.departure_time(picture))
+    assert math.isinf(departure_time(picture))
     picture["forecast"][6:] = 1.41
     picture["forecast"][4] = 0.61
-    assert plots.departure_time(picture) == 6 * 0.5 / 2.0
+    assert departure_time(picture) == 6 * 0.5 / 2.0
     picture["forecast"][3] = np.nan
-    assert plots.departure_time(picture) == 3 * 0.5 / 2.0
-    assert plots.departure_time(picture | {"forecast": truth[:2].tolist()}) == 2 * 0.5 / 2.0
+    assert departure_time(picture) == 3 * 0.5 / 2.0
+    assert departure_time(picture | {"forecast": truth[:2].tolist()}) == 2 * 0.5 / 2.0
 
 
 def test_the_sensitivity_takes_the_best_other_settings() -> None:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dopaminergic.lab import statistics
-from dopaminergic.lab.records import (
+from dopaminergic.lab.records import Record
+from dopaminergic.lab.results import (
     Cells,
     Method,
-    Record,
     by_task,
     compact,
     final_error,

@@ -21,7 +21,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from dopaminergic.lab.records import LABELS, compact, write_whole
+from dopaminergic.lab.records import write_whole
+from dopaminergic.lab.results import LABELS, compact
 
 COLOURS = {
     "dopamine": "#D55E00",

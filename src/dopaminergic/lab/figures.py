@@ -12,17 +12,16 @@ from matplotlib.figure import Figure
 
 from dopaminergic.lab import plots
 from dopaminergic.lab.drawing import save
-from dopaminergic.lab.records import (
+from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
+from dopaminergic.lab.records import Record, read_costs, read_records
+from dopaminergic.lab.results import (
     LABELS,
     Cells,
-    Record,
     by_task,
     compact,
     has_threshold,
     is_forecasting,
     is_xor,
-    read_costs,
-    read_records,
     task_rank,
     task_title,
     titles,
@@ -165,13 +164,13 @@ def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
             "The truth, and each network's own dynamics when it is fed its own forecasts, from the same start; "
             f"normalised units, {runs}."
         )
-        draw = partial(plots.attractors, chosen)
+        draw = partial(attractors, chosen)
         yield Plan(f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True)
         caption = (
             "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs by more than "
-            f"{plots.DEPARTURE} of the truth's root mean square; normalised units, {runs}."
+            f"{DEPARTURE} of the truth's root mean square; normalised units, {runs}."
         )
-        draw = partial(plots.free_runs, chosen)
+        draw = partial(free_runs, chosen)
         yield Plan(f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True)
 
 
@@ -181,7 +180,7 @@ def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
             "Predicted probability over the plane. Solid line: where it is one half; dotted: the true boundary, the "
             f"two axes; {_one_run_each(chosen)}."
         )
-        draw = partial(plots.decision_boundaries, chosen)
+        draw = partial(decision_boundaries, chosen)
         yield Plan(f"boundary-{_slug(title)}", draw, f"{title}: decision boundaries", caption, BOUNDARIES, True)
 
 

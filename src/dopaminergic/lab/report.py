@@ -19,12 +19,12 @@ from dopaminergic.lab import statistics
 from dopaminergic.lab.claims import ENOUGH_SEEDS, Verdict, judge
 from dopaminergic.lab.drawing import GRADIENTS
 from dopaminergic.lab.figures import Drawing, draw_all, plural
-from dopaminergic.lab.records import (
+from dopaminergic.lab.records import Record, plain, read_costs, read_records, within, write_whole
+from dopaminergic.lab.results import (
     LABELS,
     METRICS,
     Cells,
     Method,
-    Record,
     by_task,
     compact,
     final_error,
@@ -34,13 +34,8 @@ from dopaminergic.lab.records import (
     method_title,
     metric_name,
     metric_title,
-    plain,
-    read_costs,
-    read_records,
     solved_at,
     unique,
-    within,
-    write_whole,
 )
 
 HIGHER_IS_BETTER = ("vpt", "accuracy")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dopaminergic.lab.optimizers import find_method, grid_of
-from dopaminergic.lab.records import Record, final_error, solved_at, unique
+from dopaminergic.lab.records import Record
+from dopaminergic.lab.results import final_error, solved_at, unique
 from dopaminergic.lab.runner import Job, Replica
 from dopaminergic.lab.tasks import make_task
 
