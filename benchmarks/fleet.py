@@ -6,7 +6,8 @@ Rule `Dopamine`, Rademacher noise, float32, learning rate 3.5. Tasks: XOR 2-8-1 
 on Lorenz, for each replica and step a new batch of 8 sequences of 50 samples. Both start at the same weights; noise and
 batches come from each one's own counter-based generator. Ours is one call of `step` after the other with a closure in
 plain torch; JAX gets all steps of a round in one call, and whichever is the faster of `vmap` and `lax.map` over
-replicas. The process binds itself to one core. Needs `pip install 'dopaminergic[benchmarks]'`.
+replicas. The process binds itself to one core, and keeps what it frees, as runs of the lab do. Needs `pip install
+'dopaminergic[benchmarks]'`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from printing import publish
 
 from dopaminergic import Dopamine
 from dopaminergic.lab.costs import quartiles
+from dopaminergic.lab.fleet import keep_memory
 from dopaminergic.lab.tasks import Task, make_task
 from dopaminergic.lab.tasks.forecasting import QuickForecasting
 
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,29 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).load(path)
+
+
+PAGES = """
+import resource, sys, torch
+from dopaminergic.lab.fleet import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+for repeat in range(12):
+    if repeat == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_kept_memory_is_not_paged_in_anew() -> None:
+    """Blocks of 40 MB, above all that glibc would keep by itself."""
+    found = {
+        how: int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert found["kept"] < found["given back"] / 4
 
 
 def test_solved_is_the_first_time_below_the_threshold() -> None:

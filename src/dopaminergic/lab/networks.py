@@ -243,8 +243,8 @@ class Recurrent(Stackable):
         return (out[0], tuple(value[0] for value in final)) if self.replicas is None else (out, final)
 
     def _steps_at_once(self, sequences: int) -> int:
-        # Pieces of half a megabyte stay in the cache and with the allocator; larger ones are paged in anew each time.
-        return max(4, (1 << 17) // (sequences * self.hidden * GATES[self.cell]))
+        # Pieces of two megabytes stay in the cache.
+        return max(4, (1 << 19) // (sequences * self.hidden * GATES[self.cell]))
 
     def _readout(self) -> tuple[Tensor, Tensor]:
         """Weights `(R, outputs, hidden)` and bias `(R, outputs, 1)` that read the carried states."""

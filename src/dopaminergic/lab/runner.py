@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from dopaminergic import __version__
-from dopaminergic.lab.fleet import CheckpointError, Fleet
+from dopaminergic.lab.fleet import CheckpointError, Fleet, keep_memory
 from dopaminergic.lab.records import SCHEMA, append_records, discard_leftovers, read_records, within
 from dopaminergic.lab.tasks import make_task
 
@@ -121,6 +121,7 @@ def run_job(
     Returns:
         The lines to keep, or None if it was stopped.
     """
+    keep_memory()
     task = make_task(job.task, **job.task_settings)
     seeds, rates = [r.seed for r in job.replicas], [r.lr for r in job.replicas]
     fleet = Fleet(task, job.optimizer, seeds, rates, job.budget)
