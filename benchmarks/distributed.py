@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from models import MODELS, build
-from printing import publish
+from printing import publish, say
 
 from dopaminergic import Dopamine, Ranks, VectorDopamine
 
@@ -95,6 +95,8 @@ def work(rank: int, folder: str, options: argparse.Namespace) -> None:
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
     results: dict[str, Any] = {"bytes": bytes_of_a_step(options.largest)}
     for name, directions in itertools.product(chosen, map(int, options.directions.split(","))):
+        if rank == 0:
+            say(name, directions)
         results[f"{name}, {directions} directions"] = speed(name, options.rounds, rank, directions)
     if rank == 0:
         publish("two ranks over one", results, options.out, ranks_keep_to_cores=not options.free)

@@ -27,7 +27,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import torch
-from printing import publish
+from printing import publish, say
 
 from dopaminergic import Dopamine
 from dopaminergic.lab.costs import quartiles
@@ -163,6 +163,7 @@ def our_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float
 
 def measure(task: Task, replicas: int, rounds: int) -> dict[str, Any]:
     """Ratios of one task and size, and how long each takes to begin."""
+    say(task.name, replicas)
     probe, beginning = our_fleet(task, replicas, 5)
     probe()
     began = time.perf_counter()

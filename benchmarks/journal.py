@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from printing import publish
+from printing import publish, say
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -56,7 +56,8 @@ RUNS: dict[str, tuple[Callable[[], Run], int]] = {
 }
 
 
-def measure(make: Callable[[], Run], steps: int, rounds: int) -> dict[str, float]:
+def measure(name: str, make: Callable[[], Run], steps: int, rounds: int) -> dict[str, float]:
+    say(name)
     overheads, replays, size, equal = [], [], 0.0, True
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +103,8 @@ def main() -> None:
     torch.set_num_threads(1)
     _timed(xor(), 100, None)  # numba compiles
     results = {
-        name: measure(make, min(steps, options.steps or steps), options.rounds) for name, (make, steps) in RUNS.items()
+        name: measure(name, make, min(steps, options.steps or steps), options.rounds)
+        for name, (make, steps) in RUNS.items()
     }
     publish("journals", results, options.out)
 

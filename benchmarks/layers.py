@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from printing import publish
+from printing import publish, say
 
 from dopaminergic import Dopamine, WeightPerturbation
 from dopaminergic.lab.tasks import make_task
@@ -56,6 +56,7 @@ def main() -> None:
         for rule, rates in RATES[name].items():
             for part, rate in ((part, rate) for part in PARTS for rate in rates):
                 lr = rate / part if rule is WeightPerturbation else rate
+                say(name, rule.__name__, part, lr)
                 found = errors(name, rule, lr, part, seeds, options.budget or BUDGETS[name])
                 row = {"task": name, "rule": rule.__name__, "part": part, "lr": lr}
                 results.append(row | {"median": median(found), "errors": found})

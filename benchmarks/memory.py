@@ -12,7 +12,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from printing import publish
+from printing import publish, say
 
 from dopaminergic.lab.costs import BACKWARD, FORWARD, peak_memory
 
@@ -21,12 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
-    results = {
-        f"{weights // 10**6}M weights, {dtype}": {
-            name: peak_memory(name, weights, dtype) for name in (*FORWARD, *BACKWARD)
-        }
-        for weights, dtype in itertools.product((10_000_000, 60_000_000), ("float32", "bfloat16"))
-    }
+    results: dict[str, dict[str, float | None]] = {}
+    for weights, dtype in itertools.product((10_000_000, 60_000_000), ("float32", "bfloat16")):
+        row = results.setdefault(f"{weights // 10**6}M weights, {dtype}", {})
+        for name in (*FORWARD, *BACKWARD):
+            say(weights, dtype, name)
+            row[name] = peak_memory(name, weights, dtype)
     publish("peak memory of steps / of inference", results, options.out)
 
 

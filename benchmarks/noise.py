@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from printing import publish
+from printing import publish, say
 
 from dopaminergic.noise import Combination, Term
 
@@ -105,6 +105,7 @@ def main() -> None:
     everything = methods(options.weights)
     times: dict[str, list[float]] = {name: [] for name in everything}
     for number in range(options.rounds + 1):  # the first compiles and is not counted
+        say("round", number, "of", options.rounds)
         for name, (work, n) in everything.items():
             began = time.perf_counter()
             work()

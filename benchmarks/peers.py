@@ -27,7 +27,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import torch
 from models import MODELS, build
-from printing import publish
+from printing import publish, say
 from torch import nn
 from torch.func import functional_call
 
@@ -242,6 +242,7 @@ def times(model_name: str, peers: list[str], rounds: int) -> dict[str, Any]:
     steps: dict[str, Callable[[], int]] = {}
     found: dict[str, Any] = {}
     for name in peers:
+        say(model_name, name)
         step = tried(name, *build(model_name))
         if isinstance(step, str):
             found[name] = step
@@ -255,6 +256,7 @@ def times(model_name: str, peers: list[str], rounds: int) -> dict[str, Any]:
 
 def peak_memory(name: str, weights: int) -> float | str:
     """Peak memory of training over inference, in a process of its own, or why it cannot be told."""
+    say("memory", name)
     command = [sys.executable, __file__, "--child", name, str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:

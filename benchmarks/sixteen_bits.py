@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from models import Forecaster
-from printing import publish
+from printing import publish, say
 from torch import Tensor, nn
 
 from dopaminergic import Dopamine, VectorDopamine, cross_entropy, squared_error
@@ -121,7 +120,7 @@ def main() -> None:
             found["bfloat16"] = median_error(task, half, torch.bfloat16)
             found["ratio"] = found["bfloat16"] / found["float32"]
             found["rounded"] = median_error(task, full, torch.bfloat16)
-            print(name, optimizer, found, file=sys.stderr)
+            say(name, optimizer, found)
             results[f"{name}, {optimizer}"] = found
     what = (__doc__ or "").split("\n")[0]
     publish(what, results, options.out, seeds=options.seeds, passes=options.passes)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from models import MODELS, build
-from printing import publish
+from printing import publish, say
 
 from dopaminergic.lab.costs import BACKWARD, FORWARD, stepper, time_ratios
 
@@ -27,6 +27,7 @@ def main() -> None:
     chosen = [name for name in MODELS if name.startswith(tuple(options.models.split(",")))]
     results = {}
     for name in chosen:
+        say(name)
         steps = {}
         for optimizer in ("dopamine", "dopamine2", "wp", "spsa", *BACKWARD):
             model, loss = build(name)

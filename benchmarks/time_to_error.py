@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from printing import publish
+from printing import publish, say
 
 from dopaminergic import VectorDopamine
 from dopaminergic.lab.tasks import Task, make_task
@@ -59,6 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task, runs = make_task("lorenz"), []
     for seed in range(5000, 5000 + options.seeds):
+        say("seed", seed)
         spent, error = adam(task, seed, options.lr)
         seconds, passes = vector(task, seed, error)
         runs.append({"seed": seed, "ratio": seconds / spent, "error": error, "passes": passes})
