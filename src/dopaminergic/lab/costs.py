@@ -5,6 +5,9 @@ A step of VectorDopamine has many passes, evaluated as batches, so it is the tim
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import itertools
 import json
 import os
@@ -224,6 +227,9 @@ def measure_memory(
 
     # Kernels and thread pools are there before the measurement, also those for more than two million weights.
     train(network(3))
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # what glibc keeps of it would be taken for the model's
+        ctypes.CDLL(None).malloc_trim(0)
     _high_water()
     before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     model = network(max(1, weights // width**2))
