@@ -462,8 +462,11 @@ print(sum("gloo" in name for name in threads()))
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has batch threads")
 def test_threads_of_gloo_interrupt_nobody(alone: Ranks) -> None:
-    threads = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("gloo")]
+    threads, end = [], time.monotonic() + 30.0
+    while not threads and time.monotonic() < end:  # a thread names itself; with other ranks, before they are connected
+        threads = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("gloo")]
     assert threads
+    Ranks()
     assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {os.SCHED_BATCH}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 

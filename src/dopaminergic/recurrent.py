@@ -1,8 +1,8 @@
 """torch's fused recurrent layers, written out in operations that `torch.func.vmap` knows.
 
 `nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be mapped over weights; so
-do their cells for a time step.
-These functions take the same arguments and give the same results from matrix products, for batches of weights.
+do their cells for a time step. These functions take the same arguments and give the same results from matrix products,
+for batches of weights.
 """
 
 from __future__ import annotations

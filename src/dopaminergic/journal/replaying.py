@@ -335,7 +335,7 @@ class _Replay:
         if not 0 <= self.step < 1 << 32:
             raise JournalError(f"step numbers are below 2^32, this is {self.step}")
         self.weights.begin(self.step)
-        if traces:
+        if traces:  # holding signals back takes as long as a tiny update
             self.weights.repeat(traces)
 
     def _check(self, recorded: str) -> None:
