@@ -30,7 +30,7 @@ $(VENV)/lab: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,lab,test,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,jax,lab,test,docs]'
 	touch $@ $(VENV)/lab
 
 clean:

@@ -3,11 +3,12 @@
     python benchmarks/fleet.py [--rounds 7] [--replicas 1,16,128,1024] [--tasks xor,rnn] [--out FILE]
 
 Rule `Dopamine`, Rademacher noise, float32, learning rate 3.5. Tasks: XOR 2-8-1 (four patterns), and a tanh RNN 3-32-3
-on Lorenz, for each replica and step a new batch of 8 sequences of 50 samples. Both start at the same weights; noise and
-batches come from each one's own counter-based generator. Ours is one call of `step` after the other with a closure in
-plain torch; JAX gets all steps of a round in one call, and whichever is the faster of `vmap` and `lax.map` over
-replicas. The process binds itself to one core, and keeps what it frees, as runs of the lab do. Needs `pip install
-'dopaminergic[benchmarks]'`.
+on Lorenz, for each replica and step a new batch of 8 sequences of 50 samples. All start at the same weights; noise and
+batches come from each one's own counter-based generator. Ours are a torch fleet, one call of `step` after the other
+with a closure in plain torch, and `Functional` of `dopaminergic.jax`, all steps of a round in one call and as many
+replicas at once as fit the caches. JAX gets all steps in one call too, and whichever is the faster of all replicas at
+once and one after the other; what it takes with groups such as ours is told as well. The process binds itself to one
+core, and keeps what it frees, as runs of the lab do. Needs `pip install 'dopaminergic[benchmarks]'`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from printing import publish, say
 
 from dopaminergic import Dopamine
+from dopaminergic.jax import Functional
 from dopaminergic.lab.costs import quartiles
 from dopaminergic.lab.fleet import keep_memory
 from dopaminergic.lab.tasks import Task, make_task
@@ -39,6 +41,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "xor": lambda: make_task("xor-2-8-1"),
     "rnn": lambda: make_task("lorenz", hidden=32),
 }
+GROUPS = {"xor": 256, "rnn": 16}  # replicas at once, of those that were tried
 LR, SIGMA, CAP, BETA, RESOLUTION, TINY = 3.5, 3e-4, 0.1, 0.99, 1e-8, 1e-30
 SECONDS = 0.3  # of a round, about
 
@@ -81,8 +84,46 @@ def problem(task: Task) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]
     return lambda w, b: rnn_loss(w, b, washout), batch
 
 
-def jax_fleet(task: Task, replicas: int, steps: int, layout: str) -> tuple[Callable[[], float], float]:
-    """`steps` steps of a fleet as a function of nothing, which returns the mean loss of the first; and compile time."""
+def in_groups(
+    one: Callable[..., Any], carry: Any, keys: Any, steps: int, group: int
+) -> tuple[Callable[[], float], float]:
+    """`steps` steps of a fleet as a function of nothing, which returns the mean loss of the first; and compile time.
+
+    Args:
+        one: a step of one replica, `(carry, key, number) -> carry, loss`.
+        carry: of all replicas.
+        keys: for their batches.
+        steps: how many.
+        group: how many replicas are vectorised; one group after the other takes all its steps.
+    """
+
+    def alone(each: Any) -> Any:
+        carry, key, first = each
+        return jax.lax.scan(lambda carry, number: one(carry, key, number), carry, first + jnp.arange(steps))
+
+    replicas = len(keys)
+
+    def whole(carry: Any, first: Any) -> Any:
+        firsts = jnp.full(replicas, first)
+        carry, losses = jax.lax.map(alone, (carry, keys, firsts), batch_size=min(group, replicas))
+        return carry, losses[:, 0].mean()
+
+    first = 0
+    began = time.perf_counter()
+    run = jax.jit(whole).lower(carry, first).compile()
+    compiling = time.perf_counter() - began
+
+    def work() -> float:
+        nonlocal carry, first
+        carry, loss = run(carry, first)
+        first += steps
+        return float(loss)
+
+    return work, compiling
+
+
+def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callable[[], float], float]:
+    """The rule written in JAX by hand, see `in_groups`."""
     loss, batch = problem(task)
     weights = {k: jnp.asarray(p.detach().numpy()) for k, p in task.build(range(replicas)).named_parameters()}
     leaves, tree = jax.tree.flatten({k: p[0] for k, p in weights.items()})
@@ -90,8 +131,8 @@ def jax_fleet(task: Task, replicas: int, steps: int, layout: str) -> tuple[Calla
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     d = ends[-1]
 
-    def one(weights: Any, state: Any, key: Any, step: Any) -> Any:
-        regret, square, level, trials, first = state
+    def one(carry: Any, key: Any, step: Any) -> Any:
+        weights, (regret, square, level, trials, first) = carry
         for_signs, for_batch = jax.random.split(jax.random.fold_in(key, step))
         z = jnp.split(signs(for_signs, d), ends[:-1])
         z = jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(z, leaves, strict=True)])
@@ -108,35 +149,28 @@ def jax_fleet(task: Task, replicas: int, steps: int, layout: str) -> tuple[Calla
         regret = BETA * regret + (1 - BETA) * r
         size = jnp.clip(LR * jnp.maximum(level / trials, 0.0) * SIGMA / (d * s), 0.0, CAP)
         move = jnp.where(jnp.isfinite(base + plus), size * (r - m) / s, 0.0)
-        return jax.tree.map(lambda w, s: w - move * s, weights, z), (regret, square, level, trials, first), base
-
-    def step(carry: Any, number: Any) -> Any:
-        if layout == "vmap":
-            together: Any = jax.vmap(one, (0, 0, 0, None))
-            *carry, base = together(*carry, keys, number)
-        else:
-            *carry, base = jax.lax.map(lambda each: one(each[0], each[1], each[2], number), (*carry, keys))
-        return tuple(carry), base.mean()
+        return (jax.tree.map(lambda w, s: w - move * s, weights, z), (regret, square, level, trials, first)), base
 
     keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
-    carry: Any = (weights, (jnp.zeros(replicas),) * 5)
-    first = jnp.int32(0)
-    began = time.perf_counter()
-    run = jax.jit(lambda carry, first: jax.lax.scan(step, carry, first + jnp.arange(steps))).lower(carry, first)
-    run = run.compile()
-    compiling = time.perf_counter() - began
-
-    def work() -> float:
-        nonlocal carry, first
-        carry, losses = run(carry, first)
-        first += steps
-        return float(losses[0])
-
-    return work, compiling
+    return in_groups(one, (weights, (jnp.zeros(replicas),) * 5), keys, steps, group)
 
 
-def our_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float], float]:
-    """As `jax_fleet`; instead of compile time what the first step takes beyond a later one."""
+def functional_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callable[[], float], float]:
+    """`Functional`, see `in_groups`."""
+    loss, batch = problem(task)
+    functional = Functional(Dopamine, lr=LR, sigma=SIGMA, cap=CAP, beta=BETA)
+    weights = {k: jnp.asarray(p.detach().numpy()) for k, p in task.build(range(replicas)).named_parameters()}
+
+    def one(carry: Any, key: Any, step: Any) -> Any:
+        *carry, value = functional.step(loss, *carry, batch(jax.random.fold_in(key, step)))
+        return tuple(carry), value
+
+    states = jax.vmap(functional.init)(weights, jnp.arange(replicas))
+    return in_groups(one, (weights, states), jax.vmap(jax.random.key)(jnp.arange(replicas)), steps, group)
+
+
+def torch_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float], float]:
+    """As `in_groups`; instead of compile time what the first step takes beyond a later one."""
     model, seeds, number = task.build(range(replicas)), torch.arange(replicas), 0
     optimizer = Dopamine(model.parameters(), lr=LR, sigma=SIGMA, cap=CAP, beta=BETA, seed=seeds.tolist())
 
@@ -161,32 +195,45 @@ def our_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float
     return work, times[0] - min(times[1:])
 
 
-def measure(task: Task, replicas: int, rounds: int) -> dict[str, Any]:
+def measure(task: Task, replicas: int, group: int, rounds: int) -> dict[str, Any]:
     """Ratios of one task and size, and how long each takes to begin."""
     say(task.name, replicas)
-    probe, beginning = our_fleet(task, replicas, 5)
+    probe, beginning = torch_fleet(task, replicas, 5)
     probe()
     began = time.perf_counter()
     probe()
     steps = max(2, round(SECONDS / ((time.perf_counter() - began) / 5)))
-    works: dict[str, Callable[[], float]] = {}
-    starts, losses, times = {"ours": beginning}, {}, {}
-    works["ours"], _ = our_fleet(task, replicas, steps)
-    for layout in ("vmap", "map"):
-        works[layout], starts[layout] = jax_fleet(task, replicas, steps, layout)
-    for name, work in works.items():
-        losses[name], times[name] = work(), []
+    made = {
+        "torch": (torch_fleet(task, replicas, steps)[0], beginning),
+        "functional": functional_fleet(task, replicas, steps, group),
+        "jax, all at once": jax_fleet(task, replicas, steps, replicas),
+        "jax, one by one": jax_fleet(task, replicas, steps, 1),
+        "jax, in groups": jax_fleet(task, replicas, steps, group),
+    }
+    losses = {name: work() for name, (work, _) in made.items()}
+    times: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(rounds):
-        for name, work in works.items():
+        for name, (work, _) in made.items():
             began = time.perf_counter()
             work()
             times[name].append((time.perf_counter() - began) / steps / replicas * 1e6)
-    fastest = min(("vmap", "map"), key=lambda name: median(times[name]))
+
+    def ratio(one: str, other: str) -> dict[str, float]:
+        return quartiles(a / b for a, b in zip(times[one], times[other], strict=True))
+
+    ours, plain = (
+        min(names, key=lambda name: median(times[name]))
+        for names in (("torch", "functional"), ("jax, all at once", "jax, one by one"))
+    )
     return {
-        "ours_over_jax": quartiles(o / j for o, j in zip(times["ours"], times[fastest], strict=True)),
-        "faster_layout_of_jax": fastest,
+        "ours_over_jax": ratio(ours, plain),
+        "torch_over_jax": ratio("torch", plain),
+        "functional_over_jax": ratio("functional", plain),
+        "functional_over_jax_in_groups": ratio("functional", "jax, in groups"),
+        "faster": {"ours": ours, "jax": plain},
+        "group": min(group, replicas),
         "microseconds": {name: quartiles(each) for name, each in times.items()},
-        "seconds_to_begin": {name: round(each, 3) for name, each in starts.items()},
+        "seconds_to_begin": {name: round(each, 3) for name, (_, each) in made.items()},
         "first_mean_loss": losses,
         "steps_a_round": steps,
     }
@@ -204,7 +251,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results = {
-        f"{name}, {replicas} replicas": measure(TASKS[name](), replicas, options.rounds)
+        f"{name}, {replicas} replicas": measure(TASKS[name](), replicas, GROUPS[name], options.rounds)
         for name in options.tasks.split(",")
         for replicas in map(int, options.replicas.split(","))
     }

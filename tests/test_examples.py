@@ -113,6 +113,12 @@ def test_a_model_is_shipped_as_a_journal() -> None:
     assert journal < 100 * 40 + 2500  # and the header
 
 
+def test_many_runs_in_jax_solve_xor() -> None:
+    text = printed("jax_fleet.py", "--runs", "64", "--steps", "1000", "--hidden", "8")
+    assert "64 runs, 128,000 forward passes" in text
+    assert numbers(r"right in ([\d.]+)%", text)[0] > 90
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60

@@ -18,11 +18,10 @@ from torch.optim.optimizer import ParamsT
 from dopaminergic import checks
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.rule import Decision, Group, Losses
-from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt
+from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
 
 RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise
 CLIP = 2.0  # of Dopamine2's errors, in units of their scale: one outlier must not undo many steps
-TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
 class DopamineState(NamedTuple):
@@ -114,10 +113,11 @@ def dopamine(
     fresh = 1.0 - beta
     first = select(state.trials == 0.0, absolute(base), state.first_loss)
     regrets = [p - base for p in plus]
-    m = state.regret / (state.trials + TINY)  # expected before this trial; about sigma^2 tr(H) / 2
+    least = tiny(state.trials)
+    m = state.regret / (state.trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
     trials = beta * state.trials + fresh
     square = beta * state.square + fresh * mean([r * r for r in regrets])
-    s = sqrt(square / trials) + RESOLUTION * first + TINY
+    s = sqrt(square / trials) + RESOLUTION * first + least
     loss = beta * state.loss + fresh * base
     level = clip(loss / trials - loss_floor, 0.0, math.inf)
     regret = beta * state.regret + fresh * mean(regrets)
@@ -143,7 +143,7 @@ def learning_rate_gain(
     actual = beta * state.actual + fresh * absolute(improvement)
     promised = beta * state.promised + fresh * state.expected
     comparisons = beta * state.comparisons + fresh
-    error = (improvement - tau * state.expected) / ((actual + absolute(promised)) / comparisons + TINY)
+    error = (improvement - tau * state.expected) / ((actual + absolute(promised)) / comparisons + tiny(comparisons))
     gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
     # In the order of the fields: `_replace` costs three times as much, in a step that should cost next to nothing.
     return Dopamine2State(
@@ -175,10 +175,11 @@ def dopamine2(state: Dopamine2State, base: Scalar, plus: list[Scalar], *, beta: 
     fresh = 1.0 - beta
     first = select(state.trials == 0.0, absolute(base), state.first_loss)
     regrets = [p - base for p in plus]
-    m = state.regret / (state.trials + TINY)
+    least = tiny(state.trials)
+    m = state.regret / (state.trials + least)
     trials = beta * state.trials + fresh
     square = beta * state.square + fresh * mean([r * r for r in regrets])
-    s = sqrt(square / trials) + RESOLUTION * first + TINY
+    s = sqrt(square / trials) + RESOLUTION * first + least
     regret = beta * state.regret + fresh * mean(regrets)
     after = Dopamine2State(regret, square, trials, *state[3:6], first, base, state.expected, state.gain)
     return Errors(after, [r - m for r in regrets], s, state.gain)

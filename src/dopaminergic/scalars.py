@@ -2,7 +2,8 @@
 
 A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor operations on single numbers
 would cost as much as a small network's forward pass; a fleet of R replicas hands it float64 arrays of shape `(R,)`,
-numpy's, whose operations cost a fifth of torch's at this size. `clip`, `finite` and `select` take tensors as well.
+numpy's, whose operations cost a fifth of torch's at this size. `clip`, `finite` and `select` take tensors as well, and
+all take the arrays of JAX (or of any library that keeps to the array API standard).
 Floats are asked for first, since to ask whether a number is an array takes longer than the sum it is needed for.
 Sums, products and these functions give the same bits for both, so a fleet's replica equals the single run.
 """
@@ -19,7 +20,8 @@ from torch import Tensor
 # One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
 Scalar = Any
 absolute = abs  # which serves both forms
-__all__ = ["Scalar", "absolute", "as_array", "as_tensor", "clip", "exp", "finite", "mean", "select", "sqrt"]
+TINY = 1e-300
+__all__ = ["Scalar", "absolute", "as_array", "as_tensor", "clip", "exp", "finite", "mean", "select", "sqrt", "tiny"]
 
 
 def as_array(x: Scalar) -> Scalar:
@@ -39,12 +41,19 @@ def mean(values: list[Scalar]) -> Scalar:
 
 def sqrt(x: Scalar) -> Scalar:
     """Square root."""
-    return math.sqrt(x) if isinstance(x, float) else np.sqrt(x)
+    return math.sqrt(x) if isinstance(x, float) else _functions(x).sqrt(x)
 
 
 def exp(x: Scalar) -> Scalar:
     """Exponential; numpy's for both forms, because the C library's differs in the last bit."""
-    return float(np.exp(x)) if isinstance(x, float) else np.exp(x)
+    return float(np.exp(x)) if isinstance(x, float) else _functions(x).exp(x)
+
+
+def tiny(x: Scalar) -> float:
+    """What is added to a divisor so that 0 / 0 is 0: next to any other number of the precision of `x` it is nothing."""
+    if isinstance(x, float):
+        return TINY
+    return _functions(x).finfo(x.dtype).smallest_normal if _is_of_jax(x) else TINY
 
 
 def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
@@ -55,6 +64,8 @@ def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
         return np.minimum(np.maximum(x, low), high)
     if isinstance(x, Tensor):
         return x.clamp(torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype))
+    if _is_of_jax(x):
+        return _functions(x).minimum(_functions(x).maximum(x, low), high)
     return low if x < low else high if x > high else x
 
 
@@ -64,7 +75,9 @@ def finite(x: Scalar) -> Scalar:
         return math.isfinite(x)
     if isinstance(x, np.ndarray):
         return np.isfinite(x)
-    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+    if isinstance(x, Tensor):
+        return torch.isfinite(x)
+    return _functions(x).isfinite(x) if _is_of_jax(x) else math.isfinite(x)
 
 
 def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
@@ -75,4 +88,15 @@ def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
         return np.where(condition, yes, no)
     if isinstance(condition, Tensor):  # two plain numbers would make a float32 tensor
         return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64) for x in (yes, no)))
+    if _is_of_jax(condition):
+        return _functions(condition).where(condition, yes, no)
     return yes if condition else no
+
+
+def _is_of_jax(x: Scalar) -> bool:
+    return hasattr(x, "__array_namespace__") and not isinstance(x, np.ndarray | np.generic)
+
+
+def _functions(x: Scalar) -> Any:
+    """Numpy's, or those of the library that an array belongs to."""
+    return x.__array_namespace__() if _is_of_jax(x) else np
