@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
+from dopaminergic.loop import Loop
 from optimizers import LARGE, Bowl, Regression, Row, copies, drawn, randn, same
 
 DOUBLE = torch.float64
@@ -423,6 +425,52 @@ def test_a_loss_that_is_not_finite_skips_the_step(row: Row, bad: float) -> None:
     assert optimizer.forward_passes == passes * (1 + passes)
     optimizer.step(problem.loss)
     assert not same(problem.weights(), old)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
+    row: Row, noise: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, state and counters, also with decay, dropout and a loss that is not finite now and then."""
+    ends: list[Any] = []
+    for short in (True, False):
+        if not short:
+            monkeypatch.setattr(ForwardOptimizer, "_probe_and_update", Loop._probe_and_update)
+        torch.manual_seed(1)
+        parameters = [nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (3,)])]
+        parameters += [nn.Parameter(randn(1 << 18, seed=3))] * large
+        optimizer, losses = row.make(parameters, noise=noise, directions=1, seed=5, weight_decay=0.1), []
+        for step in range(12):
+            scale = math.nan if step == 5 else 1.0
+
+            def closure(scale: float = scale, parameters: list[nn.Parameter] = parameters) -> Tensor:
+                kept = nn.functional.dropout(torch.cat([p.flatten()[:10] for p in parameters]))
+                return scale * kept.square().mean()
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                losses.append(optimizer.step(closure))
+            optimizer.param_groups[0]["lr"] *= 1.1
+        ends.append([str(losses), copies(parameters), optimizer.state_dict()["forward"]["progress"], torch.rand(3)])
+        ends[-1] += [optimizer.state_dict()["forward"]["rule"]]
+        assert optimizer.skipped_steps == 1
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
+    assert torch.equal(ends[0][3], ends[1][3])
+    assert ends[0][4] == ends[1][4]
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_warning_of_a_skipped_step_names_the_line_of_the_user(directions: int, hooked: bool) -> None:
+    optimizer = Dopamine([nn.Parameter(randn(4))], directions=directions)
+    if hooked:
+        optimizer.register_step_post_hook(lambda *_: None)
+    with pytest.warns(RuntimeWarning, match="not finite") as caught:
+        optimizer.step(lambda: math.nan)
+    assert caught[0].filename == __file__
 
 
 def test_a_loss_too_large_to_be_differenced_skips_the_step() -> None:

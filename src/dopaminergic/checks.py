@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -165,3 +166,11 @@ def state_dict(rule: str, saved: Any, expected: dict[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def levels_up() -> int:
+    """The `stacklevel` by which the caller's warning names the line of the user that led to it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("dopaminergic.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -110,17 +110,18 @@ def dopamine(
         `Errors`, whose `level` is R.
     """
     # Equations: algorithms.md, "Dopamine", with one decay for all means (the slow one, which is the better).
-    fresh = 1.0 - beta
-    first = select(state.trials == 0.0, absolute(base), state.first_loss)
+    # Taken apart at once, here and below: in a tiny network's step reading a field shows.
+    regret, square, loss, trials, first = state
+    fresh, least = 1.0 - beta, tiny(trials)
+    first = select(trials == 0.0, absolute(base), first)
     regrets = [p - base for p in plus]
-    least = tiny(state.trials)
-    m = state.regret / (state.trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
-    trials = beta * state.trials + fresh
-    square = beta * state.square + fresh * mean([r * r for r in regrets])
+    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
+    trials = beta * trials + fresh
+    square = beta * square + fresh * mean([r * r for r in regrets])
     s = sqrt(square / trials) + RESOLUTION * first + least
-    loss = beta * state.loss + fresh * base
+    loss = beta * loss + fresh * base
     level = clip(loss / trials - loss_floor, 0.0, math.inf)
-    regret = beta * state.regret + fresh * mean(regrets)
+    regret = beta * regret + fresh * mean(regrets)
     return Errors(DopamineState(regret, square, loss, trials, first), [r - m for r in regrets], s, level)
 
 
@@ -138,25 +139,27 @@ def learning_rate_gain(
         limits: of g.
     """
     # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays.
-    began, fresh = state.trials > 0.0, 1.0 - beta
-    improvement = state.last_loss - base
-    actual = beta * state.actual + fresh * absolute(improvement)
-    promised = beta * state.promised + fresh * state.expected
-    comparisons = beta * state.comparisons + fresh
-    error = (improvement - tau * state.expected) / ((actual + absolute(promised)) / comparisons + tiny(comparisons))
-    gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
+    regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain = state
+    began, fresh = trials > 0.0, 1.0 - beta
+    improvement = last_loss - base
+    now_actual = beta * actual + fresh * absolute(improvement)
+    now_promised = beta * promised + fresh * expected
+    now_comparisons = beta * comparisons + fresh
+    scale = (now_actual + absolute(now_promised)) / now_comparisons + tiny(now_comparisons)
+    error = (improvement - tau * expected) / scale
+    now_gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
     # In the order of the fields: `_replace` costs three times as much, in a step that should cost next to nothing.
     return Dopamine2State(
-        state.regret,
-        state.square,
-        state.trials,
-        select(began, actual, state.actual),
-        select(began, promised, state.promised),
-        select(began, comparisons, state.comparisons),
-        state.first_loss,
-        state.last_loss,
-        state.expected,
-        select(began, gain, state.gain),
+        regret,
+        square,
+        trials,
+        select(began, now_actual, actual),
+        select(began, now_promised, promised),
+        select(began, now_comparisons, comparisons),
+        first_loss,
+        last_loss,
+        expected,
+        select(began, now_gain, gain),
     )
 
 
@@ -172,17 +175,17 @@ def dopamine2(state: Dopamine2State, base: Scalar, plus: list[Scalar], *, beta: 
     Returns:
         `Errors`, whose `level` is g. The caller puts the expected improvement into the state.
     """
-    fresh = 1.0 - beta
-    first = select(state.trials == 0.0, absolute(base), state.first_loss)
+    regret, square, trials, actual, promised, comparisons, first, _, expected, gain = state
+    fresh, least = 1.0 - beta, tiny(trials)
+    first = select(trials == 0.0, absolute(base), first)
     regrets = [p - base for p in plus]
-    least = tiny(state.trials)
-    m = state.regret / (state.trials + least)
-    trials = beta * state.trials + fresh
-    square = beta * state.square + fresh * mean([r * r for r in regrets])
+    m = regret / (trials + least)
+    trials = beta * trials + fresh
+    square = beta * square + fresh * mean([r * r for r in regrets])
     s = sqrt(square / trials) + RESOLUTION * first + least
-    regret = beta * state.regret + fresh * mean(regrets)
-    after = Dopamine2State(regret, square, trials, *state[3:6], first, base, state.expected, state.gain)
-    return Errors(after, [r - m for r in regrets], s, state.gain)
+    regret = beta * regret + fresh * mean(regrets)
+    after = Dopamine2State(regret, square, trials, actual, promised, comparisons, first, base, expected, gain)
+    return Errors(after, [r - m for r in regrets], s, gain)
 
 
 class Dopamine(ForwardOptimizer):
@@ -264,9 +267,11 @@ class Dopamine(ForwardOptimizer):
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
         after, rpes, s, level = dopamine(state, losses.base, losses.plus, loss_floor=floor, beta=beta)
         factor, cap = variance_factor(sum([g.size for g in groups]), len(rpes)), settings["cap"]
-        # step = min(a R sigma / (d s), cap)
-        steps = [clip(g.lr * level * g.sigma / (factor * s), 0.0, cap) for g in groups]
-        rates = [step * g.sigma / s for step, g in zip(steps, groups, strict=True)]
+        steps, rates = [], []
+        for lr, sigma, _ in groups:
+            step = clip(lr * level * sigma / (factor * s), 0.0, cap)  # min(a R sigma / (d s), cap)
+            steps.append(step)
+            rates.append(step * sigma / s)
         return Decision(after, [rpe / s for rpe in rpes], steps, rates, mean(rpes))
 
 
@@ -348,17 +353,20 @@ class Dopamine2(ForwardOptimizer):
         return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings, beta = self.settings, self.settings["beta"]
-        tau, kappa = settings["tau"], settings["kappa"]
-        state = learning_rate_gain(state, losses.base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
-        after, rpes, s, gain = dopamine2(state, losses.base, losses.plus, beta=beta)
+        settings, (base, plus, _) = self.settings, losses
+        tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
+        state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
+        after, rpes, s, gain = dopamine2(state, base, plus, beta=beta)
         signals = [clip(rpe / s, -CLIP, CLIP) for rpe in rpes]
         factor = variance_factor(sum([g.size for g in groups]), len(rpes))
-        steps = [clip(g.lr * gain / factor, 0.0, settings["cap"]) for g in groups]
-        rates = [step * g.sigma / s for step, g in zip(steps, groups, strict=True)]
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
-        squares = sum([g.size * g.sigma * g.sigma for g in groups])
-        reach = sum([step * (g.size * g.sigma / squares) for step, g in zip(steps, groups, strict=True)])
+        squares = sum([size * sigma * sigma for _, sigma, size in groups])
+        steps, rates, reach = [], [], 0.0
+        for lr, sigma, size in groups:
+            step = clip(lr * gain / factor, 0.0, settings["cap"])
+            steps.append(step)
+            rates.append(step * sigma / s)
+            reach = reach + step * (size * sigma / squares)
         gained = mean([c * rpe for c, rpe in zip(signals, rpes, strict=True)])
         after = Dopamine2State(*after[:8], expected=reach * gained, gain=gain)
         return Decision(after, signals, steps, rates, mean(rpes))

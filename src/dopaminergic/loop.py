@@ -105,7 +105,10 @@ class Loop(Optimizer):
         return None
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
-        """Call the closure at all points of a step, and say what follows; may leave the weights perturbed."""
+        """Call the closure, through `_on_use`, at all points of a step, and say what follows.
+
+        The weights may be left perturbed.
+        """
         raise NotImplementedError
 
     @property
@@ -180,7 +183,7 @@ class Loop(Optimizer):
             or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
-        return self._step(closure)
+        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
@@ -226,19 +229,19 @@ class Loop(Optimizer):
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
-        losses, change = self._evaluate_on_use(closure, before)
+        losses, change = self._evaluated(closure, before)
         self._apply(change)
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
-        losses, self._pending = self._evaluate_on_use(closure, before)
+        losses, self._pending = self._evaluated(closure, before)
         self._weights.restore(before.step)
         return self._mean(losses)
 
-    def _evaluate_on_use(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+    def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         self._on_use.extra = 0
-        losses, change = self._evaluate(lambda: self._on_use(self._weights, closure), before)
+        losses, change = self._evaluate(closure, before)
         # Ranks count alike, though not each of them may have evaluated anything.
         if not self._on_use.extra or self._ranks is not None:
             return losses, change
@@ -299,7 +302,7 @@ class Loop(Optimizer):
                 f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
                 "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
                 RuntimeWarning,
-                stacklevel=11,
+                stacklevel=checks.levels_up(),
             )
 
     # ---- saving and loading -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Witten and Daw, "A feature-specific prediction error model explains dopaminergic
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -162,6 +163,7 @@ class VectorDopamine(ForwardOptimizer):
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
+        closure = functools.partial(self._on_use, weights, closure)
         if ranks is not None:
             closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
         random_states: list[Any] = []

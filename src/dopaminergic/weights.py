@@ -105,7 +105,7 @@ class Weights:
         self._saved: list[Combination] = []
         self._in_place: list[Combination] = []
         self._on_use: list[Combination] = []
-        self._layout: list[list[Any]] = []
+        self._layout: list[Any] = []
         # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
         # has its own, since an exception may come between two.
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
@@ -119,11 +119,10 @@ class Weights:
 
         Weights that are perturbed in place by signs are brought onto the grid of sigma if they do not lie there.
         """
-        if self._is_displaced():
+        if self._in_place and self._is_displaced():
             self.restore(self.step)  # the last step could not, for want of memory say
-        self.step = step
-        layout, asked = self._layout_now(), [group["sigma"] for group in self.groups]
-        if layout != self._layout or asked != self._asked:
+        self.step, asked = step, [group["sigma"] for group in self.groups]
+        if self._layout_now() != self._layout or asked != self._asked:
             self._layout = []  # until all is arranged, for Ctrl-C may come
             self._arrange()
             self._choose_sigmas(asked)
@@ -132,11 +131,22 @@ class Weights:
             with _uninterrupted():
                 self._write_in_place([], None, always=True)
 
-    def _layout_now(self) -> list[list[Any]]:
-        groups = [group["params"] for group in self.groups]
-        if self.sharded:  # a DTensor has no memory of its own
-            groups += [[local(p) for p in parameters] for parameters in groups]
-        return [_layout(parameters) for parameters in groups]
+    def _layout_now(self) -> list[Any]:
+        """All that users may change by moving, casting, freezing, viewing or replacing parameters between steps.
+
+        `Combination` keeps the memory that it writes to, so another tensor's memory has another address.
+        """
+        layout: list[Any] = []
+        for group in self.groups:
+            parameters = group["params"]
+            layout += map(_DTYPE_AND_FROZEN, parameters)
+            if self.sharded:  # a DTensor has no memory of its own
+                layout += map(Tensor.size, parameters)
+                parameters = [local(p) for p in parameters]
+            layout += map(Tensor.data_ptr, parameters)
+            layout += map(Tensor.size, parameters)
+            layout += map(Tensor.stride, parameters)
+        return layout
 
     def _choose_sigmas(self, asked: list[float]) -> None:
         share = math.sqrt(max(1, sum(self.sizes))) if self.shared else 1.0
@@ -151,9 +161,9 @@ class Weights:
             terms: the steps along each direction.
             as_update: 16-bit weights are rounded as `update` would round them.
         """
-        self.held_rounding = 0 if as_update else 1 + terms[0][0]
+        self.held_rounding = rounding = 0 if as_update else 1 + terms[0][0]
         for combine in self._saved:
-            combine(terms, None, self.step, rounding=self.held_rounding)
+            combine(terms, None, self.step, rounding)
         self.held = terms if self._on_use else None
         if self._in_place:
             with _uninterrupted():
@@ -333,19 +343,6 @@ def _can_be_made(p: Tensor) -> bool:
     """Whether `torch.empty_like` has the layout of `p`, on which the order of sums in a product may depend."""
     plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in MANTISSA_BITS_DROPPED
     return plain and torch.empty_like(p, device="meta").stride() == p.stride()
-
-
-def _layout(parameters: list[Tensor]) -> list[Any]:
-    """All that users may change by moving, casting, freezing, viewing or replacing parameters between steps.
-
-    `Combination` keeps the memory that it writes to, so another tensor's memory has another address.
-    """
-    return [
-        *map(Tensor.data_ptr, parameters),
-        *map(Tensor.size, parameters),
-        *map(Tensor.stride, parameters),
-        *map(_DTYPE_AND_FROZEN, parameters),
-    ]
 
 
 def _generators(devices: set[torch.device]) -> list[torch.Generator]:

@@ -53,8 +53,8 @@ TRITON_DEVICES = ("cuda",)
 
 
 @functools.cache
-def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
-    """Numba's kernels for many directions or replicas and for one, or None without numba (said once in the log)."""
+def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., None]]] | None:
+    """Numba's kernel, and what makes one for a direction of one replica; None without numba, said once in the log."""
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
             "numba is not installed: noise comes from the slower torch reference, with the same bits "
@@ -63,7 +63,8 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
         return None
     from dopaminergic.noise.cpu import combine, combine_one
 
-    return combine, combine_one
+    kernels: Any = combine, combine_one
+    return kernels
 
 
 @functools.cache
@@ -139,11 +140,11 @@ class Combination:
         self.firsts = [0] * len(targets) if firsts is None else firsts
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = self.launch = None
+        self._one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
-        self._seed, self._one_replica = int(seeds[0]), len(seeds) == 1
         sources = targets if copies is None else copies
-        if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and fast_kernels() is not None:
-            self.fast = fast_kernels()
+        if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
+            self.fast, one = kernels
             memory, real = KERNEL_TYPES[targets[0].dtype]
             # Addresses are looked up once; they must stay valid as long as this object is used.
             plan, layouts = pieces.plan(targets, sources, parameters, self.firsts, len(seeds))
@@ -151,6 +152,9 @@ class Combination:
             self._whole = (np.empty(0, memory), np.empty(0, real), plan, layouts)
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
+            if self._plain and not self._large and len(seeds) == 1:
+                self._one = one(self._whole[0], plan, layouts, self.saved)
+                self._fixed = (self._whole[0], plan, layouts, self.saved, self.signs, int(seeds[0]))
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
@@ -174,7 +178,14 @@ class Combination:
             undo: terms that come before the scale: a displacement that is taken back.
             grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
         """
-        scale, grid = 1.0 if scales is None else scales[self.group], 0.0 if grids is None else grids[self.group]
+        scale = 1.0 if scales is None else scales[self.group]
+        if self._one is not None and len(terms) == 1 and not undo and grids is None and isinstance(scale, float):
+            direction, multiples = terms[0]
+            own = multiples[self.group]
+            multiple = own.item() if isinstance(own, np.ndarray) else float(own)  # a fleet of one has arrays
+            self._one(*self._fixed, scale, multiple, direction, step)
+            return
+        grid = 0.0 if grids is None else grids[self.group]
         if self.launch is not None:
             self._save(step)
             numbers, rows = self._arrays([*undo, *terms], scale)
@@ -186,23 +197,13 @@ class Combination:
         if self.fast is None:
             self._slowly([*undo, *terms], len(undo), scale, grid, step, rounding)
             return
-        combine, combine_one = self.fast
-        if self._one_replica and len(terms) == 1 and not undo and not grid and isinstance(scale, float):
-            direction, multiples = terms[0]
-            own = multiples[self.group]
-            multiple = own.item() if isinstance(own, np.ndarray) else float(own)  # a fleet of one has arrays
-            if not self._large:
-                combine_one(
-                    *self._whole, self._seed, scale, multiple, direction, step, rounding, self.signs, self.saved
-                )
-                return
         numbers, rows = self._arrays([*undo, *terms], scale)
         directions = np.array([direction for direction, _ in [*undo, *terms]], np.uint32)
         rest = (self.seeds, numbers, rows, len(undo), directions, grid, step, rounding, self.signs)
         if self._large and (self.copies is None or self.saved[0] == step):
-            self._in_threads(combine, rest, step)
+            self._in_threads(self.fast, rest, step)
         else:
-            combine(*self._whole, *rest, self.saved)
+            self.fast(*self._whole, *rest, self.saved)
 
     def _in_threads(self, combine: Callable[..., None], rest: tuple[Any, ...], step: int) -> None:
         """As many threads as torch uses, each with pieces of its own; any number of them gives the same bits."""

@@ -650,8 +650,21 @@ def combine(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def combine_one(memory, real, plan, layouts, seed, scale, coefficient, direction, step, rounding, signs, saved):
-    """`combine` for one replica and one direction, from numbers: on a tiny model, arrays cost more than the work."""
+def _combine_one(memory, plan, layouts, saved, signs, seed, scale, coefficient, direction, step):
     seeds, directions = (np.uint64(seed),), (np.uint32(direction),)
     scales, rows = (scale,), ((coefficient,),)
-    _combine(memory, real, plan, layouts, seeds, scales, rows, 0, directions, 0.0, step, rounding, signs, saved)
+    _combine(memory, memory, plan, layouts, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
+
+
+def combine_one(memory, plan, layouts, saved):
+    """`combine` of plain reals for one replica and one direction, from numbers.
+
+    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; those of
+    the arrays are looked at here, once.
+
+    Returns:
+        A function of the same arrays, `signs`, and the seed, the scale, the coefficient, the direction and the step.
+    """
+    number, real = types.int64, types.float64
+    arrays = [numba.typeof(x) for x in (memory, plan, layouts, saved)]
+    return _combine_one.compile((*arrays, types.boolean, number, real, real, number, number))
