@@ -113,6 +113,17 @@ def plain_evolution_strategy(
         yield w
 
 
+def around(
+    loss: Loss, w: Vector, zs: list[Vector], sigma: float, two_sided: bool
+) -> tuple[float, list[float], list[Vector]]:
+    """The loss at the weights, and the regrets of directions; and these."""
+    ahead = [loss(along(w, sigma, z)) for z in zs]
+    if not two_sided:
+        return loss(w), [x - loss(w) for x in ahead], zs
+    behind = [loss(along(w, -sigma, z)) for z in zs]
+    return average([*ahead, *behind]), [(x - y) / 2 for x, y in zip(ahead, behind, strict=True)], zs
+
+
 def plain_dopamine(
     loss: Loss,
     w: Vector,
@@ -125,12 +136,13 @@ def plain_dopamine(
     cap: float,
     beta: float,
     directions: int,
+    two_sided: bool,
 ) -> Iterator[Vector]:
     # One decay for all means, where algorithms.md has .9 for the scale and the outcome.
-    expected, square, outcome, first = RunningMean(beta), RunningMean(beta), RunningMean(beta), abs(loss(w))
+    expected, square, outcome, first = RunningMean(beta), RunningMean(beta), RunningMean(beta), None
     for t in range(steps):
-        base, zs = loss(w), [draw(t, k) for k in range(directions)]
-        deltas = [loss(along(w, sigma, z)) - base for z in zs]
+        base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
+        first = abs(base) if first is None else first
         m = expected.value  # before this trial
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))
@@ -157,18 +169,19 @@ def plain_dopamine2(
     cap: float,
     beta: float,
     directions: int,
+    two_sided: bool,
 ) -> Iterator[Vector]:
-    expected, square, first = RunningMean(beta), RunningMean(beta), abs(loss(w))
+    expected, square, first = RunningMean(beta), RunningMean(beta), None
     actual_size, expected_size, g, last, P = RunningMean(beta), RunningMean(beta), 1.0, None, 0.0
     for t in range(steps):
-        base, zs = loss(w), [draw(t, k) for k in range(directions)]
+        base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
+        first = abs(base) if first is None else first
         if last is not None:
             A = last - base
             actual_size.add(abs(A))
             expected_size.add(P)
             error = (A - tau * P) / (actual_size.value + abs(expected_size.value))
             g = min(max(g * math.exp(kappa * min(max(error, -3), 3)), 1e-3), 1e3)
-        deltas = [loss(along(w, sigma, z)) - base for z in zs]
         m = expected.value
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))

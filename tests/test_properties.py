@@ -91,7 +91,7 @@ def probed(params: list[nn.Parameter], groups: list[Any]) -> list[Tensor]:
         seen.append(copies(params))
         return torch.ones((), dtype=torch.float64)
 
-    Dopamine(groups, sigma=0.125).step(closure)
+    Dopamine(groups, sigma=0.125, two_sided=False).step(closure)
     return seen[1]
 
 

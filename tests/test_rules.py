@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import Dopamine, Dopamine2, WeightPerturbation, scalars
+from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, WeightPerturbation, scalars
 from dopaminergic.baselines import antithetic, ranked, weight_perturbation
 from dopaminergic.dopamine import (
     Dopamine2State,
@@ -153,6 +153,7 @@ CASES = [
         {"noise": "rademacher"},
     )
 ]
+CASES += [(row, {"two_sided": True, "directions": k}) for row in ROWS if "Dopamine" in row.name for k in (1, 3)]
 
 
 @pytest.mark.parametrize(("row", "settings"), CASES, ids=[f"{row.name}-{settings}" for row, settings in CASES])
@@ -261,3 +262,56 @@ def test_rpe_and_learning_rate_are_told() -> None:
     # The update is -rate * delta / sigma * z, whatever set the rate.
     moved = float((w.detach() - old)[0] / drawn(optimizer, w, 0, step=0)[0])
     assert moved == pytest.approx(-optimizer.last_learning_rate * delta / 1e-3, rel=1e-9)
+
+
+# ---- two sides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_both_sides_are_asked_for_where_weights_have_16_bits(rule: type[Dopamine] | type[Dopamine2]) -> None:
+    def passes(optimizer: ForwardOptimizer) -> int:
+        optimizer.step(lambda: 1.0)
+        return optimizer.forward_passes
+
+    full, half = nn.Parameter(randn(5)), nn.Parameter(randn(5).bfloat16())
+    for parameters, given, sides in (
+        ([full], None, False),
+        ([half], None, True),
+        ([full, half], None, True),
+        ([half], False, False),
+        ([full], True, True),
+    ):
+        optimizer = rule(iter(parameters), two_sided=given, directions=3)
+        assert optimizer.settings["two_sided"] is sides
+        assert passes(optimizer) == (6 if sides else 4)
+        assert optimizer.next_passes == (6 if sides else 4)
+    with pytest.raises(TypeError, match=r"two_sided must be True, False or None, got 1"):
+        rule([full], two_sided=1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_curvature_is_no_part_of_a_two_sided_regret(rule: type[Dopamine] | type[Dopamine2]) -> None:
+    """On a quadratic it is sigma g'z whatever sigma is; at the minimum, where all else is curvature, nothing moves."""
+    w = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+    optimizer = rule([w], two_sided=True, sigma=0.5)
+    curvature = torch.linspace(1.0, 6.0, 6, dtype=torch.float64)
+    for _ in range(5):
+        assert optimizer.step(lambda: 1.0 + (curvature * w.square()).sum()) == pytest.approx(1.0 + 0.25 * 21)
+    assert torch.equal(w.detach(), torch.zeros(6, dtype=torch.float64))
+    one = rule([w], two_sided=False, sigma=0.5)
+    for _ in range(5):
+        one.step(lambda: 1.0 + (curvature * w.square()).sum())
+    assert w.detach().abs().max() > 0
+
+
+def test_a_saved_state_keeps_its_sides() -> None:
+    w, twin = nn.Parameter(randn(5)), nn.Parameter(randn(5))
+    both, other = Dopamine([w], two_sided=True, directions=2), Dopamine([twin], directions=2)
+    both.step(lambda: w.square().sum())
+    with torch.no_grad():
+        twin.copy_(w)
+    other.load_state_dict(both.state_dict())
+    for _ in range(3):
+        assert both.step(lambda: w.square().sum()) == other.step(lambda: twin.square().sum())
+    assert torch.equal(w, twin)
+    assert other.forward_passes == 16

@@ -199,11 +199,15 @@ class Dopamine(ForwardOptimizer):
         lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4
             on it overshoots on a quadratic without noise.
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the curvature of the loss
-            adds less to a regret than its slope does, or 0.01 with 16-bit weights.
+            adds less to a regret than its slope does, or 0.0125 with 16-bit weights.
         loss_floor: the least loss that can be reached.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
         beta: decay in [0, 1) of all running means.
-        directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward passes, 2 K if
+            they are two-sided.
+        two_sided: take the regret of a direction as half the difference between the losses to both of its sides, which
+            curvature does not change: a larger `sigma` can then be used, as 16-bit weights need it. The loss at the
+            weights is taken to be the mean of both. None: with 16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
@@ -224,7 +228,7 @@ class Dopamine(ForwardOptimizer):
     2
     """
 
-    default_sigmas = (3e-4, 1e-2)
+    default_sigmas = (3e-4, 0.0125)
 
     def __init__(
         self,
@@ -236,6 +240,7 @@ class Dopamine(ForwardOptimizer):
         cap: float = 0.1,
         beta: float = 0.99,
         directions: int = 1,
+        two_sided: bool | None = None,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
@@ -259,13 +264,15 @@ class Dopamine(ForwardOptimizer):
             cap=cap,
             beta=beta,
         )
+        self._choose_sides(two_sided)
 
     def _start(self) -> DopamineState:
         return DopamineState(*[self.zero()] * 5)
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
-        after, rpes, s, level = dopamine(state, losses.base, losses.plus, loss_floor=floor, beta=beta)
+        base, plus = losses.one_sided()
+        after, rpes, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
         factor, cap = variance_factor(sum([g.size for g in groups]), len(rpes)), settings["cap"]
         steps, rates = [], []
         for lr, sigma, _ in groups:
@@ -284,12 +291,16 @@ class Dopamine2(ForwardOptimizer):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of d weights moves by
             `lr / d` (for one direction). Errors change it from there by a factor g in [1e-3, 1e3].
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with 16-bit weights.
         tau: share in (0, 1) of the expected improvement that is taken for enough.
         kappa: speed of the learning rate's controller, >= 0.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
         beta: decay in [0, 1) of all running means.
-        directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward passes, 2 K if
+            they are two-sided.
+        two_sided: take the regret of a direction as half the difference between the losses to both of its sides, which
+            curvature does not change: a larger `sigma` can then be used, as 16-bit weights need it. The loss at the
+            weights is taken to be the mean of both. None: with 16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
@@ -311,6 +322,7 @@ class Dopamine2(ForwardOptimizer):
     """
 
     limits = (1e-3, 1e3)
+    default_sigmas = (1e-3, 0.0125)
 
     def __init__(
         self,
@@ -323,6 +335,7 @@ class Dopamine2(ForwardOptimizer):
         cap: float = 0.1,
         beta: float = 0.995,
         directions: int = 1,
+        two_sided: bool | None = None,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
@@ -348,12 +361,13 @@ class Dopamine2(ForwardOptimizer):
             cap=cap,
             beta=beta,
         )
+        self._choose_sides(two_sided)
 
     def _start(self) -> Dopamine2State:
         return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings, (base, plus, _) = self.settings, losses
+        settings, (base, plus) = self.settings, losses.one_sided()
         tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
         state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
         after, rpes, s, gain = dopamine2(state, base, plus, beta=beta)

@@ -48,6 +48,23 @@ class ForwardOptimizer(Loop):
     needs_base = True
     needs_minus = False
 
+    def _choose_sides(self, two_sided: bool | None) -> None:
+        """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
+
+        Raises:
+            TypeError: it is neither a bool nor None.
+        """
+        if not isinstance(two_sided, bool | None):
+            raise TypeError(f"{self._rule_name}: two_sided must be True, False or None, got {two_sided!r}")
+        both = checks.any_16_bits(self.param_groups) if two_sided is None else two_sided
+        self.settings["two_sided"] = both
+        self.needs_base, self.needs_minus = not both, both
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state_dict)
+        if "two_sided" in self.settings:
+            self._choose_sides(self.settings["two_sided"])
+
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
         raise NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
 

@@ -29,6 +29,16 @@ class Losses(NamedTuple):
         """The loss at the weights: measured, or else the mean around them."""
         return self.base if self.base is not None else mean(self.plus + self.minus)
 
+    def one_sided(self) -> tuple[Scalar, list[Scalar]]:
+        """The loss at the weights, and those at weights + sigma z_k: measured, or free of even curvature.
+
+        Where there are losses to both sides the regret is half their difference (Spall 1992).
+        """
+        if self.base is not None:
+            return self.base, self.plus
+        base = self.mean()
+        return base, [base + (p - m) / 2.0 for p, m in zip(self.plus, self.minus, strict=True)]
+
 
 class Group(NamedTuple):
     """What a rule needs to know of a parameter group.
