@@ -95,18 +95,19 @@ class ForwardOptimizer(Loop):
             rewind(random_states)
             minus = [mean_loss(closure(), name)]
         losses, passes = Losses(base, [plus], minus), self.needs_base + 1 + self.needs_minus
-        if math.isfinite(sum(minus, plus if base is None else base + plus)):
+        loss = losses.mean()
+        if math.isfinite(loss + plus):
             groups = [Group(as_array(group["lr"]), sigma, weights.sizes[0])]
-            rule, (signal,), (step,), rates, rpe = self._rule(before.rule, losses, groups)
-            move = -step * signal
+            rule, (signal,), (size,), rates, rpe = self._rule(before.rule, losses, groups)
+            move = -size * signal
             if math.isfinite(move):
-                counts = before.step + 1, before.forward_passes + passes, before.skipped_steps
+                _, step, count, skipped, _, _ = before
+                after = Progress(rule, step + 1, count + passes, skipped, rpe, rates[0])
                 decay = group["weight_decay"]
-                scales = shrinks([decay], rates, True) if decay else None
-                self._apply(Change([(0, [move])], scales, Progress(rule, *counts, rpe, rates[0])))
-                return losses.mean()
+                self._apply(Change([(0, [move])], shrinks([decay], rates, True) if decay else None, after))
+                return loss
         self._apply(self._skip(before, passes))
-        return losses.mean()
+        return loss
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
