@@ -112,3 +112,10 @@ def test_without_numba_and_the_lab_the_bits_are_the_same(tmp_path: Path) -> None
         for _ in range(2):
             optimizer.step(problem.loss)
         assert same(slow[row.name], problem.weights()), row.name
+
+
+def test_without_jax_its_module_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['jax'] = None\nimport dopaminergic\nimport dopaminergic.jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("needs JAX 0.8 or later: pip install 'dopaminergic[jax]'")
