@@ -273,7 +273,7 @@ class Dopamine(ForwardOptimizer):
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
         base, plus = losses[:2] if losses.base is not None else losses.one_sided()
         after, rpes, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
-        factor, cap = variance_factor(sum([g.size for g in groups]), len(rpes)), settings["cap"]
+        factor, cap = variance_factor(sum([size for _, _, size in groups]), len(rpes)), settings["cap"]
         steps, rates = [], []
         for lr, sigma, _ in groups:
             step = clip(lr * level * sigma / (factor * s), 0.0, cap)  # min(a R sigma / (d s), cap)
@@ -371,16 +371,22 @@ class Dopamine2(ForwardOptimizer):
         tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
         state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
         after, rpes, s, gain = dopamine2(state, base, plus, beta=beta)
-        signals = [clip(rpe / s, -CLIP, CLIP) for rpe in rpes]
-        factor = variance_factor(sum([g.size for g in groups]), len(rpes))
+        signals, gains = [], []
+        for rpe in rpes:
+            signal = clip(rpe / s, -CLIP, CLIP)
+            signals.append(signal)
+            gains.append(signal * rpe)
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
-        squares = sum([size * sigma * sigma for _, sigma, size in groups])
-        steps, rates, reach = [], [], 0.0
+        count, squares, reach = 0, 0.0, 0.0
+        for _, sigma, size in groups:
+            count += size
+            squares += size * sigma * sigma
+        factor = variance_factor(count, len(rpes))
+        steps, rates = [], []
         for lr, sigma, size in groups:
             step = clip(lr * gain / factor, 0.0, settings["cap"])
             steps.append(step)
             rates.append(step * sigma / s)
             reach = reach + step * (size * sigma / squares)
-        gained = mean([c * rpe for c, rpe in zip(signals, rpes, strict=True)])
-        after = Dopamine2State(*after[:8], expected=reach * gained, gain=gain)
+        after = Dopamine2State._make((*after[:8], reach * mean(gains), gain))
         return Decision(after, signals, steps, rates, mean(rpes))
