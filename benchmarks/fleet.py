@@ -25,15 +25,15 @@ from typing import Any
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # pyright: ignore[reportMissingImports]
-import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+import jax
+import jax.numpy as jnp
 import torch
 from printing import publish, say
 
 from dopaminergic import Dopamine
 from dopaminergic.jax import Functional
+from dopaminergic.lab.allocator import keep_memory
 from dopaminergic.lab.costs import quartiles
-from dopaminergic.lab.fleet import keep_memory
 from dopaminergic.lab.tasks import Task, make_task
 from dopaminergic.lab.tasks.forecasting import QuickForecasting
 
@@ -85,14 +85,14 @@ def problem(task: Task) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]
 
 
 def in_groups(
-    one: Callable[..., Any], carry: Any, keys: Any, steps: int, group: int
+    one: Callable[..., Any], carry: Any, replicas: int, steps: int, group: int
 ) -> tuple[Callable[[], float], float]:
     """`steps` steps of a fleet as a function of nothing, which returns the mean loss of the first; and compile time.
 
     Args:
         one: a step of one replica, `(carry, key, number) -> carry, loss`.
         carry: of all replicas.
-        keys: for their batches.
+        replicas: how many there are; each has a key of its own for its batches.
         steps: how many.
         group: how many replicas are vectorised; one group after the other takes all its steps.
     """
@@ -101,7 +101,7 @@ def in_groups(
         carry, key, first = each
         return jax.lax.scan(lambda carry, number: one(carry, key, number), carry, first + jnp.arange(steps))
 
-    replicas = len(keys)
+    keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
 
     def whole(carry: Any, first: Any) -> Any:
         firsts = jnp.full(replicas, first)
@@ -151,8 +151,7 @@ def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callab
         move = jnp.where(jnp.isfinite(base + plus), size * (r - m) / s, 0.0)
         return (jax.tree.map(lambda w, s: w - move * s, weights, z), (regret, square, level, trials, first)), base
 
-    keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
-    return in_groups(one, (weights, (jnp.zeros(replicas),) * 5), keys, steps, group)
+    return in_groups(one, (weights, (jnp.zeros(replicas),) * 5), replicas, steps, group)
 
 
 def functional_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callable[[], float], float]:
@@ -166,7 +165,7 @@ def functional_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple
         return tuple(carry), value
 
     states = jax.vmap(functional.init)(weights, jnp.arange(replicas))
-    return in_groups(one, (weights, states), jax.vmap(jax.random.key)(jnp.arange(replicas)), steps, group)
+    return in_groups(one, (weights, states), replicas, steps, group)
 
 
 def torch_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float], float]:

@@ -16,18 +16,13 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.rule import Decision, Group, Losses, antithetic
 from dopaminergic.scalars import Scalar, mean
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
     """Regret of each direction, delta = L(W + sigma z) - L(W) (Jabri and Flower 1992; algorithms.md, WP)."""
     return [p - base for p in plus]
-
-
-def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
-    """Half the difference of each pair, (L(W + sigma z) - L(W - sigma z)) / 2 (Spall 1992)."""
-    return [(p - m) / 2 for p, m in zip(plus, minus, strict=True)]
 
 
 def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:

@@ -271,7 +271,7 @@ class Dopamine(ForwardOptimizer):
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
-        base, plus = losses[:2] if losses.base is not None else losses.one_sided()
+        base, plus = losses.one_sided()
         after, rpes, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
         factor, cap = variance_factor(sum([size for _, _, size in groups]), len(rpes)), settings["cap"]
         steps, rates = [], []

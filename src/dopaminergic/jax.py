@@ -154,9 +154,9 @@ class Functional:
             return jnp.mean(loss(jax.tree.unflatten(tree, weights), *batch)).astype(float)
 
         # All points are evaluated as one batch; where the rule asks for it the first are the weights themselves.
-        signs = [0.0] * optimizer.needs_base + [1.0] * directions + [-1.0] * directions * optimizer.needs_minus
+        sides = [0.0] * optimizer.needs_base + [1.0] * directions + [-1.0] * directions * optimizer.needs_minus
         rows = [0] * optimizer.needs_base + [*range(directions)] * (1 + optimizer.needs_minus)
-        noise, multiples = [each[jnp.array(rows)] for each in state.noise], jnp.array(signs) * group.sigma
+        noise, multiples = [each[jnp.array(rows)] for each in state.noise], jnp.array(sides) * group.sigma
         found = list(jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples))
         base, after_base = (found[0], found[1:]) if optimizer.needs_base else (None, found)
         losses = Losses(base, after_base[:directions], after_base[directions:])

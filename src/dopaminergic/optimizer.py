@@ -79,10 +79,11 @@ class ForwardOptimizer(Loop):
         With a network of 33 weights, each call on the way around costs as much as a hundredth of a forward pass.
         """
         settings, weights, name = self.settings, self._weights, self._rule_name
-        if self._ranks is not None or self._fleet or settings["directions"] != 1 or settings["batched"]:
+        one = settings["directions"] == 1 and len(self.param_groups) == 1
+        if not one or self._ranks is not None or self._fleet or settings["batched"]:
             return super()._probe_and_update(closure, before)
         weights.begin(before.step)
-        if len(self.param_groups) != 1 or not weights.blocks or weights.on_use_blocks:
+        if not weights.blocks or weights.on_use_blocks:
             return super()._probe_and_update(closure, before)
         self._pending, (group,), sigma = None, self.param_groups, weights.sigmas[0]
         random_states = [(generator, generator.get_state()) for generator in weights.generators]

@@ -12,6 +12,11 @@ from typing import Any, NamedTuple
 from dopaminergic.scalars import Scalar, mean
 
 
+def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
+    """Half the difference of each pair, (L(W + sigma z) - L(W - sigma z)) / 2 (Spall 1992)."""
+    return [(p - m) / 2 for p, m in zip(plus, minus, strict=True)]
+
+
 class Losses(NamedTuple):
     """What the closure returned in one step; each entry one loss, or one for each replica.
 
@@ -30,14 +35,11 @@ class Losses(NamedTuple):
         return self.base if self.base is not None else mean(self.plus + self.minus)
 
     def one_sided(self) -> tuple[Scalar, list[Scalar]]:
-        """The loss at the weights, and those at weights + sigma z_k: measured, or free of even curvature.
-
-        Where there are losses to both sides the regret is half their difference (Spall 1992).
-        """
+        """The loss at the weights, and those at weights + sigma z_k: measured, or free of even curvature."""
         if self.base is not None:
             return self.base, self.plus
         base = self.mean()
-        return base, [base + (p - m) / 2.0 for p, m in zip(self.plus, self.minus, strict=True)]
+        return base, [base + half for half in antithetic(self.plus, self.minus)]
 
 
 class Group(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 # One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
 Scalar = Any
 absolute = abs  # which serves both forms
-TINY = 1e-300
+TINY = 1e-300  # keeps a quotient of zeros at zero, see `tiny`
 __all__ = ["Scalar", "absolute", "as_array", "as_tensor", "clip", "exp", "finite", "mean", "select", "sqrt", "tiny"]
 
 

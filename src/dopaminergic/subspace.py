@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dopaminergic.batched import MEMORY
 from dopaminergic.quadratic import Quadratic
+from dopaminergic.scalars import TINY
 
 FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.05, 512  # early steps are rough anyhow, and should come soon
 FEWEST = 8
@@ -25,7 +26,6 @@ DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
-TINY = 1e-300  # keeps a quotient of zeros at zero
 
 
 class VectorState(NamedTuple):

@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, rewind
-from dopaminergic.loop import Change, Closure, Progress
+from dopaminergic.loop import Change, Closure, Loop, Progress
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
 from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
@@ -160,6 +160,8 @@ class VectorDopamine(ForwardOptimizer):
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
+
+    _probe_and_update = Loop._probe_and_update  # its losses are no scalars, also along one direction
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1

@@ -104,7 +104,7 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
 
 PAGES = """
 import resource, sys, torch
-from dopaminergic.lab.fleet import keep_memory
+from dopaminergic.lab.allocator import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 for repeat in range(42):

@@ -5,8 +5,6 @@ A step of VectorDopamine has many passes, evaluated as batches, so it is the tim
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import itertools
 import json
@@ -25,6 +23,7 @@ from torch import nn
 
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.lab.allocator import give_memory_back
 from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
@@ -228,8 +227,7 @@ def measure_memory(
     # Kernels and thread pools are there before the measurement, also those for more than two million weights.
     train(network(3))
     gc.collect()
-    with contextlib.suppress(AttributeError):  # what glibc keeps of it would be taken for the model's
-        ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()  # what is kept of it would be taken for the model's
     _high_water()
     before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     model = network(max(1, weights // width**2))

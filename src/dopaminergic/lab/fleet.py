@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import io
 import math
@@ -20,20 +18,7 @@ from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.tasks import Task
 
 TRACE_POINTS = 200
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT = -1, -3, 1 << 28  # glibc's mallopt(3); bytes
 HEADER = b"dopaminergic checkpoint 1, sha256 "
-
-
-def keep_memory() -> None:
-    """Have this process keep up to 256 MB of what is freed, where the C library is glibc.
-
-    Batches of perturbed networks take blocks of the same sizes in each step. Paged in anew each time, they took a fifth
-    of the time of `VectorDopamine`.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        library = ctypes.CDLL(None)
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            library.mallopt(option, KEPT)
 
 
 class CheckpointError(ValueError):

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from dopaminergic import __version__
-from dopaminergic.lab.fleet import CheckpointError, Fleet, keep_memory
+from dopaminergic.lab.allocator import keep_memory
+from dopaminergic.lab.fleet import CheckpointError, Fleet
 from dopaminergic.lab.records import SCHEMA, append_records, discard_leftovers, read_records, within
 from dopaminergic.lab.tasks import make_task
 
