@@ -26,10 +26,10 @@ from numba.extending import intrinsic, overload
 
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
-SIGN_TILE, NORMAL_TILE = 4096, 1024  # weights at a time, whole blocks
+SIGN_TILE, NORMAL_TILE = 4096, 2048  # weights at a time, whole blocks
 TINY_LANES = 64  # pieces of less than a block at a time
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-W0, W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
+W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 SIGN_STREAM, NORMAL_STREAM = np.uint32(RADEMACHER << 28), np.uint32(GAUSSIAN << 28)
 ROUNDING_STREAM = np.uint32(ROUNDING << 28)
@@ -46,6 +46,8 @@ COSINE = (F(0.70710676), F(-0.35355238), F(0.02945455), F(-0.00096067))
 QUARTER, TOP_BIT, ANGLE_BITS = F(math.pi / 2 * 2.0**-32), np.uint32(1 << 31), np.uint32(0xFFFFFC00)
 INFINITE = np.int32(0x7F800000)
 compiled = numba.njit(error_model="numpy")
+# By numba: where LLVM puts these together itself, loops around them become fewer vector instructions, or none.
+inlined = numba.njit(error_model="numpy", inline="always")
 
 
 # ---- what numba lacks ------------------------------------------------------------------------------------------------
@@ -100,40 +102,31 @@ def _multiply_add(typing_context, x, y, z):
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
-# Inlined by numba: inlined by LLVM, a loop over lanes with keys of their own does not become vector instructions.
-@numba.njit(error_model="numpy", inline="always")
-def _philox(one, other, step, selector):
-    """Philox4x32-10 (Salmon et al. 2011) of two counters, each given as block, parameter and two halves of its key."""
-    # Two at once, since a product takes longer than what else is to be done for one counter meanwhile. In 64 bits whose
-    # high half is only emptied before a product, which makes that one instruction.
-    c0, c1, c2, c3 = np.uint64(one[0]), np.uint64(one[1]), np.uint64(step), np.uint64(selector)
-    d0, d1, d2, d3 = np.uint64(other[0]), np.uint64(other[1]), np.uint64(step), np.uint64(selector)
-    k0, k1, l0, l1 = one[2], one[3], other[2], other[3]
+@inlined
+def _philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 (Salmon et al. 2011) of a counter and its key, both in 64 bits, of which the lower 32 count."""
+    # The high half is only emptied before a product, which makes that one instruction.
     for _ in range(10):
-        p0, p1, q0, q1 = (c0 & LOW) * M0, (c2 & LOW) * M1, (d0 & LOW) * M0, (d2 & LOW) * M1
-        c0, c2 = (p1 >> SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> SHIFT) ^ c3 ^ np.uint64(k1)
-        d0, d2 = (q1 >> SHIFT) ^ d1 ^ np.uint64(l0), (q0 >> SHIFT) ^ d3 ^ np.uint64(l1)
-        c1, c3, d1, d3 = p1, p0, q1, q0
-        # numba widens every sum of 32-bit integers, hence the conversions back.
-        k0, k1, l0, l1 = np.uint32(k0 + W0), np.uint32(k1 + W1), np.uint32(l0 + W0), np.uint32(l1 + W1)
-    found = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
-    return found, (np.uint32(d0), np.uint32(d1), np.uint32(d2), np.uint32(d3))
+        p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+        c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1, (p0 >> SHIFT) ^ c3 ^ k1, p0
+        k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
+    return np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
 
 
 @compiled
 def _turn(words, blocks, block, parameter, step, selector, key0, key1):
     """Philox of consecutive blocks, into `words[:, lane]`."""
-    half = blocks // 2
+    # Two at once, since a product takes longer than what else is to be done for one counter meanwhile.
+    half, start, parameter, step = blocks // 2, np.uint64(block), np.uint64(parameter), np.uint64(step)
+    selector, key0, key1 = np.uint64(selector), np.uint64(key0), np.uint64(key1)
     for lane in range(half):
-        one = np.uint32(block + np.uint32(lane)), parameter, key0, key1
-        other = np.uint32(block + np.uint32(half + lane)), parameter, key0, key1
-        one, other = _philox(one, other, step, selector)
+        one = _philox(start + np.uint64(lane), parameter, step, selector, key0, key1)
+        other = _philox(start + np.uint64(half + lane), parameter, step, selector, key0, key1)
         words[0, lane], words[1, lane], words[2, lane], words[3, lane] = one
         words[0, half + lane], words[1, half + lane], words[2, half + lane], words[3, half + lane] = other
-    if blocks % 2:
-        last = np.uint32(block + np.uint32(blocks - 1)), parameter, key0, key1
-        found, _ = _philox(last, last, step, selector)
-        words[0, blocks - 1], words[1, blocks - 1], words[2, blocks - 1], words[3, blocks - 1] = found
+    for lane in range(2 * half, blocks):
+        last = _philox(start + np.uint64(lane), parameter, step, selector, key0, key1)
+        words[0, lane], words[1, lane], words[2, lane], words[3, lane] = last
 
 
 @intrinsic
@@ -267,9 +260,12 @@ def _step_signs(x, words, offset, undo, scale, coefficient, grid):
 @compiled
 def _normals(z, words, blocks):
     """z[e, b] <- element e of block b: normals (Box and Muller 1958) from words."""
-    for pair in range(2):
-        _radii(z[2 * pair, :blocks], words[2 * pair, :blocks])
-        _points(z[2 * pair, :blocks], z[2 * pair + 1, :blocks], words[2 * pair + 1, :blocks])
+    for first in range(0, 4, 2):
+        x, y = z[first, :blocks], z[first + 1, :blocks]
+        for b in range(blocks):
+            x[b] = _radius(words[first, b])
+        for b in range(blocks):
+            x[b], y[b] = _point(x[b], words[first + 1, b])
 
 
 @compiled
@@ -294,38 +290,34 @@ def _interleave(out, rows, blocks):
         out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = a[i], b[i], c[i], d[i]
 
 
-@compiled
-def _radii(radius, words):
+@inlined
+def _radius(word):
     """sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
-    for i in range(radius.size):
-        # 2^24 u, an odd number of 24 bits.
-        bits = _bits(F(np.int32((words[i] >> np.uint32(8)) | np.uint32(1))))
-        e = np.int32(np.int32(bits - ROOT_HALF) >> np.int32(23))
-        t = _float(np.int32(bits - np.int32(e << np.int32(23)))) - F(1)
-        p = LOG[0]
-        for c in LOG[1:]:
-            p = _multiply_add(t, p, c)
-        e = np.int32(e - np.int32(24))
-        radius[i] = math.sqrt(_multiply_add(F(e), MINUS_2_LOG_2, t * p))
+    # 2^24 u, an odd number of 24 bits.
+    bits = _bits(F(np.int32((word >> np.uint32(8)) | np.uint32(1))))
+    e = np.int32(np.int32(bits - ROOT_HALF) >> np.int32(23))
+    t = _float(np.int32(bits - np.int32(e << np.int32(23)))) - F(1)
+    p = LOG[0]
+    for c in LOG[1:]:
+        p = _multiply_add(t, p, c)
+    e = np.int32(e - np.int32(24))
+    return math.sqrt(_multiply_add(F(e), MINUS_2_LOG_2, t * p))
 
 
-@compiled
-def _points(x, y, words):
-    """From radii in x: x <- radius * cos(angle), y <- radius * sin(angle)."""
+@inlined
+def _point(radius, word):
+    """Radius * cos(angle), radius * sin(angle)."""
     s0, s1, s2, s3 = SINE
     c0, c1, c2, c3 = COSINE
-    for i in range(x.size):
-        # Two bits say in which quarter of the turn the angle lies, 22 how far it is from the quarter's middle; there
-        # cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2), whose signs tell the quarters apart.
-        word = words[i]
-        a = F(np.int32(np.uint32((word << np.uint32(2)) ^ TOP_BIT) & ANGLE_BITS)) * QUARTER
-        q = a * a
-        sine = _bits(a * _multiply_add(q, _multiply_add(q, _multiply_add(q, s3, s2), s1), s0))
-        cosine = _bits(_multiply_add(q, _multiply_add(q, _multiply_add(q, c3, c2), c1), c0))
-        below, left = np.int32(word & TOP_BIT), np.int32((word ^ (word << np.uint32(1))) & TOP_BIT)
-        radius = x[i]
-        x[i] = radius * (_float(np.int32(cosine ^ left)) - _float(np.int32(sine ^ below)))
-        y[i] = radius * (_float(np.int32(cosine ^ below)) + _float(np.int32(sine ^ left)))
+    # Two bits say in which quarter of the turn the angle lies, 22 how far it is from the quarter's middle; there
+    # cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2), whose signs tell the quarters apart.
+    a = F(np.int32(np.uint32((word << np.uint32(2)) ^ TOP_BIT) & ANGLE_BITS)) * QUARTER
+    q = a * a
+    sine = _bits(a * _multiply_add(q, _multiply_add(q, _multiply_add(q, s3, s2), s1), s0))
+    cosine = _bits(_multiply_add(q, _multiply_add(q, _multiply_add(q, c3, c2), c1), c0))
+    below, left = np.int32(word & TOP_BIT), np.int32((word ^ (word << np.uint32(1))) & TOP_BIT)
+    x = radius * (_float(np.int32(cosine ^ left)) - _float(np.int32(sine ^ below)))
+    return x, radius * (_float(np.int32(cosine ^ below)) + _float(np.int32(sine ^ left)))
 
 
 # ---- 16-bit weights and strides --------------------------------------------------------------------------------------
@@ -514,9 +506,11 @@ def _turn_each(words, plan, p, count, step, selector, seeds):
         first, seed = plan[5, p + lane] + plan[2, p + lane], seeds[plan[6, p + lane]]
         words[0, lane], words[1, lane] = np.uint32(first // 128), np.uint32(plan[4, p + lane])
         words[2, lane], words[3, lane] = np.uint32(seed & LOW), np.uint32(seed >> SHIFT)
+    turn, selector = np.uint64(step), np.uint64(selector)
     for lane in range(count):  # a loop of its own, or it does not become vector instructions
-        own = words[0, lane], words[1, lane], words[2, lane], words[3, lane]
-        found, _ = _philox(own, own, step, selector)
+        block, parameter = np.uint64(words[0, lane]), np.uint64(words[1, lane])
+        key0, key1 = np.uint64(words[2, lane]), np.uint64(words[3, lane])
+        found = _philox(block, parameter, turn, selector, key0, key1)
         words[0, lane], words[1, lane], words[2, lane], words[3, lane] = found
 
 
