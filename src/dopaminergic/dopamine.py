@@ -79,12 +79,14 @@ class Errors(NamedTuple):
     Attributes:
         state: the next state.
         rpes: prediction errors, one for each direction.
+        signals: these in units of their scale, which the update follows; those of `dopamine2` are clipped.
         scale: s, the unit that makes them precise.
         level: `dopamine`: R, the outcome still to be gained; `dopamine2`: g, the gain of the learning rate.
     """
 
     state: Any
     rpes: list[Scalar]
+    signals: list[Scalar]
     scale: Scalar
     level: Scalar
 
@@ -114,15 +116,23 @@ def dopamine(
     regret, square, loss, trials, first = state
     fresh, least = 1.0 - beta, tiny(trials)
     first = select(trials == 0.0, absolute(base), first)
-    regrets = [p - base for p in plus]
+    regrets, squares = [], []
+    for p in plus:  # a loop here and below, since each comprehension is a call
+        r = p - base
+        regrets.append(r)
+        squares.append(r * r)
     m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
     trials = beta * trials + fresh
-    square = beta * square + fresh * mean([r * r for r in regrets])
+    square = beta * square + fresh * mean(squares)
     s = sqrt(square / trials) + RESOLUTION * first + least
     loss = beta * loss + fresh * base
     level = clip(loss / trials - loss_floor, 0.0, math.inf)
-    regret = beta * regret + fresh * mean(regrets)
-    return Errors(DopamineState(regret, square, loss, trials, first), [r - m for r in regrets], s, level)
+    regret, rpes, signals = beta * regret + fresh * mean(regrets), [], []
+    for r in regrets:
+        rpe = r - m
+        rpes.append(rpe)
+        signals.append(rpe / s)
+    return Errors(DopamineState(regret, square, loss, trials, first), rpes, signals, s, level)
 
 
 def learning_rate_gain(
@@ -141,51 +151,54 @@ def learning_rate_gain(
     # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays.
     regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain = state
     began, fresh = trials > 0.0, 1.0 - beta
-    improvement = last_loss - base
-    now_actual = beta * actual + fresh * absolute(improvement)
-    now_promised = beta * promised + fresh * expected
-    now_comparisons = beta * comparisons + fresh
-    scale = (now_actual + absolute(now_promised)) / now_comparisons + tiny(now_comparisons)
-    error = (improvement - tau * expected) / scale
-    now_gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
+    improvement = select(began, last_loss - base, 0.0)
+    actual = beta * actual + fresh * absolute(improvement)
+    promised = beta * promised + fresh * expected
+    compared = beta * comparisons + fresh
+    error = (improvement - tau * expected) / ((actual + absolute(promised)) / compared + tiny(compared))
+    gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
+    comparisons = select(began, compared, comparisons)
     # In the order of the fields: `_replace` costs three times as much, in a step that should cost next to nothing.
-    return Dopamine2State(
-        regret,
-        square,
-        trials,
-        select(began, now_actual, actual),
-        select(began, now_promised, promised),
-        select(began, now_comparisons, comparisons),
-        first_loss,
-        last_loss,
-        expected,
-        select(began, now_gain, gain),
-    )
+    return Dopamine2State(regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain)
 
 
-def dopamine2(state: Dopamine2State, base: Scalar, plus: list[Scalar], *, beta: float = 0.99) -> Errors:
-    """The first prediction error of `Dopamine2`, and its scale.
+def dopamine2(
+    state: Dopamine2State, base: Scalar, plus: list[Scalar], *, reach: Scalar = 0.0, beta: float = 0.99
+) -> Errors:
+    """The first prediction error of `Dopamine2`, its scale, and the improvement to expect of an update that follows it.
 
     Args:
         state: from `learning_rate_gain`.
         base: the loss L(W).
         plus: the losses L(W + sigma z_k).
+        reach: how far an update for a signal of 1 moves along its direction, in units of sigma.
         beta: decay of the running means.
 
     Returns:
-        `Errors`, whose `level` is g. The caller puts the expected improvement into the state.
+        `Errors`, whose `level` is g.
     """
-    regret, square, trials, actual, promised, comparisons, first, _, expected, gain = state
+    regret, square, trials, actual, promised, comparisons, first, _, _, gain = state
     fresh, least = 1.0 - beta, tiny(trials)
     first = select(trials == 0.0, absolute(base), first)
-    regrets = [p - base for p in plus]
+    regrets, squares = [], []
+    for p in plus:  # a loop here and below, since each comprehension is a call
+        r = p - base
+        regrets.append(r)
+        squares.append(r * r)
     m = regret / (trials + least)
     trials = beta * trials + fresh
-    square = beta * square + fresh * mean([r * r for r in regrets])
+    square = beta * square + fresh * mean(squares)
     s = sqrt(square / trials) + RESOLUTION * first + least
-    regret = beta * regret + fresh * mean(regrets)
+    regret, rpes, signals, gains = beta * regret + fresh * mean(regrets), [], [], []
+    for r in regrets:
+        rpe = r - m
+        signal = clip(rpe / s, -CLIP, CLIP)
+        rpes.append(rpe)
+        signals.append(signal)
+        gains.append(signal * rpe)
+    expected = reach * mean(gains)
     after = Dopamine2State(regret, square, trials, actual, promised, comparisons, first, base, expected, gain)
-    return Errors(after, [r - m for r in regrets], s, gain)
+    return Errors(after, rpes, signals, s, gain)
 
 
 class Dopamine(ForwardOptimizer):
@@ -272,14 +285,16 @@ class Dopamine(ForwardOptimizer):
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
         base, plus = losses.one_sided()
-        after, rpes, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
-        factor, cap = variance_factor(sum([size for _, _, size in groups]), len(rpes)), settings["cap"]
-        steps, rates = [], []
+        after, rpes, signals, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
+        count, cap, steps, rates = 0, settings["cap"], [], []
+        for _, _, size in groups:
+            count += size
+        factor = variance_factor(count, len(rpes))
         for lr, sigma, _ in groups:
             step = clip(lr * level * sigma / (factor * s), 0.0, cap)  # min(a R sigma / (d s), cap)
             steps.append(step)
             rates.append(step * sigma / s)
-        return Decision(after, [rpe / s for rpe in rpes], steps, rates, mean(rpes))
+        return Decision(after, signals, steps, rates, mean(rpes))
 
 
 class Dopamine2(ForwardOptimizer):
@@ -370,23 +385,18 @@ class Dopamine2(ForwardOptimizer):
         settings, (base, plus) = self.settings, losses.one_sided()
         tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
         state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
-        after, rpes, s, gain = dopamine2(state, base, plus, beta=beta)
-        signals, gains = [], []
-        for rpe in rpes:
-            signal = clip(rpe / s, -CLIP, CLIP)
-            signals.append(signal)
-            gains.append(signal * rpe)
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
         count, squares, reach = 0, 0.0, 0.0
         for _, sigma, size in groups:
             count += size
             squares += size * sigma * sigma
-        factor = variance_factor(count, len(rpes))
-        steps, rates = [], []
+        factor, gain, steps, moves, rates = variance_factor(count, len(plus)), state.gain, [], [], []
         for lr, sigma, size in groups:
             step = clip(lr * gain / factor, 0.0, settings["cap"])
             steps.append(step)
-            rates.append(step * sigma / s)
+            moves.append(step * sigma)
             reach = reach + step * (size * sigma / squares)
-        after = Dopamine2State._make((*after[:8], reach * mean(gains), gain))
+        after, rpes, signals, s, _ = dopamine2(state, base, plus, reach=reach, beta=beta)
+        for move in moves:
+            rates.append(move / s)
         return Decision(after, signals, steps, rates, mean(rpes))

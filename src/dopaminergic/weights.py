@@ -111,7 +111,6 @@ class Weights:
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
         self._waiting: list[list[Term]] = []  # what is still to be added to each of them, before all else
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
-        self._asked: list[Any] = []  # the sigmas of the groups
         self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
 
     def begin(self, step: int) -> None:
@@ -121,18 +120,18 @@ class Weights:
         """
         if self._in_place and self._is_displaced():
             self.restore(self.step)  # the last step could not, for want of memory say
-        self.step, asked = step, [group["sigma"] for group in self.groups]
-        if self._layout_now() != self._layout or asked != self._asked:
+        self.step = step
+        if self._layout_now() != self._layout:
             self._layout = []  # until all is arranged, for Ctrl-C may come
             self._arrange()
-            self._choose_sigmas(asked)
-            self._layout, self._asked = self._layout_now(), asked
+            self._choose_sigmas([group["sigma"] for group in self.groups])
+            self._layout = self._layout_now()
         if self._grids is not None and self._versions != self._version_numbers():
             with _uninterrupted():
                 self._write_in_place([], None, always=True)
 
     def _layout_now(self) -> list[Any]:
-        """All that users may change by moving, casting, freezing, viewing or replacing parameters between steps.
+        """All that users may change: sigma, or parameters by moving, casting, freezing, viewing or replacing them.
 
         `Combination` keeps the memory that it writes to, so another tensor's memory has another address.
         """
@@ -146,6 +145,7 @@ class Weights:
             layout += map(Tensor.data_ptr, parameters)
             layout += map(Tensor.size, parameters)
             layout += map(Tensor.stride, parameters)
+            layout.append(group["sigma"])
         return layout
 
     def _choose_sigmas(self, asked: list[float]) -> None:
@@ -378,13 +378,22 @@ def _representable(sigma: float) -> float:
 
 def _nonzero(terms: list[Term]) -> list[Term]:
     """Without the directions that move nothing, which need not be drawn."""
-    return [(direction, multiples) for direction, multiples in terms if any(map(np.any, multiples))]
+    return [(direction, multiples) for direction, multiples in terms if any(map(_is_any, multiples))]
+
+
+def _is_any(multiple: Multiple) -> bool:
+    # Numbers are asked for first, here and below: numpy would make arrays of them.
+    return multiple != 0 if isinstance(multiple, float) else bool(np.any(multiple))
 
 
 def _equal(some: list[Term], others: list[Term]) -> bool:
     return len(some) == len(others) and all(
-        a == b and all(map(np.array_equal, old, new)) for (a, old), (b, new) in zip(some, others, strict=True)
+        a == b and all(map(_are_equal, old, new)) for (a, old), (b, new) in zip(some, others, strict=True)
     )
+
+
+def _are_equal(a: Multiple, b: Multiple) -> bool:
+    return a == b if isinstance(a, float) and isinstance(b, float) else np.array_equal(a, b)
 
 
 @contextlib.contextmanager

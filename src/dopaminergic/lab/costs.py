@@ -81,6 +81,8 @@ def time_ratios(
     """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
 
     The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
+    Each begins its turn with some calls that are not timed: the first ones after another's turn are slower, most of all
+    after one that only reads its weights.
 
     Args:
         steps: by name, each as of `stepper`.
@@ -104,6 +106,8 @@ def time_ratios(
     repeats = {name: max(1, passes // work()) for name, work in everything.items()}
     times: dict[str, list[float]] = {name: [] for name in everything}
     for _, (name, work) in itertools.product(range(rounds), everything.items()):
+        for _ in range(max(1, repeats[name] // 2)):
+            work()
         began = time.perf_counter()
         for _ in range(repeats[name]):
             work()

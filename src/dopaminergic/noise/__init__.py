@@ -153,8 +153,7 @@ class Combination:
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
-                self._one = one(self._whole[0], plan, layouts, self.saved)
-                self._fixed = (self._whole[0], plan, layouts, self.saved, self.signs, int(seeds[0]))
+                self._one = one(self._whole[0], plan, layouts, seeds[0], self.signs, self.saved)
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
@@ -178,13 +177,13 @@ class Combination:
             undo: terms that come before the scale: a displacement that is taken back.
             grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
         """
-        scale = 1.0 if scales is None else scales[self.group]
-        if self._one is not None and len(terms) == 1 and not undo and grids is None and isinstance(scale, float):
-            direction, multiples = terms[0]
-            own = multiples[self.group]
-            multiple = own.item() if isinstance(own, np.ndarray) else float(own)  # a fleet of one has arrays
-            self._one(*self._fixed, scale, multiple, direction, step)
-            return
+        group = self.group
+        scale = 1.0 if scales is None else scales[group]
+        if self._one is not None and len(terms) == 1 and not undo and grids is None:
+            ((direction, multiples),) = terms
+            if isinstance(multiples[group], float) and isinstance(scale, float):  # a fleet of one has arrays
+                self._one(scale, multiples[group], direction, step)
+                return
         grid = 0.0 if grids is None else grids[self.group]
         if self.launch is not None:
             self._save(step)

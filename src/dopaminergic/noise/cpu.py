@@ -11,10 +11,11 @@ It is one file because numba keeps compiled code until the file of the outermost
 file could be changed, and the old one would run.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numba
@@ -643,22 +644,34 @@ def combine(
     )
 
 
+@compiled
+def _integers(address, shape):
+    return numba.carray(_address(address), shape, np.int64)
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _combine_one(memory, plan, layouts, saved, signs, seed, scale, coefficient, direction, step):
-    seeds, directions = (np.uint64(seed),), (np.uint32(direction),)
-    scales, rows = (scale,), ((coefficient,),)
+def _combine_one(zero, fixed, scale, coefficient, direction, step):
+    memory, known = np.full(0, zero), _integers(fixed, 7)
+    plan, saved = _integers(known[0], (8, known[1])), _integers(known[4], 1)
+    layouts = _integers(known[2], (known[1], 3, known[3]))
+    seeds, directions = (np.uint64(known[5]),), (np.uint32(direction),)
+    scales, rows, signs = (scale,), ((coefficient,),), known[6] != 0
     _combine(memory, memory, plan, layouts, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
 
 
-def combine_one(memory, plan, layouts, saved):
+def combine_one(memory, plan, layouts, seed, signs, saved):
     """`combine` of plain reals for one replica and one direction, from numbers.
 
-    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; those of
-    the arrays are looked at here, once.
+    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; so all
+    that stays the same is looked at here, once.
 
     Returns:
-        A function of the same arrays, `signs`, and the seed, the scale, the coefficient, the direction and the step.
+        A function of the scale, the coefficient, the direction and the step.
     """
     number, real = types.int64, types.float64
-    arrays = [numba.typeof(x) for x in (memory, plan, layouts, saved)]
-    return _combine_one.compile((*arrays, types.boolean, number, real, real, number, number))
+    kernel = _combine_one.compile((numba.typeof(memory).dtype, number, real, real, number, number))
+    arrays = plan.ctypes.data, plan.shape[1], layouts.ctypes.data, layouts.shape[2], saved.ctypes.data
+    fixed = np.array([*arrays, seed, signs], np.int64)
+    one = functools.partial(kernel, 0.0, fixed.ctypes.data)
+    one.memory = fixed, plan, layouts, saved  # kept as long as its addresses are
+    return one
