@@ -432,6 +432,13 @@ def _memory(like, address, layout, side):
     return numba.carray(_address(address), (extent,), like.dtype)
 
 
+@compiled
+def _copy(to, of):
+    """To <- of, a loop, since an assignment of numba's is five times as slow."""
+    for i in range(to.size):
+        to[i] = of[i]
+
+
 def _open(buffer, target, source, layout, at, count, plain, copied, save):
     """The tile to compute on: the memory itself where it is plain, else what was read from it."""
     raise NotImplementedError
@@ -444,9 +451,9 @@ def _open_by_type(buffer, target, source, layout, at, count, plain, copied, save
         if plain:
             tile = target[at : at + count]
             if copied and save:
-                source[at : at + count] = tile
+                _copy(source[at : at + count], tile)
             elif copied:
-                tile[:] = source[at : at + count]
+                _copy(tile, source[at : at + count])
         else:
             _read(tile, source, layout, at)
         return tile
@@ -545,13 +552,13 @@ def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, direc
                 x = numba.carray(_address(plan[0, p] + start * memory.itemsize), (size,), memory.dtype)
                 source = numba.carray(_address(plan[1, p] + start * memory.itemsize), (size,), memory.dtype)
                 if k == 0 and save and plan[0, p] != plan[1, p]:
-                    source[:] = x
+                    _copy(source, x)
                 y = source if k == 0 else x
                 scale = exact(scales[r] if k == undone else 1.0)
                 if k < rows:
                     _set_tiny(x, y, words, p - begin, (plan[5, p] + start) % 128, scale, exact(coefficients[k][r]))
                 else:
-                    x[:] = y
+                    _copy(x, y)
                     _scale(x, scale)
                     _onto_grid(x, exact(grid))
 
