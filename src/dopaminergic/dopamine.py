@@ -96,6 +96,24 @@ def variance_factor(count: int, directions: int) -> float:
     return (count + directions - 1) / directions
 
 
+def _regret_errors(
+    regret: Scalar, square: Scalar, trials: Scalar, first: Scalar, base: Scalar, plus: list[Scalar], beta: float
+) -> tuple[Scalar, Scalar, Scalar, Scalar, list[Scalar], Scalar]:
+    """The first four after these losses, the prediction errors of the regrets, and their scale."""
+    fresh, least = 1.0 - beta, tiny(trials)
+    first = select(trials == 0.0, absolute(base), first)
+    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
+    regrets, squares, rpes = [], [], []
+    for loss in plus:  # a loop here and below, since each comprehension is a call
+        r = loss - base
+        regrets.append(r)
+        squares.append(r * r)
+        rpes.append(r - m)
+    regret, square = beta * regret + fresh * mean(regrets), beta * square + fresh * mean(squares)
+    trials = beta * trials + fresh
+    return regret, square, trials, first, rpes, sqrt(square / trials) + RESOLUTION * first + least
+
+
 def dopamine(
     state: DopamineState, base: Scalar, plus: list[Scalar], *, loss_floor: float = 0.0, beta: float = 0.99
 ) -> Errors:
@@ -114,23 +132,11 @@ def dopamine(
     # Equations: algorithms.md, "Dopamine", with one decay for all means (the slow one, which is the better).
     # Taken apart at once, here and below: in a tiny network's step reading a field shows.
     regret, square, loss, trials, first = state
-    fresh, least = 1.0 - beta, tiny(trials)
-    first = select(trials == 0.0, absolute(base), first)
-    regrets, squares = [], []
-    for p in plus:  # a loop here and below, since each comprehension is a call
-        r = p - base
-        regrets.append(r)
-        squares.append(r * r)
-    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
-    trials = beta * trials + fresh
-    square = beta * square + fresh * mean(squares)
-    s = sqrt(square / trials) + RESOLUTION * first + least
-    loss = beta * loss + fresh * base
+    regret, square, trials, first, rpes, s = _regret_errors(regret, square, trials, first, base, plus, beta)
+    loss = beta * loss + (1.0 - beta) * base
     level = clip(loss / trials - loss_floor, 0.0, math.inf)
-    regret, rpes, signals = beta * regret + fresh * mean(regrets), [], []
-    for r in regrets:
-        rpe = r - m
-        rpes.append(rpe)
+    signals = []
+    for rpe in rpes:
         signals.append(rpe / s)
     return Errors(DopamineState(regret, square, loss, trials, first), rpes, signals, s, level)
 
@@ -178,22 +184,10 @@ def dopamine2(
         `Errors`, whose `level` is g.
     """
     regret, square, trials, actual, promised, comparisons, first, _, _, gain = state
-    fresh, least = 1.0 - beta, tiny(trials)
-    first = select(trials == 0.0, absolute(base), first)
-    regrets, squares = [], []
-    for p in plus:  # a loop here and below, since each comprehension is a call
-        r = p - base
-        regrets.append(r)
-        squares.append(r * r)
-    m = regret / (trials + least)
-    trials = beta * trials + fresh
-    square = beta * square + fresh * mean(squares)
-    s = sqrt(square / trials) + RESOLUTION * first + least
-    regret, rpes, signals, gains = beta * regret + fresh * mean(regrets), [], [], []
-    for r in regrets:
-        rpe = r - m
+    regret, square, trials, first, rpes, s = _regret_errors(regret, square, trials, first, base, plus, beta)
+    signals, gains = [], []
+    for rpe in rpes:
         signal = clip(rpe / s, -CLIP, CLIP)
-        rpes.append(rpe)
         signals.append(signal)
         gains.append(signal * rpe)
     expected = reach * mean(gains)
