@@ -41,6 +41,11 @@ def channels_last(dtype: torch.dtype) -> Tensor:
     return values(4, 3, 5, 6, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
+def many_channels(dtype: torch.dtype) -> Tensor:
+    """More than is read at a time, which then ends within a row."""
+    return values(9, 70, 11, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
 def spaced(dtype: torch.dtype) -> Tensor:
     """Every second row and every third column of something larger."""
     return values(120, 210, dtype=dtype)[1::2, ::3]
@@ -55,7 +60,7 @@ def whole_blocks(dtype: torch.dtype) -> Tensor:
     return values(70, 128, dtype=dtype)
 
 
-LAYOUTS = [contiguous, transposed, channels_last, spaced, tiny, whole_blocks]
+LAYOUTS = [contiguous, transposed, channels_last, many_channels, spaced, tiny, whole_blocks]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 # terms, undo, scale, grid
 CHANGES: list[tuple[list[Term], list[Term], float, float]] = [

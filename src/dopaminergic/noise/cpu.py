@@ -28,6 +28,10 @@ from numba.extending import intrinsic, overload
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
 SIGN_TILE, NORMAL_TILE = 4096, 2048  # weights at a time, whole blocks
+STRIDED_TILE = (
+    1 << 16
+)  # where neighbours in a row lie far apart: so many rows that their columns fill lines of the cache
+FEWEST_ROWS = 8  # that are worth being taken column by column
 TINY_LANES = 64  # pieces of less than a block at a time
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -400,28 +404,63 @@ def _run(layout, side, at, most):
 
 
 @compiled
+def _rows(layout, side, at, most):
+    """How many whole rows from element `at` on lie closer to each other than their elements do; 0 if they do not."""
+    last = layout.shape[1] - 1
+    columns = layout[0, last]
+    if last == 0 or at % columns != 0 or layout[side, last - 1] >= layout[side, last]:
+        return 0
+    return min(layout[0, last - 1] - at // columns % layout[0, last - 1], most // columns)
+
+
+@compiled
+def _widen_from(x, memory, place, stride):
+    if stride == 1:
+        _widen(x, memory[place : place + x.size])
+    else:
+        _widen(x, memory[place : place + (x.size - 1) * stride + 1 : stride])
+
+
+@compiled
+def _narrow_to(memory, place, stride, x, noise):
+    if stride == 1:
+        _narrow(memory[place : place + x.size], x, noise)
+    else:
+        _narrow(memory[place : place + (x.size - 1) * stride + 1 : stride], x, noise)
+
+
+@compiled
 def _read(x, memory, layout, at):
-    done = 0
+    done, columns = 0, layout[0, layout.shape[1] - 1]
     while done < x.size:
         place, count, stride = _run(layout, 2, at + done, x.size - done)
-        if stride == 1:
-            _widen(x[done : done + count], memory[place : place + count])
+        rows = _rows(layout, 2, at + done, x.size - done)
+        if rows >= FEWEST_ROWS:
+            end, step = done + (rows - 1) * columns + 1, layout[2, layout.shape[1] - 2]
+            for column in range(columns):
+                _widen_from(x[done + column : end + column : columns], memory, place + column * stride, step)
+            done += rows * columns
         else:
-            _widen(x[done : done + count], memory[place : place + (count - 1) * stride + 1 : stride])
-        done += count
+            _widen_from(x[done : done + count], memory, place, stride)
+            done += count
 
 
 @compiled
 def _write(memory, layout, at, x, noise):
-    done = 0
+    done, columns = 0, layout[0, layout.shape[1] - 1]
     while done < x.size:
         place, count, stride = _run(layout, 1, at + done, x.size - done)
-        part, dither = x[done : done + count], noise[done : done + count]
-        if stride == 1:
-            _narrow(memory[place : place + count], part, dither)
+        rows = _rows(layout, 1, at + done, x.size - done)
+        if rows >= FEWEST_ROWS:
+            end, step = done + (rows - 1) * columns + 1, layout[1, layout.shape[1] - 2]
+            for column in range(columns):
+                part = slice(done + column, end + column, columns)
+                _narrow_to(memory, place + column * stride, step, x[part], noise[part])
+            done += rows * columns
         else:
-            _narrow(memory[place : place + (count - 1) * stride + 1 : stride], part, dither)
-        done += count
+            part = slice(done, done + count)
+            _narrow_to(memory, place, stride, x[part], noise[part])
+            done += count
 
 
 @compiled
@@ -495,6 +534,13 @@ def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
         _turn(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key0, key1)
         _interleave(noise[4 * block : 4 * (block + blocks)], words, blocks)
     return noise[place % 4 :]
+
+
+@compiled
+def _tile(layout, most):
+    """How many weights are read and written at a time."""
+    rows = max(_rows(layout, 1, 0, STRIDED_TILE), _rows(layout, 2, 0, STRIDED_TILE))
+    return STRIDED_TILE if rows >= FEWEST_ROWS else most
 
 
 @compiled
@@ -576,22 +622,28 @@ def _combine(
         return
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
     words, normals = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
-    buffer = np.empty(most, real.dtype)
-    noise = np.empty(most + 8 if halves else 0, np.uint32)
+    largest = most
+    for p in range(plan.shape[1]):
+        largest = max(largest, _tile(layouts[p], most))
+    buffer, noise = np.empty(largest, real.dtype), np.empty(largest + 8 if halves else 0, np.uint32)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
         plain, copied, layout = plan[7, p] != 0, plan[0, p] != plan[1, p], layouts[p]
         target, source = _memory(memory, plan[0, p], layout, 1), _memory(memory, plan[1, p], layout, 2)
         key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
-        scale, at = exact(scales[r]), start
+        scale, tile = exact(scales[r]), _tile(layout, most)
         changed = rows > 0 or scale != exact(1) or grid > 0
+        at, begin, end, opened = start, start, start, buffer[:0]
         while at < stop:
             place = first + at
             offset, block = place % per_block, np.uint32(place // per_block)
-            count = min(stop - at, most - offset)
+            if at == end:
+                begin, end = at, min(stop, at + tile - offset)
+                opened = _open(buffer, target, source, layout, begin, end - begin, plain, copied, save)
+            count = min(end - at, most - offset)
             blocks = -(-(offset + count) // per_block)
-            x = _open(buffer, target, source, layout, at, count, plain, copied, save)
+            x = opened[at - begin : at - begin + count]
             for k in range(rows + 1):
                 if k == undone and not together:
                     _scale(x, scale)
@@ -612,11 +664,12 @@ def _combine(
                     _add_normals(x, normals, offset, coefficient)
             if not together:
                 _onto_grid(x, exact(grid))
-            if not plain:
-                dither = noise[: (place % 4 + count + 3) // 4 * 4]
-                dither = _dither(dither, words, halves and changed, place, parameter, turn, rounding, key0, key1)
-                _write(target, layout, at, x, dither)
             at += count
+            if at == end and not plain:
+                place = first + begin
+                dither = noise[: (place % 4 + end - begin + 3) // 4 * 4]
+                dither = _dither(dither, words, halves and changed, place, parameter, turn, rounding, key0, key1)
+                _write(target, layout, begin, opened, dither)
     saved[0] = step
 
 
