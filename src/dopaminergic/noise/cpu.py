@@ -30,7 +30,7 @@ from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 SIGN_TILE, NORMAL_TILE = 4096, 2048  # weights at a time, whole blocks
 # Where neighbours in a row lie far apart: so many rows at a time that what is near in their columns fills cache lines.
 STRIDED_TILE = 1 << 16
-FEWEST_ROWS = 8  # that are worth being taken column by column
+FEWEST_ROWS = 32  # that are worth being taken column by column
 TINY_LANES = 64  # pieces of less than a block at a time
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
