@@ -289,7 +289,7 @@ class Weights:
             elif scales is None and _equal(terms, displacement):  # a trial step that is accepted
                 moves = []
             elif scales is None and grids is None and _along_one(terms, displacement):  # to its other side
-                moves = _plus(terms, _negative(displacement))
+                moves = _difference(terms, displacement)
             else:
                 undo = _negative(displacement[::-1])
             undo = [*self._waiting[i], *undo]
@@ -364,10 +364,10 @@ def _along_one(some: list[Term], others: list[Term]) -> bool:
     return len(some) == len(others) == 1 and some[0][0] == others[0][0]
 
 
-def _plus(some: list[Term], others: list[Term]) -> list[Term]:
-    """The sum of terms along the same directions."""
+def _difference(some: list[Term], others: list[Term]) -> list[Term]:
+    """Of terms along the same directions."""
     pairs = zip(some, others, strict=True)
-    return [(direction, [m + n for m, n in zip(ms, ns, strict=True)]) for (direction, ms), (_, ns) in pairs]
+    return [(direction, [m - n for m, n in zip(ms, ns, strict=True)]) for (direction, ms), (_, ns) in pairs]
 
 
 def _representable(sigma: float) -> float:

@@ -184,7 +184,7 @@ class Combination:
             if isinstance(multiples[group], float) and isinstance(scale, float):  # a fleet of one has arrays
                 self._one(scale, multiples[group], direction, step)
                 return
-        grid = 0.0 if grids is None else grids[self.group]
+        grid = 0.0 if grids is None else grids[group]
         if self.launch is not None:
             self._save(step)
             numbers, rows = self._arrays([*undo, *terms], scale)

@@ -407,7 +407,7 @@ def _rows(layout, side, at, most):
     """How many whole rows from element `at` on lie closer to each other than their elements do; 0 if they do not."""
     last = layout.shape[1] - 1
     columns = layout[0, last]
-    if last == 0 or at % columns != 0 or layout[side, last - 1] >= layout[side, last]:
+    if last == 0 or layout[side, last - 1] >= layout[side, last] or at % columns != 0:  # a division, last of all
         return 0
     return min(layout[0, last - 1] - at // columns % layout[0, last - 1], most // columns)
 
