@@ -50,17 +50,15 @@ def drawn(kind: str, n: int, first: int, **counter: Any) -> Tensor:
 
 
 def to_16_bits(x: Tensor, dtype: torch.dtype, first: int, **counter: Any) -> Tensor:
-    """Float32 `(R, n)` to a neighbour in `dtype`, up where the random word is beyond what is missing to it."""
-    skipped, half = first % 4, dtype == torch.float16
-    blocks = -(-(skipped + x.shape[1]) // 4)
-    words = reference.words(blocks, stream=reference.ROUNDING, first=first // 4, **counter)
-    words = words[..., skipped : skipped + x.shape[1]].to(x.device)
+    """Float32 `(R, n)` to a neighbour in `dtype`, up where the random number is beyond what is missing to it."""
+    skipped, half = first % 8, dtype == torch.float16
+    noise = reference.halves(skipped + x.shape[1], first=first - skipped, **counter)[..., skipped:].to(x.device)
     digits, x = 11 if half else 8, x.double()
     unit = torch.pow(2.0, torch.frexp(x).exponent.clamp(min=-125).double() - digits)  # between the neighbours
-    rounded = torch.floor(x.abs() / unit + (words >> (8 + digits)) * 2.0 ** (digits - 24)) * unit * x.sign()
+    rounded = torch.floor(x.abs() / unit + (noise >> (digits - 8)) * 2.0 ** (digits - 24)) * unit * x.sign()
     if half:  # has no exponent for smaller numbers, whose neighbours are equally far apart
-        fraction = (words >> 8) * 2.0**-24
-        rounded = torch.where(x.abs() < 2.0**-14, torch.floor((x * 2.0**24 + fraction).float()) * 2.0**-24, rounded)
+        fraction = (noise + 0.5) * 2.0**-16  # exact, in float64
+        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded)
     return torch.where(x.isfinite(), rounded, x).to(dtype)
 
 

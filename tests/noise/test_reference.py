@@ -44,7 +44,14 @@ def test_published_normals(vector: dict[str, Any]) -> None:
     torch.testing.assert_close(normals.double(), torch.tensor(vector["normals"]).double(), rtol=2.0**-24, atol=0)
 
 
-@pytest.mark.parametrize(("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4)])
+@pytest.mark.parametrize("vector", VECTORS["halves"])
+def test_published_halves(vector: dict[str, Any]) -> None:
+    assert reference.halves(16, **place(vector)).tolist() == vector["halves"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4), (reference.halves, 8)]
+)
 @pytest.mark.parametrize("n", [1, 3, 127, 129, 1000])
 def test_any_chunks_give_the_same_numbers(draw: Any, block: int, n: int) -> None:
     whole = draw(n, seed=3, step=5, direction=2, parameter=1)
@@ -56,7 +63,7 @@ def test_any_chunks_give_the_same_numbers(draw: Any, block: int, n: int) -> None
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("draw", [reference.rademacher, reference.gaussian])
+@pytest.mark.parametrize("draw", [reference.rademacher, reference.gaussian, reference.halves])
 def test_a_tensor_of_seeds_is_each_seed_on_its_own(draw: Any) -> None:
     seeds = [0, 7, (1 << 63) - 1]
     together = draw(200, seed=torch.tensor(seeds), step=4, parameter=2)

@@ -268,22 +268,16 @@ def _round_stochastically(
     x: Tensor, dtype: torch.dtype, seed: Tensor, step: int, rounding: int, parameter: int, first: int
 ) -> Tensor:
     """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
-    dropped, before = MANTISSA_BITS_DROPPED[dtype], first % reference.NORMALS_PER_BLOCK
-    words = reference.words(
-        -(-(before + x.shape[1]) // reference.NORMALS_PER_BLOCK),
-        seed=seed,
-        stream=reference.ROUNDING,
-        step=step,
-        direction=rounding,
-        parameter=parameter,
-        first=first // reference.NORMALS_PER_BLOCK,
-    )[:, before : before + x.shape[1]]
-    noise = (words >> (32 - dropped)).to(torch.int32)
-    bits = (x.contiguous().view(torch.int32) + noise) & ~((1 << dropped) - 1)
+    dropped, before = MANTISSA_BITS_DROPPED[dtype], first % reference.HALVES_PER_BLOCK
+    place = {"seed": seed, "step": step, "direction": rounding, "parameter": parameter, "first": first - before}
+    noise = reference.halves(before + x.shape[1], **place)[:, before:].to(torch.int32)
+    bits = (x.contiguous().view(torch.int32) + (noise >> (16 - dropped))) & ~((1 << dropped) - 1)
     rounded = bits.view(torch.float32)
     if dtype == torch.float16:
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
-        fraction = (words >> 8).to(torch.float32) * 2.0**-24
-        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded)
+        units = torch.floor(x * 2.0**24)
+        # Compared, since a sum would be rounded itself.
+        up = x * 2.0**24 - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
+        rounded = torch.where(x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded)
     # Infinities and NaN hold no fraction to round, and adding to their bits would change what they are.
     return torch.where(x.isfinite(), rounded, x).to(dtype)

@@ -27,7 +27,7 @@ from numba.extending import intrinsic, overload
 
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
-SIGN_TILE, NORMAL_TILE = 4096, 2048  # weights at a time, whole blocks
+SIGN_TILE, NORMAL_TILE = 8192, 2048  # weights at a time, whole blocks
 # Where neighbours in a row lie far apart: so many rows at a time that what is near in their columns fills cache lines.
 STRIDED_TILE = 1 << 16
 FEWEST_ROWS = 32  # that are worth being taken column by column
@@ -38,7 +38,7 @@ LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 SIGN_STREAM, NORMAL_STREAM = np.uint32(RADEMACHER << 28), np.uint32(GAUSSIAN << 28)
 ROUNDING_STREAM = np.uint32(ROUNDING << 28)
 F = np.float32
-UNIT = F(2.0**-24)
+UNIT = F(2.0**-16)
 ROOT_HALF = np.int32(np.array(math.sqrt(0.5), F).view(np.int32))
 # -2 ln f = t P(t) with t = f - 1, for f in [sqrt(1/2), sqrt(2)]: the polynomial of least largest relative error, 3e-8.
 LOG = (-0.17477584, 0.28615448, -0.29832712, 0.33140627, -0.3992448, 0.50003552, -0.6666789, 0.99999982, -2.0)
@@ -368,7 +368,7 @@ def _narrow_by_type(words, x, noise):
     def bfloat16(words, x, noise):
         for i in range(x.size):
             bits = _bits(x[i])
-            up = np.uint32(np.uint32(bits) + (noise[i] >> np.uint32(16)))
+            up = np.uint32(np.uint32(bits) + np.uint32(noise[i]))
             finite = np.int32(bits & INFINITE) != INFINITE
             other = np.uint32(0x7FC00000) if x[i] != x[i] else np.uint32(bits)
             words[i] = np.uint16((up if finite else other) >> np.uint32(16))
@@ -376,9 +376,12 @@ def _narrow_by_type(words, x, noise):
     def float16(words, x, noise):
         for i in range(x.size):
             bits = _bits(x[i])
-            up = np.int32(np.int32(bits + np.int32(noise[i] >> np.uint32(19))) & np.int32(0x7FFFE000))
+            up = np.int32(np.int32(bits + np.int32(np.int32(noise[i]) >> np.int32(3))) & np.int32(0x7FFFE000))
             # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
-            steps = np.floor(x[i] * F(2.0**24) + F(np.int32(noise[i] >> np.uint32(8))) * UNIT)
+            exact = x[i] * F(2.0**24)
+            steps = np.floor(exact)
+            carries = exact - steps >= F(1) - (F(np.int32(noise[i])) + F(0.5)) * UNIT
+            steps = steps + F(1) if carries else steps
             small = abs(x[i]) < F(2.0**-14)
             size = np.int32((up - np.int32(112 << 23)) >> np.int32(13))
             size = np.int32(0x7C00) if up >= np.int32(143 << 23) else size
@@ -527,12 +530,13 @@ def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
     if not needed:
         noise[:] = 0
         return noise
-    first, selector = np.uint32(place // 4), np.uint32(rounding | ROUNDING_STREAM)
-    for block in range(0, noise.size // 4, NORMAL_TILE // 4):
-        blocks = min(noise.size // 4 - block, NORMAL_TILE // 4)
+    first, selector = np.uint32(place // 8), np.uint32(rounding | ROUNDING_STREAM)
+    whole = noise.view(np.uint32)  # the lower half of a word comes first in memory
+    for block in range(0, noise.size // 8, NORMAL_TILE // 4):
+        blocks = min(noise.size // 8 - block, NORMAL_TILE // 4)
         _turn(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key0, key1)
-        _interleave(noise[4 * block : 4 * (block + blocks)], words, blocks)
-    return noise[place % 4 :]
+        _interleave(whole[4 * block : 4 * (block + blocks)], words, blocks)
+    return noise[place % 8 :]
 
 
 @compiled
@@ -624,7 +628,7 @@ def _combine(
     largest = most
     for p in range(plan.shape[1]):
         largest = max(largest, _tile(layouts[p], most))
-    buffer, noise = np.empty(largest, real.dtype), np.empty(largest + 8 if halves else 0, np.uint32)
+    buffer, noise = np.empty(largest, real.dtype), np.empty(largest + 16 if halves else 0, np.uint16)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
@@ -666,7 +670,7 @@ def _combine(
             at += count
             if at == end and not plain:
                 place = first + begin
-                dither = noise[: (place % 4 + end - begin + 3) // 4 * 4]
+                dither = noise[: (place % 8 + end - begin + 7) // 8 * 8]
                 dither = _dither(dither, words, halves and changed, place, parameter, turn, rounding, key0, key1)
                 _write(target, layout, begin, opened, dither)
     saved[0] = step

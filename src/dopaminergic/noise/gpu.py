@@ -90,19 +90,21 @@ def _end_on_grid(x, grid):
 
 
 @triton.jit
-def _round_stochastically(x, words, dtype: tl.constexpr):
+def _round_stochastically(x, noise, dtype: tl.constexpr):
     """Float32 to a 16-bit neighbour, as the reference does it; infinities and NaN as they are."""
     bits = x.to(tl.uint32, bitcast=True)
     half: tl.constexpr = dtype == tl.float16
     dropped: tl.constexpr = 13 if half else 16
     kept: tl.constexpr = 0xFFFFE000 if half else 0xFFFF0000
-    rounded = ((bits + (words >> (32 - dropped))) & kept).to(tl.float32, bitcast=True)
+    rounded = ((bits + (noise >> (16 - dropped))) & kept).to(tl.float32, bitcast=True)
     if half:
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
         tiny = tl.abs(x) < 6.103515625e-05
-        units = tl.where(tiny, x, 0.0) * 16777216.0 + (words >> 8).to(tl.float32) * 5.9604644775390625e-08
+        units = tl.where(tiny, x, 0.0) * 16777216.0
         whole = units.to(tl.int32).to(tl.float32)  # towards zero; a GPU's floor would flush the smallest numbers
-        rounded = tl.where(tiny, (whole - (units < whole).to(tl.float32)) * 5.9604644775390625e-08, rounded)
+        whole -= (units < whole).to(tl.float32)
+        carries = units - whole >= 1.0 - (noise.to(tl.float32) + 0.5) * 1.52587890625e-05
+        rounded = tl.where(tiny, (whole + carries.to(tl.float32)) * 5.9604644775390625e-08, rounded)
     return tl.where((bits & 0x7F800000) != 0x7F800000, rounded, x)
 
 
@@ -163,9 +165,9 @@ def _work(
         x = _end_on_grid(x, grid)
     if dtype.primitive_bitwidth == 16:
         rounding = tl.load(numbers + ROUND)
-        a, b, c, d = _words(seed, start // 4, tile // 4, parameter, step, rounding | ROUNDING_STREAM)
+        a, b, c, d = _words(seed, start // 8, tile // 8, parameter, step, rounding | ROUNDING_STREAM)
         words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-        x = _round_stochastically(x, words, dtype)
+        x = _round_stochastically(x, tl.interleave(words & 0xFFFF, words >> 16), dtype)
     _write(_pointers(target, offsets, dtype, aligned), inside, x, dtype, masked)
 
 

@@ -7,7 +7,7 @@ Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): 
     key     = (seed mod 2^32, seed div 2^32)
     counter = (block, parameter, step, direction + 2^28 stream)
 
-One block gives four 32-bit words: 128 Rademacher signs or 4 normals, in the order of the elements. Every parameter
+One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the order of the elements. Every parameter
 starts a new block. This file is slow and obvious, in plain integer arithmetic of torch; the fast backends are tested
 against it, and `tests/noise/vectors.json` holds published test vectors.
 """
@@ -27,7 +27,7 @@ ROUNDS = 10
 # What a counter is used for: streams never share a number, whatever the step or the direction.
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
-SIGNS_PER_BLOCK, NORMALS_PER_BLOCK = 128, 4
+SIGNS_PER_BLOCK, NORMALS_PER_BLOCK, HALVES_PER_BLOCK = 128, 4, 8
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -143,6 +143,33 @@ def gaussian(
     angle = (angle_bits >> 8).double() * (2.0**-24 * 2 * math.pi)
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
     return pairs.flatten(-2)[..., :n].to(torch.float32)
+
+
+def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0) -> Tensor:
+    """Uniform integers of 16 bits, for rounding: element e is half e mod 2 (the lower one first) of word e div 2.
+
+    Args:
+        n: how many elements.
+        seed: see `words`.
+        step: see `words`.
+        direction: which of the step's numbers, see `words`.
+        parameter: see `words`.
+        first: index of the first element; a multiple of 8.
+
+    Returns:
+        int64 in [0, 2^16), of shape `(n,)` or `(R, n)`.
+    """
+    blocks = -(-n // HALVES_PER_BLOCK)
+    bits = words(
+        blocks,
+        seed=seed,
+        stream=ROUNDING,
+        step=step,
+        direction=direction,
+        parameter=parameter,
+        first=first // HALVES_PER_BLOCK,
+    )
+    return torch.stack([bits & 0xFFFF, bits >> 16], dim=-1).flatten(-2)[..., :n]
 
 
 def integers(n: int, high: int, *, seed: int | Tensor, step: int, stream: int = BATCH, parameter: int = 0) -> Tensor:
