@@ -358,3 +358,45 @@ def test_no_more_than_the_largest_layer_is_made() -> None:
     with Allocations() as everything:
         copying(WeightPerturbation(model.parameters(), directions=2)).step(lambda: model(x).square().mean())
     assert everything.most > 11 * largest
+
+
+@pytest.mark.parametrize("small", [0, 1 << 14])
+def test_weights_are_planned_for_once(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later steps find the memory and the kernels of the first ones again."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(handing, "SMALL", small)
+    problem, plans, made = Problem(), 0, []
+
+    def counted(*args: Any) -> noise.Combination:
+        nonlocal plans
+        plans += 1
+        return noise.Combination(*args)
+
+    optimizer = SPSA(problem.model.parameters(), lr=0.01)
+    monkeypatch.setattr(handing, "Combination", counted)
+    for _ in range(6):
+        optimizer.step(problem.loss)
+        made.append(plans)
+    assert made[0] > 0
+    assert made[-1] == made[2]
+
+
+def test_plans_do_not_pile_up_where_closures_keep_what_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handing, "MOST_PLANS", 2)
+    kept, runs = [], []
+    for prepare in (lambda optimizer: optimizer, copying):
+        torch.manual_seed(0)
+        problem = Problem()
+        optimizer = prepare(WeightPerturbation(problem.model.parameters(), lr=0.01))
+
+        def closure(problem: Problem = problem) -> Outcome:
+            kept.append(problem.model.linear.weight.t())
+            return problem.loss()
+
+        for _ in range(40):
+            optimizer.step(closure)
+        runs.append(copies(problem.model.parameters()))
+        assert on_use(optimizer) == (prepare is not copying)
+        assert len(optimizer._on_use._plans) <= handing.MOST_PLANS * len(runs[0])
+    assert len({view.data_ptr() for view in kept}) > 20
+    assert same(*runs)

@@ -28,7 +28,8 @@ from dopaminergic.outcomes import Outcome
 from dopaminergic.weights import Weights, _uninterrupted
 
 MOST_PASSES = 3  # over all weights in an evaluation; beyond, it is cheaper to copy them
-SMALL = 1 << 14  # weights that are not worth keeping memory for
+SMALL = 1 << 14  # weights that have rooms of their own, all of this size
+MOST_PLANS = 8  # that are kept for each parameter: places in memory where it was perturbed
 HOLDERS = 2  # of memory that is free: our tensor, and the handle by which they are counted
 # Attributes that lead to the numbers; all others, and these methods, are the same for a perturbed tensor.
 VALUES = {"data", "T", "mT", "H", "mH", "real"}
@@ -47,6 +48,7 @@ class Handing(TorchFunctionMode):
         weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder`
             in eval mode does), and losses are to differ by the perturbation alone.
         rooms: memory for what is made, from one evaluation to the next; starts empty.
+        plans: how parameters are perturbed at the places where they were before; starts empty.
         turned: all bits of those parameters are turned over at the moment.
 
     Attributes:
@@ -55,9 +57,11 @@ class Handing(TorchFunctionMode):
         why: what does not work in this way, or "".
     """
 
-    def __init__(self, weights: Weights, rooms: list[Tensor], *, turned: bool = False) -> None:
+    def __init__(
+        self, weights: Weights, rooms: list[Tensor], plans: dict[Any, Combination], *, turned: bool = False
+    ) -> None:
         super().__init__()
-        self.weights, self.rooms, self.turned = weights, rooms, turned
+        self.weights, self.rooms, self.plans, self.turned = weights, rooms, plans, turned
         self.places = {id(p): (p, i, b.group) for b in weights.on_use_blocks for p, i in zip(*b[1:], strict=True)}
         self.used: set[int] = set()
         self.made, self.why = 0, ""
@@ -100,20 +104,28 @@ class Handing(TorchFunctionMode):
     def _made(self, key: tuple[int, Any]) -> Tensor:
         if key not in self._last:
             with torch.inference_mode(False), torch.no_grad():
-                tensor = self._perturbed(*self.places[key[0]])
+                tensor = self._perturbed(key)
             # As a parameter does, for torch.matmul goes by this even without gradients.
             self._last[key] = tensor.requires_grad_(), tensor._version
         return self._last[key][0]
 
-    def _perturbed(self, p: Tensor, index: int, group: int) -> Tensor:
+    def _perturbed(self, key: tuple[int, Any]) -> Tensor:
         """A tensor with the bits that the parameter would have had it been displaced."""
+        p, index, group = self.places[key[0]]
         weights, source = self.weights, p.detach()
         tensor = self._room(source)
         if self.turned:
             tensor.copy_(source)
             turn(tensor)
             source = tensor
-        combine = Combination([tensor], [index], weights.seeds, weights.kind, [source], group)
+        place = *key, tensor.data_ptr(), source.data_ptr()
+        combine = self.plans.get(place)
+        if combine is None:
+            combine = Combination([tensor], [index], weights.seeds, weights.kind, [source], group)
+            if combine.forget_tensors():  # or the room would never be free
+                if len(self.plans) >= MOST_PLANS * len(self.places):
+                    self.plans.clear()
+                self.plans[place] = combine
         combine.saved[0] = weights.step  # the source needs no saving
         combine(weights.held or [], None, weights.step, weights.held_rounding)
         self.made += p.numel()
@@ -124,14 +136,16 @@ class Handing(TorchFunctionMode):
 
         An allocator would put the next layer beside the last one, and small tensors into the gaps.
         """
-        if like.is_cuda or like.numel() < SMALL:
+        if like.is_cuda:
             return torch.empty_like(like)
-        free = [r for r in self.rooms if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
-        room = min((r for r in free if r.numel() >= like.numel()), key=Tensor.numel, default=None)
+        size = max(SMALL, like.numel())
+        alike = (r for r in self.rooms if (r.numel() > SMALL) == (size > SMALL))
+        free = [r for r in alike if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
+        room = min((r for r in free if r.numel() >= size), key=Tensor.numel, default=None)
         if room is None:
             self.rooms[:] = [r for r in self.rooms if all(r is not f for f in free)]
             free.clear()  # before there is another
-            room = torch.empty(like.numel(), dtype=torch.int16)
+            room = torch.empty(size, dtype=torch.int16)
             self.rooms.append(room)
         # `data`, for torch.matmul takes another way with a view, too.
         return room.view(like.dtype).as_strided(like.size(), like.stride()).data
@@ -154,11 +168,12 @@ class OnUse:
         self._depth: int | None = None  # of torch's stack of modes before an evaluation
         self._turned: list[Tensor] = []
         self._rooms: list[Tensor] = []
+        self._plans: dict[Any, Combination] = {}
         self._used: set[int] | None = None
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rooms": [], "_used": None, "_layout": None}  # they belong to this process
+        return {**self.__dict__, "_rooms": [], "_plans": {}, "_used": None, "_layout": None}  # they belong to this process
 
     def __call__(self, weights: Weights, closure: Callable[[], Any]) -> Any:
         """What the closure returns at the weights as they are displaced."""
@@ -166,7 +181,7 @@ class OnUse:
             return self._evaluate(weights, closure)[0] if weights.on_use_blocks else closure()
         if self._layout is not weights.blocks:
             self.checked, self._used = self.checked and self._layout is None, None
-            self._layout, self._rooms = weights.blocks, []
+            self._layout, self._rooms, self._plans = weights.blocks, [], {}
         states = [(generator, generator.get_state()) for generator in weights.generators]
         try:
             found, handing = self._evaluate(weights, closure)
@@ -195,7 +210,7 @@ class OnUse:
                 turn(self._turned.pop())
 
     def _evaluate(self, weights: Weights, closure: Callable[[], Any], *, turned: bool = False) -> tuple[Any, Handing]:
-        handing = Handing(weights, self._rooms, turned=turned)
+        handing = Handing(weights, self._rooms, self._plans, turned=turned)
         self._depth = _modes._len_torch_function_stack()
         try:
             if turned:
@@ -232,7 +247,7 @@ class OnUse:
         except BaseException:  # the closure itself is at fault
             weights.copy_halves(self.refused)
             raise
-        self.refused, self._rooms = True, []
+        self.refused, self._rooms, self._plans = True, [], {}
         logging.getLogger(__name__).warning(
             "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
             "perturbed weights when it uses them; the reason: %s",

@@ -204,6 +204,17 @@ class Combination:
         else:
             self.fast(*self._whole, *rest, self.saved)
 
+    def forget_tensors(self) -> bool:
+        """Work from addresses alone: the memory is the caller's affair now, and `saved` must be the step of each call.
+
+        Returns:
+            False, and nothing is forgotten, where the tensors themselves are needed.
+        """
+        if self.fast is None and self.launch is None:
+            return False
+        self.targets, self.copies = [], None if self.copies is None else []
+        return True
+
     def _in_threads(self, combine: Callable[..., None], rest: tuple[Any, ...], step: int) -> None:
         """As many threads as torch uses, each with pieces of its own; any number of them gives the same bits."""
         wanted = min(torch.get_num_threads(), int((self._whole[2][3] - self._whole[2][2]).sum()) // PIECE)
