@@ -1,33 +1,34 @@
 """Test error of training in bfloat16 over that of float32, equal passes and seeds; prints one JSON object.
 
-    python benchmarks/sixteen_bits.py [--seeds 10] [--passes 20000] [--out FILE]
+    python benchmarks/sixteen_bits.py [--seeds 10] [--passes 20000] [--tasks digits] [--out FILE]
 
 Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next sample, `nn.RNN` 3-16-3,
-8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32. `rounded` is the
-error of the networks that were trained in float32, once they compute in bfloat16: what the numbers alone cost, without
-any training in them. `least` is that of the right answers as bfloat16 numbers, below which no network that gives such
-numbers comes.
+8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32. Errors are medians
+over seeds; `ratio` has a 95 % interval by bootstrap over seeds, which both share. `rounded` is the error of the networks
+that were trained in float32, once they compute in bfloat16: what the numbers alone cost, without any training in them.
+`least` is that of the right answers as bfloat16 numbers, below which no network that gives such numbers comes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from models import Forecaster
 from printing import publish, say
 from torch import Tensor, nn
 
 from dopaminergic import Dopamine, VectorDopamine, cross_entropy, squared_error
+from dopaminergic.lab.statistics import interval
 from dopaminergic.lab.tasks import make_task
 
 OPTIMIZERS = {"dopamine": Dopamine, "vector": VectorDopamine}
-Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+BOOTSTRAP = 10_000  # samples
 
 
 class Digits:
@@ -105,33 +106,44 @@ def train(task: Any, optimizer: str, seed: int, passes: int, dtype: torch.dtype)
     return model
 
 
-def median_error(task: Any, models: list[nn.Module], dtype: torch.dtype) -> float:
+def errors(task: Any, models: list[nn.Module], dtype: torch.dtype) -> np.ndarray:
     def error(model: nn.Module) -> float:
         model = copy.deepcopy(model).to(dtype)
         return task.error(lambda x: model(x.to(dtype)))
 
     with torch.no_grad():
-        return statistics.median(map(error, models))
+        return np.array([error(model) for model in models])
+
+
+def compared(task: Any, optimizer: str, seeds: int, passes: int) -> dict[str, Any]:
+    full, half = (
+        [train(task, optimizer, seed, passes, dtype) for seed in range(seeds)]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    exact, found = errors(task, full, torch.float32), errors(task, half, torch.bfloat16)
+    samples = np.random.default_rng(0).integers(seeds, size=(BOOTSTRAP, seeds))
+    return {
+        "float32": float(np.median(exact)),
+        "bfloat16": float(np.median(found)),
+        "ratio": float(np.median(found) / np.median(exact)),
+        "interval": interval(np.median(found[samples], 1) / np.median(exact[samples], 1)),
+        "rounded": float(np.median(errors(task, full, torch.bfloat16))),
+        "least": task.least(torch.bfloat16),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (10)")
     parser.add_argument("--passes", type=int, default=20_000, help="forward passes of a run (20000)")
+    parser.add_argument("--tasks", default="", help="only tasks whose name starts so, separated by commas")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name, kind in TASKS.items():
+    for name in filter(lambda name: name.startswith(tuple(options.tasks.split(","))), TASKS):
         for optimizer in OPTIMIZERS:
-            task, seeds = kind(), range(options.seeds)
-            full = [train(task, optimizer, s, options.passes, torch.float32) for s in seeds]
-            half = [train(task, optimizer, s, options.passes, torch.bfloat16) for s in seeds]
-            found = {"float32": median_error(task, full, torch.float32)}
-            found["bfloat16"] = median_error(task, half, torch.bfloat16)
-            found["ratio"] = found["bfloat16"] / found["float32"]
-            found["rounded"] = median_error(task, full, torch.bfloat16)
-            found["least"] = task.least(torch.bfloat16)
+            found = compared(TASKS[name](), optimizer, options.seeds, options.passes)
             say(name, optimizer, found)
             results[f"{name}, {optimizer}"] = found
     what = (__doc__ or "").split("\n")[0]

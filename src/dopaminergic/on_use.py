@@ -173,7 +173,8 @@ class OnUse:
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rooms": [], "_plans": {}, "_used": None, "_layout": None}  # they belong to this process
+        # They belong to this process.
+        return {**self.__dict__, "_rooms": [], "_plans": {}, "_used": None, "_layout": None}
 
     def __call__(self, weights: Weights, closure: Callable[[], Any]) -> Any:
         """What the closure returns at the weights as they are displaced."""

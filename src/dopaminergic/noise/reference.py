@@ -7,9 +7,9 @@ Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): 
     key     = (seed mod 2^32, seed div 2^32)
     counter = (block, parameter, step, direction + 2^28 stream)
 
-One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the order of the elements. Every parameter
-starts a new block. This file is slow and obvious, in plain integer arithmetic of torch; the fast backends are tested
-against it, and `tests/noise/vectors.json` holds published test vectors.
+One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the order of the elements.
+Every parameter starts a new block. This file is slow and obvious, in plain integer arithmetic of torch; the fast
+backends are tested against it, and `tests/noise/vectors.json` holds published test vectors.
 """
 
 from __future__ import annotations
