@@ -96,12 +96,18 @@ def settled(work: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def make_step(name: str, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
-    """A step that has run once: which kernels it uses is settled by the first."""
-    plain, noise.TRITON_DEVICES = noise.TRITON_DEVICES, () if name.endswith("torch path") else ("cuda",)
-    step = stepper("wp", model, loss, **STEPS[name])
-    step()
-    noise.TRITON_DEVICES = plain
-    return step
+    """A step that has run once, with the kernels it is named after."""
+    step, usual = stepper("wp", model, loss, **STEPS[name]), noise.TRITON_DEVICES
+
+    def with_kernels() -> int:
+        noise.TRITON_DEVICES = () if name.endswith("torch path") else usual
+        try:
+            return step()
+        finally:
+            noise.TRITON_DEVICES = usual
+
+    with_kernels()
+    return with_kernels
 
 
 def peak(work: Callable[[], Any]) -> int:

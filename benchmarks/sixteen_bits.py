@@ -4,7 +4,7 @@
 
 Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next sample, `nn.RNN` 3-16-3,
 8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32. Errors are medians
-over seeds; `ratio` has a 95 % interval by bootstrap over seeds, which both share. `rounded` is the error of the networks
+over seeds; `ratio` has a 95 % interval by bootstrap over seeds, which both share. `rounded` is the error of networks
 that were trained in float32, once they compute in bfloat16: what the numbers alone cost, without any training in them.
 `least` is that of the right answers as bfloat16 numbers, below which no network that gives such numbers comes.
 """

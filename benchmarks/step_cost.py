@@ -2,12 +2,16 @@
 
     python benchmarks/step_cost.py [--rounds 21] [--models xor,rnn] [--out FILE]
 
-A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who looks at it.
+A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who looks at it. Beside
+the methods stand two and three bare passes over the weights, `w.mul_(1)`, with the two forward passes: as many as a step
+takes to perturb and to come back, and SPSA and two-sided rules to go to the other side as well. No arithmetic in place
+can be below them.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +19,25 @@ from models import MODELS, build
 from printing import publish, say
 
 from dopaminergic.lab.costs import BACKWARD, FORWARD, stepper, time_ratios
+
+
+def bare(model: torch.nn.Module, loss: Callable[[], torch.Tensor], passes: int) -> Callable[[], int]:
+    """Two forward passes, each after a pass over the weights, and what is left of the `passes`."""
+
+    def multiply() -> None:
+        for p in model.parameters():
+            p.mul_(1.0)
+
+    @torch.no_grad()
+    def step() -> int:
+        for _ in range(2):
+            multiply()
+            float(loss())
+        for _ in range(passes - 2):
+            multiply()
+        return 2
+
+    return step
 
 
 def main() -> None:
@@ -35,6 +58,8 @@ def main() -> None:
             if optimizer in FORWARD and optimizer == "wp":
                 model, loss = build(name)
                 steps["wp, Gaussian"] = stepper(optimizer, model, loss, noise="gaussian")
+        for passes in (2, 3):
+            steps[f"{passes} bare passes"] = bare(*build(name), passes)
         results[name] = time_ratios(steps, build(name)[1], options.rounds)
     publish("time of a step / time of two forward passes", results, options.out)
 
