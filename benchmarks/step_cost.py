@@ -3,7 +3,7 @@
     python benchmarks/step_cost.py [--rounds 21] [--models xor,rnn] [--out FILE]
 
 A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who looks at it. Beside
-the methods stand two and three bare passes over the weights, `w.mul_(1)`, with the two forward passes: as many as a step
+the methods stand two and three bare passes over the weights, `w.mul_(1)`, with two forward passes: as many as a step
 takes to perturb and to come back, and SPSA and two-sided rules to go to the other side as well. No arithmetic in place
 can be below them.
 """

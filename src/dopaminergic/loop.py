@@ -26,12 +26,13 @@ from torch.optim.optimizer import (
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
+from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.on_use import OnUse
 from dopaminergic.outcomes import Outcome
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
-from dopaminergic.weights import Weights, _uninterrupted
+from dopaminergic.weights import Weights
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -274,7 +275,7 @@ class Loop(Optimizer):
         if not self._listeners:
             self._weights.update(change.terms, change.scales, commit)
             return
-        with _uninterrupted():  # no step is done that nobody is told of
+        with uninterrupted():  # no step is done that nobody is told of
             self._weights.update(change.terms, change.scales, commit)
 
     def _check(self, step: int) -> Check | None:

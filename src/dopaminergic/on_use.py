@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dopaminergic.batched import exchanged, leave_modes, rewind
+from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Combination
 from dopaminergic.outcomes import Outcome
-from dopaminergic.weights import Weights, _uninterrupted
+from dopaminergic.weights import Weights
 
 MOST_PASSES = 3  # over all weights in an evaluation; beyond, it is cheaper to copy them
 SMALL = 1 << 14  # weights that have rooms of their own, all of this size
@@ -206,7 +207,7 @@ class OnUse:
         """End an evaluation, whatever interrupted it; harmless at any time."""
         leave_modes(self._depth)
         self._depth = None
-        with _uninterrupted():
+        with uninterrupted():
             while self._turned:
                 turn(self._turned.pop())
 
@@ -215,7 +216,7 @@ class OnUse:
         self._depth = _modes._len_torch_function_stack()
         try:
             if turned:
-                with _uninterrupted():
+                with uninterrupted():
                     for p, *_ in handing.places.values():
                         turn(p)
                         self._turned.append(p)

@@ -15,29 +15,25 @@ Three ways to and back from a perturbation, chosen by size:
 
 from __future__ import annotations
 
-# What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as fast.
-import _signal  # pyright: ignore[reportMissingImports]
-import contextlib
 import functools
 import math
 import operator
-import signal
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
+from dopaminergic.noise.terms import along_one, difference, equal, negative, nonzero, scaled
 from dopaminergic.sharding import first_element, is_sharded, local, parts
 
 SAVED_BYTES = 1 << 20
 PIECE = 1 << 16  # weights
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
-HELD_BACK = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 _DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
 
@@ -127,7 +123,7 @@ class Weights:
             self._choose_sigmas([group["sigma"] for group in self.groups])
             self._layout = self._layout_now()
         if self._grids is not None and self._versions != self._version_numbers():
-            with _uninterrupted():
+            with uninterrupted():
                 self._write_in_place([], None, always=True)
 
     def _layout_now(self) -> list[Any]:
@@ -166,7 +162,7 @@ class Weights:
             combine(terms, None, self.step, rounding)
         self.held = terms if self._on_use else None
         if self._in_place:
-            with _uninterrupted():
+            with uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
                 self._leave_trace(terms)
 
@@ -175,7 +171,7 @@ class Weights:
 
         Nobody looks at the weights in between, so that sums along one direction draw it once.
         """
-        with _uninterrupted():
+        with uninterrupted():
             for terms in traces:
                 self._write_in_place(terms, None, onto_grid=not terms, wait=True)
 
@@ -191,7 +187,7 @@ class Weights:
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
         self.held = None
-        with _uninterrupted():
+        with uninterrupted():
             if self.unfinished is not None:
                 self.unfinished()
                 return
@@ -218,7 +214,7 @@ class Weights:
         if not self._in_place and not self._on_use:
             commit()
             return
-        with _uninterrupted():
+        with uninterrupted():
             if self._is_displaced() or terms or scales is not None:
                 self._write_in_place(terms, scales)
             self._finish([*self._on_use] if terms or scales is not None else [], terms, scales, commit)
@@ -281,22 +277,22 @@ class Weights:
         """Weights <- scale * (weights at `begin`) + terms, block by block; `wait`: with the next write, if it can."""
         grids, written = self._grids if onto_grid else None, False
         for i, combine in enumerate(self._in_place):
-            displacement, scaled = self._displaced[i]
+            displacement, shrunk = self._displaced[i]
             undo, moves, factors = [], terms, scales
-            if scaled is not None:  # restore, after an update that failed between two blocks: (w - terms) / scale
-                factors = [1.0 / s for s in scaled]
-                moves = _negative(_scaled(displacement, factors))
-            elif scales is None and _equal(terms, displacement):  # a trial step that is accepted
+            if shrunk is not None:  # restore, after an update that failed between two blocks: (w - terms) / scale
+                factors = [1.0 / s for s in shrunk]
+                moves = negative(scaled(displacement, factors))
+            elif scales is None and equal(terms, displacement):  # a trial step that is accepted
                 moves = []
-            elif scales is None and grids is None and _along_one(terms, displacement):  # to its other side
-                moves = _difference(terms, displacement)
+            elif scales is None and grids is None and along_one(terms, displacement):  # to its other side
+                moves = difference(terms, displacement)
             else:
-                undo = _negative(displacement[::-1])
+                undo = negative(displacement[::-1])
             undo = [*self._waiting[i], *undo]
             if wait and factors is None and grids is None:
-                self._waiting[i] = undo + _nonzero(moves)
+                self._waiting[i] = undo + nonzero(moves)
             elif moves or undo or factors is not None or (grids is not None and (displacement or always)):
-                combine(_nonzero(moves), factors, self.step, undo=undo, grids=grids)
+                combine(nonzero(moves), factors, self.step, undo=undo, grids=grids)
                 self._waiting[i], written = [], True
             self._displaced[i] = (terms, scales)
         if written:
@@ -352,75 +348,7 @@ def _generators(devices: set[torch.device]) -> list[torch.Generator]:
     return [torch.default_generator, *cuda]
 
 
-def _scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
-    return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
-
-
-def _negative(terms: list[Term]) -> list[Term]:
-    return [(direction, [-m for m in multiples]) for direction, multiples in terms]
-
-
-def _along_one(some: list[Term], others: list[Term]) -> bool:
-    return len(some) == len(others) == 1 and some[0][0] == others[0][0]
-
-
-def _difference(some: list[Term], others: list[Term]) -> list[Term]:
-    """Of terms along the same directions."""
-    pairs = zip(some, others, strict=True)
-    return [(direction, [m - n for m, n in zip(ms, ns, strict=True)]) for (direction, ms), (_, ns) in pairs]
-
-
 def _representable(sigma: float) -> float:
     """The nearest number of `SIGMA_BITS` significant bits."""
     fraction, exponent = math.frexp(sigma)
     return math.ldexp(round(fraction * 2**SIGMA_BITS), exponent - SIGMA_BITS)
-
-
-def _nonzero(terms: list[Term]) -> list[Term]:
-    """Without the directions that move nothing, which need not be drawn."""
-    return [(direction, multiples) for direction, multiples in terms if any(map(_is_any, multiples))]
-
-
-def _is_any(multiple: Multiple) -> bool:
-    # Numbers are asked for first, here and below: numpy would make arrays of them.
-    return multiple != 0 if isinstance(multiple, float) else bool(np.any(multiple))
-
-
-def _equal(some: list[Term], others: list[Term]) -> bool:
-    return len(some) == len(others) and all(
-        a == b and all(map(_are_equal, old, new)) for (a, old), (b, new) in zip(some, others, strict=True)
-    )
-
-
-def _are_equal(a: Multiple, b: Multiple) -> bool:
-    return a == b if isinstance(a, float) and isinstance(b, float) else np.array_equal(a, b)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C, alarms and SIGTERM back until the block is done; only the main thread receives them."""
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))}
-    received: list[tuple[int, Any]] = []
-
-    def hold(number: int, frame: Any) -> None:
-        received.append((number, frame))
-
-    try:
-        for number in handlers:
-            _signal.signal(number, hold)
-        yield
-    finally:
-        try:
-            _handle(handlers)
-        except BaseException:  # one signal may come as soon as its own handler is back, before the others are
-            _handle(handlers)
-            raise
-        for number, frame in received:
-            handlers[number](number, frame)
-
-
-def _handle(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        _signal.signal(number, handler)

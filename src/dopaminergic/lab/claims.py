@@ -16,9 +16,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dopaminergic.lab import statistics
+from dopaminergic.lab.comparisons import (
+    ADAM,
+    DOPAMINE,
+    DOPAMINE2,
+    SGD,
+    VECTOR,
+    WP,
+    Tasks,
+    best_of,
+    cost,
+    cost_rows,
+    interval_of,
+    is_unstable,
+    median_error,
+    middle,
+    name_of,
+    passes_to,
+    scores,
+    sign_of,
+    speed,
+    tasks_with,
+    with_interval,
+)
 from dopaminergic.lab.records import Record
 from dopaminergic.lab.results import (
-    Cells,
     Method,
     by_task,
     compact,
@@ -26,21 +48,12 @@ from dopaminergic.lab.results import (
     has_threshold,
     is_forecasting,
     is_xor,
-    method_title,
     solved_at,
 )
 
 HOLDS, PARTLY, NOT_SEEN, NOT_MEASURED = "holds", "holds partly", "not seen", "not measured"
 ENOUGH_SEEDS = 20  # fewer make a verdict provisional
 COMPARABLE = 1.25  # ratio of median errors up to which two methods count as comparable
-DOPAMINE: Method = ("dopamine", "default")
-DOPAMINE2: Method = ("dopamine2", "default")
-VECTOR: Method = ("vector", "default")
-WP: Method = ("wp", "tuned")
-SGD: Method = ("sgd", "tuned")
-ADAM: Method = ("adam", "tuned")
-
-Tasks = dict[str, Cells]
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,10 @@ class Finding(NamedTuple):
     n: int
 
 
+def _nothing(reason: str) -> Finding:
+    return Finding(NOT_MEASURED, [f"Not measured: {reason}."], 0)
+
+
 def judge(records: Iterable[Record], costs: Mapping[str, Any]) -> list[Verdict]:
     """A verdict on each claim, from the runs of role "report".
 
@@ -105,17 +122,17 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     Otherwise not seen.
     """
     outcomes, evidence, sizes = [], [], []
-    for title, cells in _with(tasks, (DOPAMINE, WP), lambda task: is_forecasting(task) or is_xor(task)):
+    for title, cells in tasks_with(tasks, (DOPAMINE, WP), lambda task: is_forecasting(task) or is_xor(task)):
         ours, theirs = cells[DOPAMINE], cells[WP]
         timed = has_threshold(ours + theirs)
         score = solved_at if timed else final_error
-        chance = statistics.probability_of_improvement((_map(score, ours), _map(score, theirs)))
-        outcomes.append(_sign(chance))
+        chance = statistics.probability_of_improvement((scores(score, ours), scores(score, theirs)))
+        outcomes.append(sign_of(chance))
         sizes.append(chance.n)
         measure = "median passes to the threshold" if timed else "median error"
-        words = f"{title}: {measure} {_middle(score, ours)} against {_middle(score, theirs)}"
-        words += f", beats WP with probability {_interval(chance)}"
-        evidence.append(words + ("." if timed else f"; {_speed(ours, theirs)}."))
+        words = f"{title}: {measure} {middle(score, ours)} against {middle(score, theirs)}"
+        words += f", beats WP with probability {with_interval(chance)}"
+        evidence.append(words + ("." if timed else f"; {speed(ours, theirs)}."))
     if not outcomes:
         return _nothing("no task was run with both Dopamine (default) and tuned WP")
     won, lost = outcomes.count(1), outcomes.count(-1)
@@ -133,21 +150,22 @@ def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """
     comparable: dict[str, bool] = {}
     evidence, sizes, forecasting = [], [], []
-    for title, cells in _with(tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)):
-        best = _best(cells, (DOPAMINE, DOPAMINE2))
+    for title, cells in tasks_with(tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)):
+        best = best_of(cells, (DOPAMINE, DOPAMINE2))
         if best is None:
             continue
         ours, adam = cells[best], cells[ADAM]
         sizes.append(min(len(ours), len(adam)))
         if has_threshold(ours + adam):
-            own, other = (np.isfinite(_map(solved_at, runs)).mean() for runs in (ours, adam))
+            own, other = (np.isfinite(scores(solved_at, runs)).mean() for runs in (ours, adam))
             comparable[title] = bool(own >= other - 0.05)
-            evidence.append(f"{title}: {_name(best)} solves {own:.0%}, Adam {other:.0%}.")
+            evidence.append(f"{title}: {name_of(best)} solves {own:.0%}, Adam {other:.0%}.")
         else:
-            own, other = (float(statistics.median(_map(final_error, runs))) for runs in (ours, adam))
+            own, other = (float(statistics.median(scores(final_error, runs))) for runs in (ours, adam))
             comparable[title] = own <= COMPARABLE * other
             ratio = f"{compact(own / other)} times Adam's" if 0 < other < math.inf else "Adam diverged"
-            evidence.append(f"{title}: median error of {_name(best)} {compact(own)}, Adam {compact(other)} ({ratio}).")
+            words = f"{title}: median error of {name_of(best)} {compact(own)}"
+            evidence.append(f"{words}, Adam {compact(other)} ({ratio}).")
         if is_forecasting(ours[0]["task"]):
             forecasting.append(title)
     if not forecasting:
@@ -169,18 +187,18 @@ def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     forecasting task. Holds: less time and memory per step, and fewer passes to the same error on every task. Holds
     partly: less time or less memory per step, whatever the same error took. Otherwise not seen.
     """
-    ours, adam = _cost_rows(costs, "dopamine", "adam"), _cost_rows(costs, "adam", "dopamine")
+    ours, adam = cost_rows(costs, "dopamine", "adam"), cost_rows(costs, "adam", "dopamine")
     if not (ours and adam):
         return _nothing("costs.json has no model with rows for both Dopamine and Adam")
     evidence, less = [], {}
     for key, words in COSTS.items():
-        own, other = (_cost(rows, key) for rows in (ours, adam))
+        own, other = (cost(rows, key) for rows in (ours, adam))
         less[key] = own < other
         evidence.append(f"{words}: {compact(own)} against Adam's {compact(other)}.")
     sizes, slower = [], 0
-    for title, cells in _with(tasks, (DOPAMINE, ADAM), is_forecasting):
+    for title, cells in tasks_with(tasks, (DOPAMINE, ADAM), is_forecasting):
         own, other = cells[DOPAMINE], cells[ADAM]
-        needed = float(statistics.median([_passes_to(run, _median_error(own)) for run in other]))
+        needed = float(statistics.median([passes_to(run, median_error(own)) for run in other]))
         budget = float(own[0]["budget"])
         slower += needed <= budget
         sizes.append(min(len(own), len(other)))
@@ -189,7 +207,7 @@ def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     cheaper_step = (less["time_over_two_forwards"], less["peak_memory_over_inference"])
     if not sizes:
         evidence.append("The work for the same error was not measured.")
-    own, other = ({key: compact(_cost(rows, key), 2) for key in COSTS} for rows in (ours, adam))
+    own, other = ({key: compact(cost(rows, key), 2) for key in COSTS} for rows in (ours, adam))
     summary = (
         f"A step takes {own['time_over_two_forwards']} times two forward passes "
         f"(Adam {other['time_over_two_forwards']}) "
@@ -211,23 +229,25 @@ def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """
     full, partial, evidence, sizes = [], [], [], []
     others = (SGD, ADAM, WP)
-    for title, cells in _with(tasks, (), lambda task: task.startswith(("cluster-xor", "continuous-xor"))):
+    for title, cells in tasks_with(tasks, (), lambda task: task.startswith(("cluster-xor", "continuous-xor"))):
         own = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
         present = [other for other in others if other in cells]
         if not (own and present):
             continue
-        best = min(own, key=lambda method: _median_error(cells[method]))
-        errors = {method: _map(final_error, cells[method]) for method in (best, *present)}
+        best = min(own, key=lambda method: median_error(cells[method]))
+        errors = {method: scores(final_error, cells[method]) for method in (best, *present)}
         chances = {other: statistics.probability_of_improvement((errors[best], errors[other])) for other in present}
-        better = {other for other, chance in chances.items() if _sign(chance) == 1}
+        better = {other for other, chance in chances.items() if sign_of(chance) == 1}
         full.append(better == set(others))
         partial.append({SGD, ADAM} <= better)
         sizes.extend(chance.n for chance in chances.values())
-        against = "; ".join(
-            f"{_name(other)} {_middle(final_error, cells[other])}, beaten with probability {_interval(chances[other])}"
-            for other in present
+        rivals = [
+            f"{name_of(other)} {middle(final_error, cells[other])}, beaten with probability {with_interval(chance)}"
+            for other, chance in chances.items()
+        ]
+        evidence.append(
+            f"{title}: median test error of {name_of(best)} {middle(final_error, cells[best])}; {'; '.join(rivals)}."
         )
-        evidence.append(f"{title}: median test error of {_name(best)} {_middle(final_error, cells[best])}; {against}.")
     if not full:
         return _nothing("neither cluster XOR nor continuous XOR was run with a Dopamine rule and another")
     summary = (
@@ -245,8 +265,8 @@ def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     partly: the lowest on some task, or the lowest of those without gradients on every task. Otherwise not seen.
     """
     first, first_without_gradients, evidence, sizes = [], [], [], []
-    for title, cells in _with(tasks, (), is_forecasting):
-        medians = {method: _median_error(runs) for method, runs in cells.items() if method[0] != "vector"}
+    for title, cells in tasks_with(tasks, (), is_forecasting):
+        medians = {method: median_error(runs) for method, runs in cells.items() if method[0] != "vector"}
         if len({optimizer for optimizer, _ in medians}) < 2 or all(method[0] != "dopamine2" for method in medians):
             continue
         ranked = sorted(medians, key=lambda method: medians[method])
@@ -255,11 +275,11 @@ def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         first_without_gradients.append(forward[0][0] == "dopamine2")
         sizes.extend(len(cells[method]) for method in medians)
         own = next(method for method in ranked if method[0] == "dopamine2")
-        words = f"{title}: lowest is {_name(ranked[0])} with {compact(medians[ranked[0]])}"
+        words = f"{title}: lowest is {name_of(ranked[0])} with {compact(medians[ranked[0]])}"
         if ranked[0] != own:
-            words += f"; {_name(own)} has {compact(medians[own])}"
+            words += f"; {name_of(own)} has {compact(medians[own])}"
         if forward[0] not in (ranked[0], own):
-            words += f"; lowest without gradients is {_name(forward[0])} with {compact(medians[forward[0]])}"
+            words += f"; lowest without gradients is {name_of(forward[0])} with {compact(medians[forward[0]])}"
         evidence.append(words + ".")
     if not first:
         return _nothing("no forecasting task was run with Dopamine2 and another optimizer")
@@ -279,25 +299,25 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """
     evidence, sizes, calm, tight = [], [], [], []
     shaky: dict[Method, list[bool]] = {}
-    for title, cells in _with(tasks, (), is_forecasting):
+    for title, cells in tasks_with(tasks, (), is_forecasting):
         present = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
         words = []
         for method in [*present, WP] if WP in cells and present else present:
             runs = cells[method]
-            unstable = [_unstable(run) for run in runs]
-            spread = statistics.spread(_map(final_error, runs))
-            words.append(f"{_name(method)} {sum(unstable)} of {len(runs)} unstable, spread {compact(spread, 2)}")
+            unstable = [is_unstable(run) for run in runs]
+            spread = statistics.spread(scores(final_error, runs))
+            words.append(f"{name_of(method)} {sum(unstable)} of {len(runs)} unstable, spread {compact(spread, 2)}")
             sizes.append(len(runs))
             if method != WP:
                 shaky.setdefault(method, []).extend(unstable)
                 calm.append(np.mean(unstable) <= 0.05)
-                tight.append(WP in cells and spread <= statistics.spread(_map(final_error, cells[WP])))
+                tight.append(WP in cells and spread <= statistics.spread(scores(final_error, cells[WP])))
         if words:
             evidence.append(f"{title}: {'; '.join(words)}.")
     if not shaky:
         return _nothing("no forecasting task was run with a Dopamine rule")
     partly = all(np.mean(each) <= 0.05 for each in shaky.values())
-    counts = ", ".join(f"{_name(method)} {sum(each)} of {len(each)}" for method, each in shaky.items())
+    counts = ", ".join(f"{name_of(method)} {sum(each)} of {len(each)}" for method, each in shaky.items())
     summary = f"Unstable runs: {counts}; spread no larger than WP's in {sum(tight)} of {len(tight)} comparisons."
     return Finding(
         HOLDS if all(calm) and all(tight) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes)
@@ -312,7 +332,7 @@ def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     won on all. Holds partly: won on some, and on more than are lost. Otherwise not seen.
     """
     outcomes, evidence, sizes = [], [], []
-    for title, cells in _with(tasks, (VECTOR, ADAM), lambda task: True):
+    for title, cells in tasks_with(tasks, (VECTOR, ADAM), lambda task: True):
         ours, theirs = cells[VECTOR], cells[ADAM]
         timed = has_threshold(ours + theirs)
         score = solved_at if timed else final_error
@@ -321,9 +341,9 @@ def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         outcomes.append(int(found.median.high < 0) - int(found.median.low > 0))
         sizes.append(len(found.seeds))
         measure = "median passes to the threshold" if timed else "median error"
-        words = f"{title}: {measure} {_middle(score, ours)} against {_middle(score, theirs)}"
+        words = f"{title}: {measure} {middle(score, ours)} against {middle(score, theirs)}"
         evidence.append(
-            f"{words}, lower on {found.share_better:.0%} of {len(found.seeds)} seeds{_bounds(found.median)}."
+            f"{words}, lower on {found.share_better:.0%} of {len(found.seeds)} seeds{interval_of(found.median)}."
         )
     if not outcomes:
         return _nothing("no task was run with both VectorDopamine and tuned Adam")
@@ -352,96 +372,3 @@ COSTS = {
     "time_over_two_forwards": "Time of a step, in units of two forward passes",
     "peak_memory_over_inference": "Peak memory, in units of inference's",
 }
-
-
-# --- their parts ---
-
-
-def _with(tasks: Tasks, methods: tuple[Method, ...], wanted: Callable[[str], bool]) -> list[tuple[str, Cells]]:
-    """Tasks of a kind on which all of `methods` were run."""
-
-    def name(cells: Cells) -> str:
-        return next(iter(cells.values()))[0]["task"]
-
-    return [(title, cells) for title, cells in tasks.items() if wanted(name(cells)) and set(methods) <= set(cells)]
-
-
-def _nothing(reason: str) -> Finding:
-    return Finding(NOT_MEASURED, [f"Not measured: {reason}."], 0)
-
-
-def _map(score: Callable[[Record], float], runs: list[Record]) -> list[float]:
-    return [score(run) for run in runs]
-
-
-def _median_error(runs: list[Record]) -> float:
-    return float(statistics.median(_map(final_error, runs)))
-
-
-def _middle(score: Callable[[Record], float], runs: list[Record]) -> str:
-    return compact(float(statistics.median(_map(score, runs))))
-
-
-def _name(method: Method) -> str:
-    return method_title(method, bare=method[1] == "default")
-
-
-def _best(cells: Cells, methods: tuple[Method, ...]) -> Method | None:
-    """The method with the lowest median error; on a task with a threshold, the largest share of solved runs first."""
-    present = [method for method in methods if method in cells]
-    if not present:
-        return None
-    solved = {method: np.isinf(_map(solved_at, cells[method])).mean() for method in present}
-    return min(present, key=lambda method: (solved[method], _median_error(cells[method])))
-
-
-def _sign(chance: statistics.Estimate) -> int:
-    """1 if the interval lies above .5, -1 if below, 0 otherwise and for single runs, whose interval is open."""
-    return 1 if chance.low > 0.5 else -1 if chance.high < 0.5 else 0
-
-
-def _interval(chance: statistics.Estimate) -> str:
-    bounds = "one run" if math.isnan(chance.low) else f"{chance.low:.2f} to {chance.high:.2f}"
-    return f"{chance.value:.2f} ({bounds})"
-
-
-def _bounds(difference: statistics.Estimate) -> str:
-    """The interval of a median difference, in words; nothing where one run leaves it open."""
-    if math.isnan(difference.low):
-        return ""
-    return f", median difference {_signed(difference.low)} to {_signed(difference.high)}"
-
-
-def _signed(value: float) -> str:
-    return compact(value) if value >= 0 else f"−{compact(-value)}"  # noqa: RUF001
-
-
-def _passes_to(record: Record, error: float) -> float:
-    """Forward passes after which the curve of a run first is at or below an error; infinity if never."""
-    curve = zip(record["curve"]["passes"], record["curve"]["error"], strict=True)
-    return next((float(passes) for passes, value in curve if value is not None and value <= error), math.inf)
-
-
-def _speed(ours: list[Record], theirs: list[Record]) -> str:
-    needed = float(statistics.median([_passes_to(run, _median_error(theirs)) for run in ours]))
-    budget = compact(float(theirs[0]["budget"]))
-    if math.isinf(needed):
-        return f"does not reach WP's final error in {budget} passes"
-    return f"reaches WP's final error after {compact(needed)} of {budget} passes"
-
-
-def _unstable(record: Record) -> bool:
-    errors = [value for value in record["curve"]["error"] if value is not None]
-    return not errors or not final_error(record) <= 2 * min(errors)
-
-
-def _cost_rows(costs: Mapping[str, Any], optimizer: str, other: str) -> list[Mapping[str, Any]]:
-    """Rows of one optimizer on the models that were measured with the other too."""
-    rows = costs.get("rows", [])
-    shared = {row["task"] for row in rows if row["optimizer"] == other}
-    return [row for row in rows if row["optimizer"] == optimizer and row["task"] in shared]
-
-
-def _cost(rows: list[Mapping[str, Any]], key: str) -> float:
-    values = [float(row[key]) for row in rows if row.get(key) is not None]
-    return float(np.median(values)) if values else math.nan
