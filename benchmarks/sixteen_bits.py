@@ -1,12 +1,13 @@
-"""Test error of training in bfloat16 over that of float32, equal passes and seeds; prints one JSON object.
+"""Test error of training in 16 bits over that of float32, equal passes and seeds; prints one JSON object.
 
-    python benchmarks/sixteen_bits.py [--seeds 10] [--passes 20000] [--tasks digits] [--out FILE]
+    python benchmarks/sixteen_bits.py [--seeds 10] [--passes 20000] [--tasks digits]
+                                      [--dtype bfloat16] [--out FILE]
 
 Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next sample, `nn.RNN` 3-16-3,
 8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32. Errors are medians
 over seeds; `ratio` has a 95 % interval by bootstrap over seeds, which both share. `rounded` is the error of networks
-that were trained in float32, once they compute in bfloat16: what the numbers alone cost, without any training in them.
-`least` is that of the right answers as bfloat16 numbers, below which no network that gives such numbers comes.
+that were trained in float32, once they compute in 16 bits: what the numbers alone cost, without any training in them.
+`least` is that of the right answers as such numbers, below which no network that gives such numbers comes.
 """
 
 from __future__ import annotations
@@ -115,20 +116,19 @@ def errors(task: Any, models: list[nn.Module], dtype: torch.dtype) -> np.ndarray
         return np.array([error(model) for model in models])
 
 
-def compared(task: Any, optimizer: str, seeds: int, passes: int) -> dict[str, Any]:
+def compared(task: Any, optimizer: str, seeds: int, passes: int, dtype: torch.dtype) -> dict[str, Any]:
     full, half = (
-        [train(task, optimizer, seed, passes, dtype) for seed in range(seeds)]
-        for dtype in (torch.float32, torch.bfloat16)
+        [train(task, optimizer, seed, passes, kind) for seed in range(seeds)] for kind in (torch.float32, dtype)
     )
-    exact, found = errors(task, full, torch.float32), errors(task, half, torch.bfloat16)
+    exact, found = errors(task, full, torch.float32), errors(task, half, dtype)
     samples = np.random.default_rng(0).integers(seeds, size=(BOOTSTRAP, seeds))
     return {
         "float32": float(np.median(exact)),
-        "bfloat16": float(np.median(found)),
+        str(dtype).removeprefix("torch."): float(np.median(found)),
         "ratio": float(np.median(found) / np.median(exact)),
         "interval": interval(np.median(found[samples], 1) / np.median(exact[samples], 1)),
-        "rounded": float(np.median(errors(task, full, torch.bfloat16))),
-        "least": task.least(torch.bfloat16),
+        "rounded": float(np.median(errors(task, full, dtype))),
+        "least": task.least(dtype),
     }
 
 
@@ -137,13 +137,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (10)")
     parser.add_argument("--passes", type=int, default=20_000, help="forward passes of a run (20000)")
     parser.add_argument("--tasks", default="", help="only tasks whose name starts so, separated by commas")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16", help="(bfloat16)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name in filter(lambda name: name.startswith(tuple(options.tasks.split(","))), TASKS):
         for optimizer in OPTIMIZERS:
-            found = compared(TASKS[name](), optimizer, options.seeds, options.passes)
+            found = compared(TASKS[name](), optimizer, options.seeds, options.passes, getattr(torch, options.dtype))
             say(name, optimizer, found)
             results[f"{name}, {optimizer}"] = found
     what = (__doc__ or "").split("\n")[0]
