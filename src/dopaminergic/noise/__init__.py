@@ -286,9 +286,10 @@ def _round_stochastically(
     rounded = bits.view(torch.float32)
     if dtype == torch.float16:
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
-        units = torch.floor(x * 2.0**24)
+        exact = x * 2.0**24
+        units = torch.floor(exact)
         # Compared, since a sum would be rounded itself.
-        up = x * 2.0**24 - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
+        up = exact - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
         rounded = torch.where(x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded)
     # Infinities and NaN hold no fraction to round, and adding to their bits would change what they are.
     return torch.where(x.isfinite(), rounded, x).to(dtype)

@@ -15,6 +15,7 @@ backends are tested against it, and `tests/noise/vectors.json` holds published t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,11 @@ def words(
     return torch.stack([word.expand(*seeds.shape, blocks) for word in out], dim=-1).flatten(-2)
 
 
+def _words_of(n: int, first: int, per_block: int, **place: Any) -> Tensor:
+    """The words of elements `first` to `first + n`, of which a block has `per_block`; the first one begins a block."""
+    return words(-(-n // per_block), first=first // per_block, **place)
+
+
 def rademacher(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
@@ -94,16 +100,8 @@ def rademacher(
     Returns:
         float32 of shape `(n,)` or `(R, n)`.
     """
-    blocks = -(-n // SIGNS_PER_BLOCK)
-    bits = words(
-        blocks,
-        seed=seed,
-        stream=RADEMACHER,
-        step=step,
-        direction=direction,
-        parameter=parameter,
-        first=first // SIGNS_PER_BLOCK,
-    )
+    place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
+    bits = _words_of(n, first, SIGNS_PER_BLOCK, stream=RADEMACHER, **place)
     signs = (bits[..., None] >> torch.arange(32, device=bits.device)) & 1
     return (2 * signs - 1).flatten(-2)[..., :n].to(torch.float32)
 
@@ -127,16 +125,8 @@ def gaussian(
     Returns:
         float32 of shape `(n,)` or `(R, n)`.
     """
-    blocks = -(-n // NORMALS_PER_BLOCK)
-    bits = words(
-        blocks,
-        seed=seed,
-        stream=GAUSSIAN,
-        step=step,
-        direction=direction,
-        parameter=parameter,
-        first=first // NORMALS_PER_BLOCK,
-    )
+    place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
+    bits = _words_of(n, first, NORMALS_PER_BLOCK, stream=GAUSSIAN, **place)
     radius_bits, angle_bits = bits[..., 0::2], bits[..., 1::2]
     uniform = ((radius_bits >> 9).double() + 0.5) * 2.0**-23  # in (0, 1)
     radius = torch.sqrt(-2.0 * torch.log(uniform))
@@ -159,16 +149,8 @@ def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, paramet
     Returns:
         int64 in [0, 2^16), of shape `(n,)` or `(R, n)`.
     """
-    blocks = -(-n // HALVES_PER_BLOCK)
-    bits = words(
-        blocks,
-        seed=seed,
-        stream=ROUNDING,
-        step=step,
-        direction=direction,
-        parameter=parameter,
-        first=first // HALVES_PER_BLOCK,
-    )
+    place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
+    bits = _words_of(n, first, HALVES_PER_BLOCK, stream=ROUNDING, **place)
     return torch.stack([bits & 0xFFFF, bits >> 16], dim=-1).flatten(-2)[..., :n]
 
 
