@@ -46,6 +46,21 @@ def many_channels(dtype: torch.dtype) -> Tensor:
     return values(9, 70, 11, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
+def long_rows(dtype: torch.dtype) -> Tensor:
+    """Transposed, more rows and columns than are read at a time, and no multiple of what is moved at a time."""
+    return values(1050, 68, dtype=dtype).t()
+
+
+def short_rows(dtype: torch.dtype) -> Tensor:
+    """Transposed batches of matrices with fewer rows than are worth it, for a tile to end in."""
+    return values(3, 600, 11, dtype=dtype).transpose(1, 2)
+
+
+def spaced_long_rows(dtype: torch.dtype) -> Tensor:
+    """Transposed, and no two elements are neighbours in memory."""
+    return values(530, 40, dtype=dtype)[:, ::2].t()
+
+
 def spaced(dtype: torch.dtype) -> Tensor:
     """Every second row and every third column of something larger."""
     return values(120, 210, dtype=dtype)[1::2, ::3]
@@ -61,6 +76,7 @@ def whole_blocks(dtype: torch.dtype) -> Tensor:
 
 
 LAYOUTS = [contiguous, transposed, channels_last, many_channels, spaced, tiny, whole_blocks]
+LAYOUTS += [long_rows, short_rows, spaced_long_rows]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 # terms, undo, scale, grid
 CHANGES: list[tuple[list[Term], list[Term], float, float]] = [

@@ -149,11 +149,11 @@ class Combination:
             # Addresses are looked up once; they must stay valid as long as this object is used.
             plan, layouts = pieces.plan(targets, sources, parameters, self.firsts, len(seeds))
             self._plain = bool(plan[7].all())
-            self._whole = (np.empty(0, memory), np.empty(0, real), plan, layouts)
+            self._whole = (np.empty(0, memory), np.empty(0, real), plan, None if self._plain else layouts)
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
-                self._one = one(self._whole[0], plan, layouts, seeds[0], self.signs, self.saved)
+                self._one = one(self._whole[0], plan, seeds[0], self.signs, self.saved)
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 

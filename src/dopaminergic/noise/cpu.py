@@ -28,9 +28,10 @@ from numba.extending import intrinsic, overload
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
 SIGN_TILE, NORMAL_TILE = 8192, 2048  # weights at a time, whole blocks
-# Where neighbours in a row lie far apart: so many rows at a time that what is near in their columns fills cache lines.
-STRIDED_TILE = 1 << 16
-FEWEST_ROWS = 32  # that are worth being taken column by column
+# Where neighbours in a row lie far apart, as in a transposed matrix: so many rows and columns at a time that the pages
+# of all columns stay known to the processor, and rows so far apart in the tile that they do not share its cache lines.
+STRIP_ROWS, STRIP_COLUMNS, STRIP_PITCH = 64, 1024, 1040
+FEWEST_ROWS = 16  # that a tile should have
 TINY_LANES = 64  # pieces of less than a block at a time
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -402,75 +403,85 @@ def _run(layout, side, at, most):
     for d in range(last - 1, -1, -1):
         place += row % layout[0, d] * layout[side, d]
         row //= layout[0, d]
-    return place, min(layout[0, last] - column, most), layout[side, last]
+    return place, min(layout[0, last] - column, most)
 
 
 @compiled
-def _rows(layout, side, at, most):
-    """How many whole rows from element `at` on lie closer to each other than their elements do; 0 if they do not."""
+def _rows(layout, at, most):
+    """How many whole rows of one matrix begin with element `at` and have `most` elements at most; 0 within a row."""
     last = layout.shape[1] - 1
     columns = layout[0, last]
-    if last == 0 or layout[side, last - 1] >= layout[side, last] or at % columns != 0:  # a division, last of all
+    if last == 0 or most < columns or at % columns != 0:
         return 0
     return min(layout[0, last - 1] - at // columns % layout[0, last - 1], most // columns)
 
 
 @compiled
-def _widen_from(x, memory, place, stride):
-    if stride == 1:
-        _widen(x, memory[place : place + x.size])
-    else:
-        _widen(x, memory[place : place + (x.size - 1) * stride + 1 : stride])
+def _near(layout, side):
+    """Whether rows lie closer to each other than their elements do."""
+    last = layout.shape[1] - 1
+    return last > 0 and layout[side, last - 1] < layout[side, last]
 
 
 @compiled
-def _narrow_to(memory, place, stride, x, noise):
-    if stride == 1:
-        _narrow(memory[place : place + x.size], x, noise)
-    else:
-        _narrow(memory[place : place + (x.size - 1) * stride + 1 : stride], x, noise)
+def _block(layout, at, left, most):
+    """How many rows of how many elements are taken together from element `at` on, before which `left` are left.
+
+    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix; all else is one row.
+    """
+    last = layout.shape[1] - 1
+    columns = layout[0, last]
+    if last == 0 or not (_near(layout, 1) or _near(layout, 2)):
+        return 1, left
+    if columns <= (most - 128) // FEWEST_ROWS:
+        return 1, min(left, (most - 128) // columns * columns - at % columns)
+    rows = _rows(layout, at, left)
+    return (rows, columns) if rows >= FEWEST_ROWS else (1, min(left, columns - at % columns))
 
 
-@compiled
-def _read(x, memory, layout, at):
-    done, columns = 0, layout[0, layout.shape[1] - 1]
-    while done < x.size:
-        place, count, stride = _run(layout, 2, at + done, x.size - done)
-        rows = _rows(layout, 2, at + done, x.size - done)
-        if rows >= FEWEST_ROWS:
-            end, step = done + (rows - 1) * columns + 1, layout[2, layout.shape[1] - 2]
-            for column in range(columns):
-                _widen_from(x[done + column : end + column : columns], memory, place + column * stride, step)
-            done += rows * columns
-        else:
-            _widen_from(x[done : done + count], memory, place, stride)
-            done += count
+def _square(size):
+    """What transposes `size` x `size` elements in registers."""
+
+    @intrinsic
+    def transpose(typing_context, to, to_pitch, of, of_pitch, like):
+        """From one address to another, with rows a number of bytes apart."""
+
+        def generate(context, builder, signature, arguments):
+            to, to_pitch, of, of_pitch, _ = arguments
+            row = ir.VectorType(context.get_value_type(signature.args[4].dtype), size)
+            places = [
+                [
+                    builder.inttoptr(builder.add(x, builder.mul(pitch, ir.Constant(pitch.type, i))), row.as_pointer())
+                    for i in range(size)
+                ]
+                for x, pitch in ((of, of_pitch), (to, to_pitch))
+            ]
+            rows = [builder.load(place, align=1) for place in places[0]]
+            # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column to the row.
+            shuffled = [[i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)]
+            for _ in range(size.bit_length() - 1):
+                pairs = zip(rows[: size // 2], rows[size // 2 :], strict=True)
+                rows = [_joined(builder, *pair, order) for pair in pairs for order in shuffled]
+            for x, place in zip(rows, places[1], strict=True):
+                builder.store(x, place, align=1)
+
+        return types.void(to, to_pitch, of, of_pitch, like), generate
+
+    @compiled
+    def squares(like, height, width, to, down, of, of_right):
+        """The last of them may overlap those before: elements are only moved."""
+        bytes_per = like.itemsize
+        for column in range(0, width, size):
+            left = min(column, width - size)
+            for row in range(0, height, size):
+                top = min(row, height - size)
+                a, b = to + (top * down + left) * bytes_per, of + (left * of_right + top) * bytes_per
+                transpose(a, down * bytes_per, b, of_right * bytes_per, like)
+
+    return squares
 
 
-@compiled
-def _write(memory, layout, at, x, noise):
-    done, columns = 0, layout[0, layout.shape[1] - 1]
-    while done < x.size:
-        place, count, stride = _run(layout, 1, at + done, x.size - done)
-        rows = _rows(layout, 1, at + done, x.size - done)
-        if rows >= FEWEST_ROWS:
-            end, step = done + (rows - 1) * columns + 1, layout[1, layout.shape[1] - 2]
-            for column in range(columns):
-                part = slice(done + column, end + column, columns)
-                _narrow_to(memory, place + column * stride, step, x[part], noise[part])
-            done += rows * columns
-        else:
-            part = slice(done, done + count)
-            _narrow_to(memory, place, stride, x[part], noise[part])
-            done += count
-
-
-@compiled
-def _memory(like, address, layout, side):
-    extent = 1
-    for d in range(layout.shape[1]):
-        extent += (layout[0, d] - 1) * layout[side, d]
-    return numba.carray(_address(address), (extent,), like.dtype)
+_large_squares, _small_squares = _square(16), _square(8)
 
 
 @compiled
@@ -480,29 +491,141 @@ def _copy(to, of):
         to[i] = of[i]
 
 
-def _open(buffer, target, source, layout, at, count, plain, copied, save):
-    """The tile to compute on: the memory itself where it is plain, else what was read from it."""
+@compiled
+def _every(like, address, stride, count):
+    return numba.carray(_address(address), ((count - 1) * stride + 1,), like.dtype)[::stride]
+
+
+@compiled
+def _move(like, height, width, to, down, right, of, of_down, of_right):
+    """Matrix at address `to` <- matrix at address `of`, each with its own strides from row to row and within rows."""
+    if right == of_right == 1:
+        for r in range(height):
+            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
+            _copy(numba.carray(_address(a), (width,), like.dtype), numba.carray(_address(b), (width,), like.dtype))
+    elif (right == of_down == 1 or down == of_right == 1) and min(height, width) >= 8:
+        if down == 1:
+            height, width, down, of_right = width, height, right, of_down
+        if min(height, width) >= 16:
+            _large_squares(like, height, width, to, down, of, of_right)
+        else:
+            _small_squares(like, height, width, to, down, of, of_right)
+    else:
+        for r in range(height):
+            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
+            _copy(_every(like, a, right, width), _every(like, b, of_right, width))
+
+
+@compiled
+def _exchange(tile, pitch, memory, layout, side, at, height, width, out):
+    """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix which are `pitch` apart in the tile."""
+    last, done = layout.shape[1] - 1, 0
+    down, right = layout[side, max(last - 1, 0)], layout[side, last]
+    while done < width:
+        place, count = _run(layout, side, at + done, width - done)
+        rows = height
+        if height == 1 and down < right:
+            rows, pitch = max(_rows(layout, at + done, width - done), 1), count
+        there, here = memory.ctypes.data + place * tile.itemsize, tile.ctypes.data + done * tile.itemsize
+        to, to_down, to_right, of, of_down, of_right = here, pitch, 1, there, down, right
+        if out:
+            to, to_down, to_right, of, of_down, of_right = of, of_down, of_right, to, to_down, to_right
+        _move(tile, rows, count, to, to_down, to_right, of, of_down, of_right)
+        done += rows * count
+
+
+@compiled
+def _memory(like, plan, layouts, p, side):
+    """All that a piece's parameter reaches from its first element on."""
+    extent = plan[3, p]
+    if layouts is not None:
+        extent = 1
+        for d in range(layouts.shape[2]):
+            extent += (layouts[p, 0, d] - 1) * layouts[p, 1 + side, d]
+    return numba.carray(_address(plan[side, p]), (extent,), like.dtype)
+
+
+@compiled
+def _words(words, memory, layout, side, at, height, width):
+    """The memory of a tile itself where that is one run, else the place for what is read from it or written to it."""
+    if height == 1 and layout[side, layout.shape[1] - 1] == 1:
+        place, count = _run(layout, side, at, width)
+        if count == width:
+            return memory[place : place + width], True
+    return words, False
+
+
+def _own(buffer, target, at, width):
+    """The memory of plain weights; no 16-bit weights are plain."""
     raise NotImplementedError
 
 
-@overload(_open)
-def _open_by_type(buffer, target, source, layout, at, count, plain, copied, save):
-    def real(buffer, target, source, layout, at, count, plain, copied, save):
-        tile = buffer[:count]
-        if plain:
-            tile = target[at : at + count]
-            if copied and save:
-                _copy(source[at : at + count], tile)
-            elif copied:
-                _copy(tile, source[at : at + count])
-        else:
-            _read(tile, source, layout, at)
-        return tile
+@overload(_own)
+def _own_by_type(buffer, target, at, width):
+    def real(buffer, target, at, width):
+        return target[at : at + width]
 
-    def half(buffer, target, source, layout, at, count, plain, copied, save):
-        tile = buffer[:count]
-        _read(tile, source, layout, at)
-        return tile
+    def half(buffer, target, at, width):
+        return buffer
+
+    return real if buffer.dtype == target.dtype else half
+
+
+def _load(buffer, words, source, layout, tile):
+    """A tile to compute on <- memory."""
+    raise NotImplementedError
+
+
+@overload(_load)
+def _load_by_type(buffer, words, source, layout, tile):
+    def real(buffer, words, source, layout, tile):
+        at, height, width, pitch = tile
+        _exchange(buffer, pitch, source, layout, 2, at, height, width, False)
+
+    def half(buffer, words, source, layout, tile):
+        at, height, width, pitch = tile
+        found, direct = _words(words, source, layout, 2, at, height, width)
+        if not direct:
+            _exchange(words, pitch, source, layout, 2, at, height, width, False)
+        for row in range(0, height * pitch, pitch):
+            _widen(buffer[row : row + width], found[row : row + width])
+
+    return real if buffer.dtype == source.dtype else half
+
+
+def _round(words, target, layout, tile, row, x, noise):
+    """A row of words <- x, of 16 bits."""
+    raise NotImplementedError
+
+
+@overload(_round)
+def _round_by_type(words, target, layout, tile, row, x, noise):
+    def real(words, target, layout, tile, row, x, noise):
+        pass
+
+    def half(words, target, layout, tile, row, x, noise):
+        at, height, width, pitch = tile
+        found, _ = _words(words, target, layout, 1, at, height, width)
+        _narrow(found[row * pitch : row * pitch + width], x, noise)
+
+    return real if x.dtype == target.dtype else half
+
+
+def _store(buffer, words, target, layout, tile):
+    """Memory <- a tile, from where it was computed or, of 16 bits, where it was rounded to."""
+    raise NotImplementedError
+
+
+@overload(_store)
+def _store_by_type(buffer, words, target, layout, tile):
+    def real(buffer, words, target, layout, tile):
+        at, height, width, pitch = tile
+        _exchange(buffer, pitch, target, layout, 1, at, height, width, True)
+
+    def half(buffer, words, target, layout, tile):
+        at, height, width, pitch = tile
+        if not _words(words, target, layout, 1, at, height, width)[1]:
+            _exchange(words, pitch, target, layout, 1, at, height, width, True)
 
     return real if buffer.dtype == target.dtype else half
 
@@ -525,7 +648,7 @@ def _onto_grid(x, grid):
 
 
 @compiled
-def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
+def _dither(noise, words, needed, place, parameter, turn, rounding, key):
     """The random numbers that round the tile whose first element is number `place`; none where nothing was changed."""
     if not needed:
         noise[:] = 0
@@ -534,16 +657,9 @@ def _dither(noise, words, needed, place, parameter, turn, rounding, key0, key1):
     whole = noise.view(np.uint32)  # the lower half of a word comes first in memory
     for block in range(0, noise.size // 8, NORMAL_TILE // 4):
         blocks = min(noise.size // 8 - block, NORMAL_TILE // 4)
-        _turn(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key0, key1)
+        _turn(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key[0], key[1])
         _interleave(whole[4 * block : 4 * (block + blocks)], words, blocks)
     return noise[place % 8 :]
-
-
-@compiled
-def _tile(layout, most):
-    """How many weights are read and written at a time."""
-    rows = max(_rows(layout, 1, 0, STRIDED_TILE), _rows(layout, 2, 0, STRIDED_TILE))
-    return STRIDED_TILE if rows >= FEWEST_ROWS else most
 
 
 @compiled
@@ -617,6 +733,7 @@ def _combine(
     memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
 ):
     """`combine`, from arrays or from tuples of numbers, which need no memory."""
+    # Where layouts are None, what is asked for by `is not None` is not compiled.
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
     if signs and plan.shape[1] > 1 and _all_tiny(plan):
@@ -626,53 +743,75 @@ def _combine(
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
     words, normals = np.empty((4, NORMAL_TILE // 4), np.uint32), np.empty((4, 0 if signs else NORMAL_TILE // 4), F)
     largest = most
-    for p in range(plan.shape[1]):
-        largest = max(largest, _tile(layouts[p], most))
-    buffer, noise = np.empty(largest, real.dtype), np.empty(largest + 16 if halves else 0, np.uint16)
+    if layouts is not None:
+        for p in range(plan.shape[1]):
+            if _block(layouts[p], 0, plan[3, p], most)[0] > 1:
+                largest = max(most, STRIP_ROWS * STRIP_PITCH)
+    # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is read, and noise.
+    room = np.empty(2 * largest + most if halves else largest, real.dtype)
+    buffer, rest = room[:largest], room[largest:]
+    raw, noise = rest[: rest.size // 2].view(memory.dtype), rest[rest.size // 2 :].view(np.uint16)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
-        plain, copied, layout = plan[7, p] != 0, plan[0, p] != plan[1, p], layouts[p]
-        target, source = _memory(memory, plan[0, p], layout, 1), _memory(memory, plan[1, p], layout, 2)
-        key0, key1 = np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)
-        scale, tile = exact(scales[r]), _tile(layout, most)
+        plain, copied = plan[7, p] != 0, plan[0, p] != plan[1, p]
+        target, source = _memory(memory, plan, layouts, p, 0), _memory(memory, plan, layouts, p, 1)
+        key, scale = (np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)), exact(scales[r])
         changed = rows > 0 or scale != exact(1) or grid > 0
-        at, begin, end, opened = start, start, start, buffer[:0]
+        at = start
         while at < stop:
-            place = first + at
-            offset, block = place % per_block, np.uint32(place // per_block)
-            if at == end:
-                begin, end = at, min(stop, at + tile - offset)
-                opened = _open(buffer, target, source, layout, begin, end - begin, plain, copied, save)
-            count = min(end - at, most - offset)
-            blocks = -(-(offset + count) // per_block)
-            x = opened[at - begin : at - begin + count]
-            for k in range(rows + 1):
-                if k == undone and not together:
-                    _scale(x, scale)
-                if k == rows:
-                    break
-                if k == 0 or directions[k] != directions[k - 1]:
-                    _turn(words, blocks, block, parameter, turn, np.uint32(directions[k] | stream), key0, key1)
-                    if not signs:
-                        _normals(normals, words, blocks)
-                coefficient = exact(coefficients[k][r])
-                if together:
-                    if k == 1:
-                        undo = exact(coefficients[0][r])
-                        _step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
-                elif signs:
-                    _add_signs(x, words, offset, coefficient)
-                else:
-                    _add_normals(x, normals, offset, coefficient)
-            if not together:
-                _onto_grid(x, exact(grid))
-            at += count
-            if at == end and not plain:
-                place = first + begin
-                dither = noise[: (place % 8 + end - begin + 7) // 8 * 8]
-                dither = _dither(dither, words, halves and changed, place, parameter, turn, rounding, key0, key1)
-                _write(target, layout, begin, opened, dither)
+            height, width = 1, stop - at
+            if layouts is not None and not plain:
+                height, width = _block(layouts[p], at, stop - at, most)
+            if height == 1:
+                width = min(width, most - (first + at) % per_block)
+            strip, left = width if height == 1 else STRIP_COLUMNS, 0
+            while left < width:
+                for top in range(0, height, STRIP_ROWS):
+                    deep, wide = min(height - top, STRIP_ROWS), min(width - left, strip)
+                    tile, opened = (at + top * width + left, deep, wide, STRIP_PITCH), buffer
+                    if plain:
+                        opened = _own(buffer, target, at, wide)
+                        if copied and save:
+                            _copy(source[at : at + wide], opened)
+                        elif copied:
+                            _copy(opened, source[at : at + wide])
+                    if layouts is not None and not plain:
+                        _load(buffer, raw, source, layouts[p], tile)
+                    for row in range(deep):
+                        x = opened[row * STRIP_PITCH : row * STRIP_PITCH + wide]
+                        place = first + tile[0] + row * width
+                        offset, block = place % per_block, np.uint32(place // per_block)
+                        blocks = -(-(offset + wide) // per_block)
+                        for k in range(rows + 1):
+                            if k == undone and not together:
+                                _scale(x, scale)
+                            if k == rows:
+                                break
+                            if k == 0 or directions[k] != directions[k - 1]:
+                                selector = np.uint32(directions[k] | stream)
+                                _turn(words, blocks, block, parameter, turn, selector, key[0], key[1])
+                                if not signs:
+                                    _normals(normals, words, blocks)
+                            coefficient = exact(coefficients[k][r])
+                            if together:
+                                if k == 1:
+                                    undo = exact(coefficients[0][r])
+                                    _step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                            elif signs:
+                                _add_signs(x, words, offset, coefficient)
+                            else:
+                                _add_normals(x, normals, offset, coefficient)
+                        if not together:
+                            _onto_grid(x, exact(grid))
+                        if layouts is not None and halves:
+                            dither = noise[: (place % 8 + wide + 7) // 8 * 8]
+                            dither = _dither(dither, words, changed, place, parameter, turn, rounding, key)
+                            _round(raw, target, layouts[p], tile, row, x, dither)
+                    if layouts is not None and not plain:
+                        _store(buffer, raw, target, layouts[p], tile)
+                left += strip
+            at += height * width
     saved[0] = step
 
 
@@ -688,7 +827,8 @@ def combine(
         plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first elements of target and
             source (the same where the update is in place), first and last + 1 element of the piece; index in the noise,
             index in the noise of the first element; replica; whether both are reals without gaps.
-        layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements.
+        layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements. None where all
+            are reals without gaps.
         seeds: uint64 `(R,)`.
         scales: float64 `(R,)`.
         coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
@@ -714,15 +854,14 @@ def _integers(address, shape):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _combine_one(zero, fixed, scale, coefficient, direction, step):
-    memory, known = np.full(0, zero), _integers(fixed, 7)
-    plan, saved = _integers(known[0], (8, known[1])), _integers(known[4], 1)
-    layouts = _integers(known[2], (known[1], 3, known[3]))
-    seeds, directions = (np.uint64(known[5]),), (np.uint32(direction),)
-    scales, rows, signs = (scale,), ((coefficient,),), known[6] != 0
-    _combine(memory, memory, plan, layouts, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
+    memory, known = np.full(0, zero), _integers(fixed, 5)
+    plan, saved = _integers(known[0], (8, known[1])), _integers(known[2], 1)
+    seeds, directions = (np.uint64(known[3]),), (np.uint32(direction),)
+    scales, rows, signs = (scale,), ((coefficient,),), known[4] != 0
+    _combine(memory, memory, plan, None, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
 
 
-def combine_one(memory, plan, layouts, seed, signs, saved):
+def combine_one(memory, plan, seed, signs, saved):
     """`combine` of plain reals for one replica and one direction, from numbers.
 
     On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; so all
@@ -733,8 +872,7 @@ def combine_one(memory, plan, layouts, seed, signs, saved):
     """
     number, real = types.int64, types.float64
     kernel = _combine_one.compile((numba.typeof(memory).dtype, number, real, real, number, number))
-    arrays = plan.ctypes.data, plan.shape[1], layouts.ctypes.data, layouts.shape[2], saved.ctypes.data
-    fixed = np.array([*arrays, seed, signs], np.int64)
+    fixed = np.array([plan.ctypes.data, plan.shape[1], saved.ctypes.data, seed, signs], np.int64)
     one = functools.partial(kernel, 0.0, fixed.ctypes.data)
-    one.memory = fixed, plan, layouts, saved  # kept as long as its addresses are
+    one.memory = fixed, plan, saved  # kept as long as its addresses are
     return one

@@ -62,7 +62,7 @@ def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]
     return merged or [(1, 1, 1)]
 
 
-def parts(plan: np.ndarray, layouts: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def parts(plan: np.ndarray, layouts: np.ndarray | None, count: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """The same plan cut into `count` plans of about as much work, between weights wherever that falls."""
     sizes = plan[STOP] - plan[START]
     share = -(-int(sizes.sum()) // (count * ALIGNMENT)) * ALIGNMENT
@@ -74,7 +74,7 @@ def parts(plan: np.ndarray, layouts: np.ndarray, count: int) -> list[tuple[np.nd
         offset = (ends - sizes)[inside]  # of each parameter in all the weights
         own[START] = np.maximum(own[START], begin - offset)
         own[STOP] = np.minimum(own[STOP], begin + share - offset)
-        found.append((own, layouts[inside].copy()))
+        found.append((own, None if layouts is None else layouts[inside].copy()))
     return found
 
 
