@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import dopaminergic
 import dopaminergic.noise as noise
 from dopaminergic import WeightPerturbation
 from dopaminergic.noise import reference
@@ -104,3 +110,35 @@ def test_every_direction_and_step_is_that_of_the_definition() -> None:
         for k in range(3):
             expected = 0.5 * reference.rademacher(300, seed=8, step=step, direction=k).double()
             assert torch.equal(seen[4 * step + 1 + k], expected)
+
+
+SIGNS = """
+import torch
+from dopaminergic import WeightPerturbation
+from dopaminergic.noise.cpu import kernels
+w = torch.nn.Parameter(torch.zeros(40))
+seen = []
+WeightPerturbation([w], sigma=1.0, seed=1).step(lambda: seen.append(w.detach().clone()) or 0.0)
+print(*(int(x) for x in seen[1]), sum(kernels._combine_one.stats.cache_hits.values()), sep=",")
+"""
+
+
+def test_what_numba_kept_is_not_used_once_any_file_has_changed(tmp_path: Path) -> None:
+    copy = tmp_path / "dopaminergic"
+    shutil.copytree(Path(dopaminergic.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+    def signs() -> tuple[list[str], str]:
+        done = subprocess.run([sys.executable, "-c", SIGNS], env=environment, stdout=subprocess.PIPE, check=True)
+        *found, kept = done.stdout.decode().strip().split(",")
+        return found, kept
+
+    first = signs()
+    assert first == (first[0], "0")
+    assert signs() == (first[0], "1")
+    draws = copy / "noise" / "cpu" / "draws.py"
+    assert "0xD2511F53" in draws.read_text()
+    draws.write_text(draws.read_text().replace("0xD2511F53", "0xD2511F55"))
+    other, kept = signs()
+    assert kept == "0"
+    assert other != first[0]

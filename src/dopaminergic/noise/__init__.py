@@ -61,7 +61,7 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., Non
             "(pip install 'dopaminergic[fast]')"
         )
         return None
-    from dopaminergic.noise.cpu import combine, combine_one
+    from dopaminergic.noise.cpu.kernels import combine, combine_one
 
     kernels: Any = combine, combine_one
     return kernels

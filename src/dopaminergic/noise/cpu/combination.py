@@ -1,0 +1,194 @@
+"""Weights and directions put together, in one pass over memory.
+
+One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Weights are
+taken a tile at a time, which stays in the first-level cache with its noise however many directions are added to it.
+"""
+# numba infers the types; annotations would be ignored by it and pyright cannot follow them.
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from dopaminergic.noise.cpu.draws import (
+    LOW,
+    NORMAL_STREAM,
+    SHIFT,
+    SIGN_STREAM,
+    add_normals,
+    add_signs,
+    make_dither,
+    make_normals,
+    step_signs,
+    turn_blocks,
+    turn_each,
+)
+from dopaminergic.noise.cpu.instructions import BLOCKS, F, compiled, copysign, pointer
+from dopaminergic.noise.cpu.memory import (
+    STRIP_COLUMNS,
+    STRIP_PITCH,
+    STRIP_ROWS,
+    block_of,
+    copy,
+    load,
+    memory_of,
+    own,
+    round_row,
+    store,
+)
+
+SIGN_TILE, NORMAL_TILE = 8192, 4 * BLOCKS  # weights at a time, whole blocks
+TINY_LANES = 64  # pieces of less than a block at a time
+
+
+@compiled
+def _scale(x, scale):
+    if scale != x.dtype.type(1):
+        for i in range(x.size):
+            x[i] *= scale
+
+
+@compiled
+def _onto_grid(x, grid):
+    if grid > 0:
+        for i in range(x.size):
+            x[i] = copysign((abs(x[i]) + grid) - grid, x[i])
+
+
+@compiled
+def _all_tiny(plan):
+    """Whether each piece is plain and has all its signs in one block, as in a fleet of small networks."""
+    for p in range(plan.shape[1]):
+        first = plan[5, p] + plan[2, p]
+        if plan[7, p] == 0 or first % 128 + plan[3, p] - plan[2, p] > 128:
+            return False
+    return True
+
+
+@compiled
+def _set_tiny(x, y, words, lane, offset, scale, coefficient):
+    """X <- y * scale + coefficient * signs of one block, from its `offset`-th sign on."""
+    done = 0
+    while done < x.size:
+        place = offset + done
+        word, count = words[place >> 5, lane] >> np.uint32(place & 31), min(x.size - done, 32 - (place & 31))
+        to, of = x[done : done + count], y[done : done + count]
+        for i in range(count):
+            to[i] = of[i] * scale + (coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient)
+        done += count
+
+
+@compiled
+def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save):
+    """`combine_pieces` where a block has more signs than a piece has weights: blocks of many pieces at a time."""
+    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
+    words = np.empty((4, TINY_LANES), np.uint32)
+    for begin in range(0, plan.shape[1], TINY_LANES):
+        count = min(plan.shape[1] - begin, TINY_LANES)
+        for k in range(rows + 1):
+            if k == rows and rows > undone and grid == 0:
+                break
+            if k < rows and (k == 0 or directions[k] != directions[k - 1]):
+                turn_each(words, plan, begin, count, turn, np.uint32(directions[k] | SIGN_STREAM), seeds)
+            for p in range(begin, begin + count):
+                start, size, r = plan[2, p], plan[3, p] - plan[2, p], plan[6, p]
+                x = numba.carray(pointer(plan[0, p] + start * memory.itemsize), (size,), memory.dtype)
+                source = numba.carray(pointer(plan[1, p] + start * memory.itemsize), (size,), memory.dtype)
+                if k == 0 and save and plan[0, p] != plan[1, p]:
+                    copy(source, x)
+                y = source if k == 0 else x
+                scale = exact(scales[r] if k == undone else 1.0)
+                if k < rows:
+                    _set_tiny(x, y, words, p - begin, (plan[5, p] + start) % 128, scale, exact(coefficients[k][r]))
+                else:
+                    copy(x, y)
+                    _scale(x, scale)
+                    _onto_grid(x, exact(grid))
+
+
+@compiled
+def combine_pieces(
+    memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+):
+    """`kernels.combine`, from arrays or from tuples of numbers, which need no memory."""
+    # Where layouts are None, what is asked for by `is not None` is not compiled.
+    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
+    save, halves = saved[0] != step, memory.itemsize == 2
+    if signs and plan.shape[1] > 1 and _all_tiny(plan):
+        _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save)
+        saved[0] = step
+        return
+    per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
+    words, normals = np.empty((4, BLOCKS), np.uint32), np.empty((4, 0 if signs else BLOCKS), F)
+    largest = most
+    if layouts is not None:
+        for p in range(plan.shape[1]):
+            if block_of(layouts[p], 0, plan[3, p], most)[0] > 1:
+                largest = max(most, STRIP_ROWS * STRIP_PITCH)
+    # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is read, and noise.
+    room = np.empty(2 * largest + most if halves else largest, real.dtype)
+    buffer, rest = room[:largest], room[largest:]
+    raw, noise = rest[: rest.size // 2].view(memory.dtype), rest[rest.size // 2 :].view(np.uint16)
+    together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
+    for p in range(plan.shape[1]):
+        start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
+        plain, copied = plan[7, p] != 0, plan[0, p] != plan[1, p]
+        target, source = memory_of(memory, plan, layouts, p, 0), memory_of(memory, plan, layouts, p, 1)
+        key, scale = (np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)), exact(scales[r])
+        changed = rows > 0 or scale != exact(1) or grid > 0
+        at = start
+        while at < stop:
+            height, width = 1, stop - at
+            if layouts is not None and not plain:
+                height, width = block_of(layouts[p], at, stop - at, most)
+            if height == 1:
+                width = min(width, most - (first + at) % per_block)
+            strip, left = width if height == 1 else STRIP_COLUMNS, 0
+            while left < width:
+                for top in range(0, height, STRIP_ROWS):
+                    deep, wide = min(height - top, STRIP_ROWS), min(width - left, strip)
+                    tile, opened = (at + top * width + left, deep, wide, STRIP_PITCH), buffer
+                    if plain:
+                        opened = own(buffer, target, at, wide)
+                        if copied and save:
+                            copy(source[at : at + wide], opened)
+                        elif copied:
+                            copy(opened, source[at : at + wide])
+                    if layouts is not None and not plain:
+                        load(buffer, raw, source, layouts[p], tile)
+                    for row in range(deep):
+                        x = opened[row * STRIP_PITCH : row * STRIP_PITCH + wide]
+                        place = first + tile[0] + row * width
+                        offset, block = place % per_block, np.uint32(place // per_block)
+                        blocks = -(-(offset + wide) // per_block)
+                        for k in range(rows + 1):
+                            if k == undone and not together:
+                                _scale(x, scale)
+                            if k == rows:
+                                break
+                            if k == 0 or directions[k] != directions[k - 1]:
+                                selector = np.uint32(directions[k] | stream)
+                                turn_blocks(words, blocks, block, parameter, turn, selector, key[0], key[1])
+                                if not signs:
+                                    make_normals(normals, words, blocks)
+                            coefficient = exact(coefficients[k][r])
+                            if together:
+                                if k == 1:
+                                    undo = exact(coefficients[0][r])
+                                    step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                            elif signs:
+                                add_signs(x, words, offset, coefficient)
+                            else:
+                                add_normals(x, normals, offset, coefficient)
+                        if not together:
+                            _onto_grid(x, exact(grid))
+                        if layouts is not None and halves:
+                            dither = noise[: (place % 8 + wide + 7) // 8 * 8]
+                            dither = make_dither(dither, words, changed, place, parameter, turn, rounding, key)
+                            round_row(raw, target, layouts[p], tile, row, x, dither)
+                    if layouts is not None and not plain:
+                        store(buffer, raw, target, layouts[p], tile)
+                left += strip
+            at += height * width
+    saved[0] = step

@@ -1,0 +1,79 @@
+"""16-bit weights, which numba does not know: their bits come as uint16 (bfloat16) and int16 (float16)."""
+# numba infers the types; annotations would be ignored by it and pyright cannot follow them.
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from dopaminergic.noise.cpu.instructions import F, as_integer, as_real, copysign
+
+UNIT, INFINITE = F(2.0**-16), np.int32(0x7F800000)
+
+
+def widen(x, words):
+    """X <- the numbers whose bits are in memory."""
+    raise NotImplementedError
+
+
+def narrow(words, x, noise):
+    """Memory <- x, rounded stochastically where it has 16 bits: as `noise._round_stochastically` does."""
+    raise NotImplementedError
+
+
+@overload(widen)
+def _widen_by_type(x, words):
+    def plain(x, words):
+        for i in range(x.size):
+            x[i] = words[i]
+
+    def bfloat16(x, words):
+        for i in range(x.size):
+            x[i] = as_real(np.int32(np.int32(words[i]) << np.int32(16)))
+
+    def float16(x, words):
+        for i in range(x.size):
+            # The exponent's offset is that of float32 after a product, which the smallest numbers go through too.
+            h = np.int32(words[i]) & np.int32(0x7FFF)
+            bits = np.int32(h << np.int32(13))
+            value = as_real(bits) * F(2.0**112)
+            value = as_real(np.int32(bits | INFINITE)) if h >= np.int32(0x7C00) else value
+            x[i] = copysign(value, as_real(np.int32(np.int32(words[i]) << np.int32(16))))
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)
+
+
+@overload(narrow)
+def _narrow_by_type(words, x, noise):
+    def plain(words, x, noise):
+        for i in range(x.size):
+            words[i] = x[i]
+
+    def bfloat16(words, x, noise):
+        for i in range(x.size):
+            bits = as_integer(x[i])
+            up = np.uint32(np.uint32(bits) + np.uint32(noise[i]))
+            finite = np.int32(bits & INFINITE) != INFINITE
+            other = np.uint32(0x7FC00000) if x[i] != x[i] else np.uint32(bits)
+            words[i] = np.uint16((up if finite else other) >> np.uint32(16))
+
+    def float16(words, x, noise):
+        for i in range(x.size):
+            bits = as_integer(x[i])
+            up = np.int32(np.int32(bits + np.int32(np.int32(noise[i]) >> np.int32(3))) & np.int32(0x7FFFE000))
+            # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
+            exact = x[i] * F(2.0**24)
+            steps = np.floor(exact)
+            carries = exact - steps >= F(1) - (F(np.int32(noise[i])) + F(0.5)) * UNIT
+            steps = steps + F(1) if carries else steps
+            small = abs(x[i]) < F(2.0**-14)
+            size = np.int32((up - np.int32(112 << 23)) >> np.int32(13))
+            size = np.int32(0x7C00) if up >= np.int32(143 << 23) else size
+            size = np.int32(abs(steps)) if small else size
+            size = np.int32(0x7E00) if x[i] != x[i] else size
+            sign = as_integer(steps) if small else bits
+            words[i] = np.int16(size | (np.int32(sign >> np.int32(16)) & np.int32(0x8000)))
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)

@@ -1,0 +1,113 @@
+"""What is called from Python, compiled once and kept on disk."""
+# numba infers the types; annotations would be ignored by it and pyright cannot follow them.
+# pyright: basic, reportUnusedExpression=false, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import zlib
+
+import numba
+import numpy as np
+from numba import types
+
+from dopaminergic.noise.cpu.combination import combine_pieces
+from dopaminergic.noise.cpu.instructions import compiled, pointer
+
+kept = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+@compiled
+def _integers(address, shape):
+    return numba.carray(pointer(address), shape, np.int64)
+
+
+def _kernels(sources):
+    """Both kernels.
+
+    They enclose a number that all files here have a part in, since numba takes what it compiled another day if the
+    kernel's own file and what it encloses are the same; what it calls in other files may have changed.
+    """
+
+    @kept
+    def combine(
+        memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+    ):
+        """Target <- on_grid((source + the first `undone` terms) * scale + the other terms), for every piece.
+
+        Args:
+            memory: any array of the type of the weights: float32, float64, uint16 for bfloat16, int16 for float16.
+            real: any array of the type that is computed in.
+            plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first elements of target and
+                source (the same where the update is in place), first and last + 1 element of the piece; index in the
+                noise, index in the noise of the first element; replica; whether both are reals without gaps.
+            layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements. None where
+                all are reals without gaps.
+            seeds: uint64 `(R,)`.
+            scales: float64 `(R,)`.
+            coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
+            undone: how many terms come before the scale.
+            directions: uint32 `(K,)`.
+            grid: 0 for none.
+            step: step number.
+            rounding: which random numbers round 16-bit weights.
+            signs: Rademacher if true, else Gaussian.
+            saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of another step the targets
+                hold them, and are saved to the sources: within the call, so that no signal falls in between. (Only
+                where both are reals without gaps.)
+        """
+        sources  # noqa: B018
+        combine_pieces(
+            memory,
+            real,
+            plan,
+            layouts,
+            seeds,
+            scales,
+            coefficients,
+            undone,
+            directions,
+            grid,
+            step,
+            rounding,
+            signs,
+            saved,
+        )
+
+    @kept
+    def one(zero, fixed, scale, coefficient, direction, step):
+        sources  # noqa: B018
+        memory, known = np.full(0, zero), _integers(fixed, 5)
+        plan, saved = _integers(known[0], (8, known[1])), _integers(known[2], 1)
+        seeds, directions = (np.uint64(known[3]),), (np.uint32(direction),)
+        scales, rows, signs = (scale,), ((coefficient,),), known[4] != 0
+        combine_pieces(memory, memory, plan, None, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
+
+    return combine, one
+
+
+def _checksum():
+    files = importlib.resources.files("dopaminergic.noise.cpu").iterdir()
+    sources = sorted((file.name, file.read_bytes()) for file in files if file.name.endswith(".py"))
+    return zlib.crc32(repr(sources).encode())
+
+
+combine, _combine_one = _kernels(_checksum())
+
+
+def combine_one(memory, plan, seed, signs, saved):
+    """`combine` of plain reals for one replica and one direction, from numbers.
+
+    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; so all
+    that stays the same is looked at here, once.
+
+    Returns:
+        A function of the scale, the coefficient, the direction and the step.
+    """
+    number, real = types.int64, types.float64
+    kernel = _combine_one.compile((numba.typeof(memory).dtype, number, real, real, number, number))
+    fixed = np.array([plan.ctypes.data, plan.shape[1], saved.ctypes.data, seed, signs], np.int64)
+    one = functools.partial(kernel, 0.0, fixed.ctypes.data)
+    one.memory = fixed, plan, saved  # kept as long as its addresses are
+    return one

@@ -1,0 +1,214 @@
+"""Where weights are, of 16 bits or with strides: tiles that are read from memory, and written back.
+
+Weights with strides are read into a tile in the order of their elements, and so are 16-bit weights, as float32.
+"""
+# numba infers the types; annotations would be ignored by it and pyright cannot follow them.
+# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import numba
+from numba.extending import overload
+
+from dopaminergic.noise.cpu.halves import narrow, widen
+from dopaminergic.noise.cpu.instructions import compiled, pointer, squares
+
+# Where neighbours in a row lie far apart, as in a transposed matrix: so many rows and columns at a time that the pages
+# of all columns stay known to the processor, and rows so far apart in the tile that they do not share its cache lines.
+STRIP_ROWS, STRIP_COLUMNS, STRIP_PITCH = 64, 1024, 1040
+FEWEST_ROWS = 16  # that a tile should have
+large_squares, small_squares = squares(16), squares(8)
+
+
+@compiled
+def _run(layout, side, at, most):
+    """Where element `at` is, and how many elements follow it (itself included) at one stride; at most `most`."""
+    last = layout.shape[1] - 1
+    row, column = at // layout[0, last], at % layout[0, last]
+    place = column * layout[side, last]
+    for d in range(last - 1, -1, -1):
+        place += row % layout[0, d] * layout[side, d]
+        row //= layout[0, d]
+    return place, min(layout[0, last] - column, most)
+
+
+@compiled
+def _rows(layout, at, most):
+    """How many whole rows of one matrix begin with element `at` and have `most` elements at most; 0 within a row."""
+    last = layout.shape[1] - 1
+    columns = layout[0, last]
+    if last == 0 or most < columns or at % columns != 0:
+        return 0
+    return min(layout[0, last - 1] - at // columns % layout[0, last - 1], most // columns)
+
+
+@compiled
+def _near(layout, side):
+    """Whether rows lie closer to each other than their elements do."""
+    last = layout.shape[1] - 1
+    return last > 0 and layout[side, last - 1] < layout[side, last]
+
+
+@compiled
+def block_of(layout, at, left, most):
+    """How many rows of how many elements are taken together from element `at` on, before which `left` are left.
+
+    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix; all else is one row.
+    """
+    last = layout.shape[1] - 1
+    columns = layout[0, last]
+    if last == 0 or not (_near(layout, 1) or _near(layout, 2)):
+        return 1, left
+    if columns <= (most - 128) // FEWEST_ROWS:
+        return 1, min(left, (most - 128) // columns * columns - at % columns)
+    rows = _rows(layout, at, left)
+    return (rows, columns) if rows >= FEWEST_ROWS else (1, min(left, columns - at % columns))
+
+
+@compiled
+def copy(to, of):
+    """To <- of, a loop, since an assignment of numba's is five times as slow."""
+    for i in range(to.size):
+        to[i] = of[i]
+
+
+@compiled
+def _every(like, address, stride, count):
+    return numba.carray(pointer(address), ((count - 1) * stride + 1,), like.dtype)[::stride]
+
+
+@compiled
+def _move(like, height, width, to, down, right, of, of_down, of_right):
+    """Matrix at address `to` <- matrix at address `of`, each with its own strides from row to row and within rows."""
+    if right == of_right == 1:
+        for r in range(height):
+            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
+            copy(numba.carray(pointer(a), (width,), like.dtype), numba.carray(pointer(b), (width,), like.dtype))
+    elif (right == of_down == 1 or down == of_right == 1) and min(height, width) >= 8:
+        if down == 1:
+            height, width, down, of_right = width, height, right, of_down
+        if min(height, width) >= 16:
+            large_squares(like, height, width, to, down, of, of_right)
+        else:
+            small_squares(like, height, width, to, down, of, of_right)
+    else:
+        for r in range(height):
+            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
+            copy(_every(like, a, right, width), _every(like, b, of_right, width))
+
+
+@compiled
+def _exchange(tile, pitch, memory, layout, side, at, height, width, out):
+    """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix which are `pitch` apart in the tile."""
+    last, done = layout.shape[1] - 1, 0
+    down, right = layout[side, max(last - 1, 0)], layout[side, last]
+    while done < width:
+        place, count = _run(layout, side, at + done, width - done)
+        rows = height
+        if height == 1 and down < right:
+            rows, pitch = max(_rows(layout, at + done, width - done), 1), count
+        there, here = memory.ctypes.data + place * tile.itemsize, tile.ctypes.data + done * tile.itemsize
+        to, to_down, to_right, of, of_down, of_right = here, pitch, 1, there, down, right
+        if out:
+            to, to_down, to_right, of, of_down, of_right = of, of_down, of_right, to, to_down, to_right
+        _move(tile, rows, count, to, to_down, to_right, of, of_down, of_right)
+        done += rows * count
+
+
+# ---- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def memory_of(like, plan, layouts, p, side):
+    """All that a piece's parameter reaches from its first element on."""
+    extent = plan[3, p]
+    if layouts is not None:
+        extent = 1
+        for d in range(layouts.shape[2]):
+            extent += (layouts[p, 0, d] - 1) * layouts[p, 1 + side, d]
+    return numba.carray(pointer(plan[side, p]), (extent,), like.dtype)
+
+
+@compiled
+def _words(words, memory, layout, side, at, height, width):
+    """The memory of a tile itself where that is one run, else the place for what is read from it or written to it."""
+    if height == 1 and layout[side, layout.shape[1] - 1] == 1:
+        place, count = _run(layout, side, at, width)
+        if count == width:
+            return memory[place : place + width], True
+    return words, False
+
+
+def own(buffer, target, at, width):
+    """The memory of plain weights; no 16-bit weights are plain."""
+    raise NotImplementedError
+
+
+@overload(own)
+def _own_by_type(buffer, target, at, width):
+    def real(buffer, target, at, width):
+        return target[at : at + width]
+
+    def half(buffer, target, at, width):
+        return buffer
+
+    return real if buffer.dtype == target.dtype else half
+
+
+def load(buffer, words, source, layout, tile):
+    """A tile to compute on <- memory."""
+    raise NotImplementedError
+
+
+@overload(load)
+def _load_by_type(buffer, words, source, layout, tile):
+    def real(buffer, words, source, layout, tile):
+        at, height, width, pitch = tile
+        _exchange(buffer, pitch, source, layout, 2, at, height, width, False)
+
+    def half(buffer, words, source, layout, tile):
+        at, height, width, pitch = tile
+        found, direct = _words(words, source, layout, 2, at, height, width)
+        if not direct:
+            _exchange(words, pitch, source, layout, 2, at, height, width, False)
+        for row in range(0, height * pitch, pitch):
+            widen(buffer[row : row + width], found[row : row + width])
+
+    return real if buffer.dtype == source.dtype else half
+
+
+def round_row(words, target, layout, tile, row, x, noise):
+    """A row of words <- x, of 16 bits."""
+    raise NotImplementedError
+
+
+@overload(round_row)
+def _round_by_type(words, target, layout, tile, row, x, noise):
+    def real(words, target, layout, tile, row, x, noise):
+        pass
+
+    def half(words, target, layout, tile, row, x, noise):
+        at, height, width, pitch = tile
+        found, _ = _words(words, target, layout, 1, at, height, width)
+        narrow(found[row * pitch : row * pitch + width], x, noise)
+
+    return real if x.dtype == target.dtype else half
+
+
+def store(buffer, words, target, layout, tile):
+    """Memory <- a tile, from where it was computed or, of 16 bits, where it was rounded to."""
+    raise NotImplementedError
+
+
+@overload(store)
+def _store_by_type(buffer, words, target, layout, tile):
+    def real(buffer, words, target, layout, tile):
+        at, height, width, pitch = tile
+        _exchange(buffer, pitch, target, layout, 1, at, height, width, True)
+
+    def half(buffer, words, target, layout, tile):
+        at, height, width, pitch = tile
+        if not _words(words, target, layout, 1, at, height, width)[1]:
+            _exchange(words, pitch, target, layout, 1, at, height, width, True)
+
+    return real if buffer.dtype == target.dtype else half
