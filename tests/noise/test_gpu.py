@@ -297,11 +297,48 @@ def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) ->
     assert len(used) in (12, 14)
 
 
-def test_other_strides_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = watched(monkeypatch)
-    w = nn.Parameter(randn(20, 30).T)
-    WeightPerturbation([w]).step(lambda: (w**2).sum())
-    assert not used
+def strided(dtype: torch.dtype, replicas: int) -> list[Tensor]:
+    """Transposed, with channels last, every other column of a piece that begins within a block, and without gaps."""
+    shapes = [(40, 130), (3, 5, 3, 3), (7, 900), (300,)]
+    whole = [randn(replicas, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    last = torch.stack([image.contiguous(memory_format=torch.channels_last) for image in whole[1]])
+    return [whole[0].mT, last, whole[2][..., ::2], whole[3]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("wide", [False, True])
+def test_other_strides_get_the_bits_of_their_elements(
+    dtype: torch.dtype, replicas: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one launch; sources and targets need not have the same strides."""
+    places = {"parameters": [2, 0, 3, 4], "firsts": [0, 5, 4094, 128], "seeds": np.array([3, 9][:replicas], np.uint64)}
+    sources, seeds = strided(dtype, replicas), [3, 9][:replicas]
+    call = {**CALLS["undone and three more"], "scales": [0.5] * replicas}
+    call["coefficients"] = [row * replicas for row in call["coefficients"]]
+    flat = zip(sources, places["firsts"], places["parameters"], strict=True)
+    expected = [combined("rademacher", s.reshape(replicas, -1), first, p, seeds, call) for s, first, p in flat]
+    contiguous = [torch.full(s.shape, torch.nan, device=DEVICE).to(dtype) for s in sources]
+    for targets in (contiguous, sources):
+        own, other = ([t if replicas > 1 else t[0] for t in tensors] for tensors in (targets, sources))
+        run = gpu.Launch(own, other, signs=True, **places)
+        assert (run.dims, run.narrow) == (3, True)
+        run.narrow = not wide
+        run(**arrays(call))
+        for got, right in zip(targets, expected, strict=True):
+            assert torch.equal(got.reshape(replicas, -1), right)
+
+
+def test_transposed_weights_of_an_optimizer_take_no_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> Tensor:
+        w = nn.Parameter(randn(20, 30).T)
+        WeightPerturbation([w], sigma=0.1, seed=2).step(lambda: (w**2).sum())
+        return w.detach()
+
+    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    slow, used = step(), watched(monkeypatch)
+    assert torch.equal(step(), slow)
+    assert used
 
 
 def test_without_triton_the_torch_path_takes_over_with_one_line(
@@ -325,14 +362,15 @@ import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dopaminergic.noise import gpu
-names = ("replicas", "dtype", "signs", "aligned", "tile")
+names = ("replicas", "dtype", "signs", "aligned", "tile", "dims", "narrow")
 signature = {"table": "*i64", "owners": "*i32", "seeds": "*i64", "numbers": "*i64", **dict.fromkeys(names, "constexpr")}
-for signs, dtype in ((True, gpu.tl.float32), (True, gpu.tl.float16), (True, gpu.tl.float64), (False, gpu.tl.uint16)):
-    constants = dict(zip(names, (1, dtype, signs, True, gpu.TILE), strict=True))
+kinds = [(True, gpu.tl.float32, 0), (True, gpu.tl.float16, 0), (True, gpu.tl.float64, 0), (False, gpu.tl.uint16, 0)]
+for signs, dtype, dims in [*kinds, (True, gpu.tl.float32, 3)]:
+    constants = dict(zip(names, (1, dtype, signs, dims == 0, gpu.TILE, dims, True), strict=True))
     source = ASTSource(gpu._combine, signature, constants)
     text = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=gpu.OPTIONS).asm["ptx"]
     sums = [line.split()[0] for line in text.splitlines() if ".f32 " in line or ".f64 " in line]
-    print(signs, dtype, "ld.global.v4.b32" in text or "ld.global.v2.b64" in text, *sorted(set(sums)))
+    print(signs, dtype, dims, "ld.global.v4.b32" in text or "ld.global.v2.b64" in text, *sorted(set(sums)))
 """
 
 
@@ -343,9 +381,9 @@ def test_it_compiles_for_a_gpu_without_fused_products(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert len(lines) == 4
-    for signs, dtype, wide, *operations in lines:
-        assert wide == "True", f"{dtype}: weights are not moved 16 bytes at once"
+    assert len(lines) == 5
+    for signs, dtype, dims, wide, *operations in lines:
+        assert dims != "0" or wide == "True", f"{dtype}: weights are not moved 16 bytes at once"
         real = "f64" if dtype == "fp64" else "f32"
         assert f"add.rn.{real}" in operations
         assert not [o for o in operations if o.startswith(("fma", "mad")) and ".ftz" not in o]

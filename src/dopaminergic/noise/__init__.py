@@ -82,7 +82,7 @@ def triton_launch() -> Callable[..., Any] | None:
 
 
 def _is_for_triton(t: Tensor) -> bool:
-    return t.device.type in TRITON_DEVICES and t.dtype in KERNEL_TYPES and t.is_contiguous()
+    return t.device.type in TRITON_DEVICES and t.dtype in KERNEL_TYPES and not pieces.overlaps(t)
 
 
 class Change(NamedTuple):

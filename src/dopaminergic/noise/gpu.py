@@ -11,7 +11,7 @@ waiting for the device. So the arguments of the launch never change, which is wh
 Triton comes with torch's CUDA builds; this file is imported only when a tensor on a GPU asks for it.
 """
 # Triton compiles what looks like Python; its types are not Python's, and it is not installed everywhere.
-# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dopaminergic.noise.pieces import merged
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
 TILE = 4096  # weights of a program; a multiple of every block
@@ -33,7 +34,9 @@ SIGN_STREAM, NORMAL_STREAM = tl.constexpr(RADEMACHER << 28), tl.constexpr(GAUSSI
 ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of the launch
 UNIT, TURN = tl.constexpr(2.0**-23), tl.constexpr(2.0**-24 * 2 * math.pi)
-FIELDS = tl.constexpr(6)  # of a row of the table: target, source, size, first, parameter, number of its first tile
+# Of a row of the table: target, source, size, first, parameter, number of its first tile; where the parameters have
+# gaps, also the strides of a replica in target and source, and size and both strides of each dimension, the last first.
+FIELDS, STRIDES = tl.constexpr(6), tl.constexpr(3)
 STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))  # where the numbers of a call lie
 
 
@@ -134,15 +137,33 @@ def _write(pointers, inside, x, dtype: tl.constexpr, masked: tl.constexpr):
 
 
 @triton.jit
+def _places(row, elements, replica, dims: tl.constexpr, narrow: tl.constexpr):
+    """Where elements of a parameter with gaps lie in target and source, from their first elements on."""
+    rest = (
+        elements.to(tl.uint32) if narrow else elements.to(tl.uint64)
+    )  # to divide by 64 bits takes three times as long
+    target, source = replica * tl.load(row + FIELDS), replica * tl.load(row + FIELDS + 1)
+    targets, sources = target + tl.zeros_like(elements), source + tl.zeros_like(elements)
+    for d in tl.static_range(dims):
+        place = row + FIELDS + 2 + STRIDES * d
+        size = tl.load(place).to(rest.dtype)
+        digit = (rest % size).to(tl.int64)
+        rest = rest // size
+        targets += digit * tl.load(place + 1)
+        sources += digit * tl.load(place + 2)
+    return targets, sources
+
+
+@triton.jit
 def _work(
-    target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+    target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
     dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
     """One tile; `start` is the index of its first element in the whole parameter, a multiple of 128."""
     reals = numbers.to(tl.pointer_type(tl.float64))
     real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
     step, undone, rows = tl.load(numbers + STEP), tl.load(numbers + UNDONE), tl.load(numbers + ROWS)
-    x = _read(_pointers(source, offsets, dtype, aligned), inside, real, masked)
+    x = _read(_pointers(source, sources, dtype, aligned), inside, real, masked)
     scale = tl.load(reals + HEADER + replica).to(real)
     if undone == 0:
         x = x * scale
@@ -168,18 +189,19 @@ def _work(
         a, b, c, d = _words(seed, start // 8, tile // 8, parameter, step, rounding | ROUNDING_STREAM)
         words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
         x = _round_stochastically(x, tl.interleave(words & 0xFFFF, words >> 16), dtype)
-    _write(_pointers(target, offsets, dtype, aligned), inside, x, dtype, masked)
+    _write(_pointers(target, targets, dtype, aligned), inside, x, dtype, masked)
 
 
 @triton.jit
 def _combine(
     table, owners, seeds, numbers, replicas,
     dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
+    dims: tl.constexpr, narrow: tl.constexpr,
 ):  # fmt: skip
     """Programs are numbered by tile, and within a tile by replica; `owners` says whose tile it is."""
     program = tl.program_id(0)
     number, replica = program // replicas, program % replicas
-    row = table + tl.load(owners + number) * FIELDS
+    row = table + tl.load(owners + number) * (FIELDS + (2 + STRIDES * dims if dims > 0 else 0))
     target, source, size, first = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     parameter, tiles_before = tl.load(row + 4), tl.load(row + 5)
     start = (first // 128) * 128 + (number - tiles_before) * tile
@@ -188,16 +210,22 @@ def _combine(
     if aligned:
         local, shift = tl.multiple_of(local, 8), tl.multiple_of(shift, 8)
     lanes = tl.arange(0, tile)
-    offsets, inside = shift + local + lanes, (local + lanes >= 0) & (local + lanes < size)
+    inside = (local + lanes >= 0) & (local + lanes < size)
+    if dims > 0:
+        elements = tl.where(inside, local + lanes, 0)
+        targets, sources = _places(row, elements, replica.to(tl.int64), dims, narrow)
+    else:
+        targets = shift + local + lanes
+        sources = targets
     seed = tl.load(seeds + replica)
     if (local >= 0) & (local + tile <= size):
         _work(
-            target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+            target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
             dtype, signs, aligned, tile, False,
         )  # fmt: skip
     else:
         _work(
-            target, source, offsets, inside, start, parameter, seed, numbers, replica, replicas,
+            target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
             dtype, signs, aligned, tile, True,
         )  # fmt: skip
 
@@ -206,8 +234,8 @@ class Launch:
     """The launch for the tensors of one `Combination`.
 
     Args:
-        targets: contiguous tensors of one dtype (see `DTYPES`) on one GPU; with R seeds the first dimension is R. They
-            must keep their memory as long as this object is used.
+        targets: tensors of one dtype (see `DTYPES`) on one GPU, whose elements share no memory; with R seeds the first
+            dimension is R. They must keep their memory as long as this object is used.
         sources: what is read, tensors of the same shapes; the targets themselves for work in place.
         parameters: the index of each tensor in the noise.
         firsts: the index of the first element of each tensor in the whole parameter, any number >= 0.
@@ -229,9 +257,16 @@ class Launch:
         tiles = [-(-(first % 128 + size) // TILE) for first, size in zip(firsts, sizes, strict=True)]
         before = np.concatenate([[0], np.cumsum(tiles)])
         addresses = [[t.data_ptr() for t in tensors] for tensors in (targets, sources)]
-        table = np.array([*addresses, sizes, firsts, parameters, before[:-1]], np.int64)
+        rows = [*addresses, sizes, firsts, parameters, before[:-1]]
+        layouts = [self._layout(*pair) for pair in zip(targets, sources, strict=True)]
+        plain = all(t.is_contiguous() for t in [*targets, *sources])
+        self.dims = 0 if plain else max(len(layout) for _, layout in layouts)
+        if not plain:
+            rows += zip(*[self._fields(*layout) for layout in layouts], strict=True)
+        table = np.array(rows, np.int64)
+        self.narrow = max(sizes) < 1 << 31
         whole = self.replicas == 1 or not any(size % 8 for size in sizes)
-        self.aligned = whole and not (table[:2] % 16).any() and not any(first % 8 for first in firsts)
+        self.aligned = plain and whole and not (table[:2] % 16).any() and not any(first % 8 for first in firsts)
         self.tiles = int(before[-1])
         self._table = self._on_device(table.T.copy())
         self._owners = self._on_device(np.repeat(np.arange(len(tiles), dtype=np.int32), tiles))
@@ -290,9 +325,19 @@ class Launch:
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             _combine[(self.tiles * self.replicas,)](
                 self._table, self._owners, self._seeds, self._numbers, self.replicas,
-                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE,
+                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE, dims=self.dims,
+                narrow=self.narrow,
                 **OPTIONS,
             )  # fmt: skip
+
+    def _layout(self, target: Tensor, source: Tensor) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+        """Strides of a replica in both, and size and strides of its dimensions."""
+        own, other = (t if self.replicas > 1 else t[None] for t in (target, source))
+        return (own.stride(0), other.stride(0)), merged(own.shape[1:], own.stride()[1:], other.stride()[1:])
+
+    def _fields(self, replica: tuple[int, int], layout: list[tuple[int, int, int]]) -> list[int]:
+        dimensions = layout[::-1] + [(1, 0, 0)] * (self.dims - len(layout))
+        return [*replica, *(number for dimension in dimensions for number in dimension)]
 
     def _pinned(self, host: Tensor) -> Tensor:
         """Memory that can be sent without waiting; torch keeps it until the device has read it."""

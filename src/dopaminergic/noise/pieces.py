@@ -38,7 +38,7 @@ def plan(
     for target, source, parameter, first in zip(targets, sources, parameters, firsts, strict=True):
         rows = (target, source) if replicas > 1 else (target[None], source[None])
         own, other = (t.stride(0) * t.element_size() for t in rows)
-        layout = _merged(rows[0].shape[1:], rows[0].stride()[1:], rows[1].stride()[1:])
+        layout = merged(rows[0].shape[1:], rows[0].stride()[1:], rows[1].stride()[1:])
         plain = real and layout[0][1:] in ((1, 1), (0, 0)) and len(layout) == 1
         for r in range(replicas):
             addresses = [target.data_ptr() + r * own, source.data_ptr() + r * other]
@@ -49,7 +49,7 @@ def plan(
     return np.array(columns, np.int64).T.copy(), np.array(padded, np.int64).transpose(0, 2, 1).copy()
 
 
-def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Size and both strides of as few dimensions as have the same elements in the same order."""
     merged: list[tuple[int, int, int]] = []
     for size, a, b in zip(shape, own, other, strict=True):
