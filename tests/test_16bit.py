@@ -43,7 +43,9 @@ def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
     half, single = (nn.Parameter(randn(5).to(dtype)) for dtype in (torch.float16, torch.float32))
     small, most = any_row.make([single]).default_sigmas
     together = any_row.name == "VectorDopamine"  # sigma is then the length of the perturbation of all weights
-    large, larger = (min(most, math.sqrt(size) / 80) if together else most for size in (5, 10))
+    large, larger, coarse = (
+        min(most, math.sqrt(size) / parts) if together else most for size, parts in ((5, 200), (10, 200), (5, 80))
+    )
     for params in ([half], iter([half]), [("w", half)]):
         assert [group["sigma"] for group in any_row.make(params).param_groups] == [large]
     both = any_row.make([{"params": iter([single])}, {"params": [half]}])
@@ -52,7 +54,9 @@ def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
     assert any_row.make([half, frozen]).param_groups[0]["sigma"] == large
     assert any_row.make([nn.Parameter(torch.zeros(100_000, dtype=torch.bfloat16))]).param_groups[0]["sigma"] == most
     fleet = any_row.make([nn.Parameter(torch.zeros(2, 5, dtype=torch.bfloat16))], seed=[1, 2])
-    assert fleet.param_groups[0]["sigma"] == large
+    assert fleet.param_groups[0]["sigma"] == coarse
+    frozen = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16), requires_grad=False)
+    assert any_row.make([half, frozen]).param_groups[0]["sigma"] == coarse
     assert any_row.make([single]).param_groups[0]["sigma"] == small
     assert any_row.make([half], sigma=0.1).param_groups[0]["sigma"] == 0.1
     groups = [{"params": [half], "sigma": 0.2}, {"params": [single]}]

@@ -63,8 +63,8 @@ class VectorDopamine(ForwardOptimizer):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or with 16-bit weights
-            sqrt(d) / 80 for d weights, at most 1.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or for d weights, any of them
+            bfloat16, sqrt(d) / 80, any float16, sqrt(d) / 200, at most 1.
         directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
@@ -147,8 +147,10 @@ class VectorDopamine(ForwardOptimizer):
         if not checks.any_16_bits(params):
             return usual
         # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
-        size = sum(p.numel() for p in checks.tensors(params) if p.requires_grad) / (self._replicas or 1)
-        return min(most, math.sqrt(max(1.0, size)) / 80.0)
+        tensors = checks.tensors(params)
+        size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
+        parts = 80.0 if any(p.dtype == torch.bfloat16 for p in tensors) else 200.0
+        return min(most, math.sqrt(max(1.0, size)) / parts)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
