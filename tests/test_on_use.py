@@ -397,6 +397,6 @@ def test_plans_do_not_pile_up_where_closures_keep_what_they_were_given(monkeypat
             optimizer.step(closure)
         runs.append(copies(problem.model.parameters()))
         assert on_use(optimizer) == (prepare is not copying)
-        assert len(optimizer._on_use._plans) <= handing.MOST_PLANS * len(runs[0])
+        assert len(optimizer._on_use._kept.plans) <= handing.MOST_PLANS * len(runs[0])
     assert len({view.data_ptr() for view in kept}) > 20
     assert same(*runs)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,14 +42,25 @@ ADDRESSES = {"data_ptr", "__cuda_array_interface__", "__array_interface__"}
 _modes: Any = torch._C
 
 
+class Kept(NamedTuple):
+    """What one evaluation leaves to the next.
+
+    Attributes:
+        rooms: memory for what is made.
+        plans: how parameters were perturbed, by the places in memory where that was.
+    """
+
+    rooms: list[Tensor]
+    plans: dict[Any, Combination]
+
+
 class Handing(TorchFunctionMode):
     """While active, torch operations get perturbed tensors in place of the parameters that `weights` leaves alone.
 
     Args:
         weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder`
             in eval mode does), and losses are to differ by the perturbation alone.
-        rooms: memory for what is made, from one evaluation to the next; starts empty.
-        plans: how parameters are perturbed at the places where they were before; starts empty.
+        kept: from the last evaluation; starts empty.
         turned: all bits of those parameters are turned over at the moment.
 
     Attributes:
@@ -58,11 +69,9 @@ class Handing(TorchFunctionMode):
         why: what does not work in this way, or "".
     """
 
-    def __init__(
-        self, weights: Weights, rooms: list[Tensor], plans: dict[Any, Combination], *, turned: bool = False
-    ) -> None:
+    def __init__(self, weights: Weights, kept: Kept, *, turned: bool = False) -> None:
         super().__init__()
-        self.weights, self.rooms, self.plans, self.turned = weights, rooms, plans, turned
+        self.weights, self.kept, self.turned = weights, kept, turned
         self.places = {id(p): (p, i, b.group) for b in weights.on_use_blocks for p, i in zip(*b[1:], strict=True)}
         self.used: set[int] = set()
         self.made, self.why = 0, ""
@@ -120,13 +129,13 @@ class Handing(TorchFunctionMode):
             turn(tensor)
             source = tensor
         place = *key, tensor.data_ptr(), source.data_ptr()
-        combine = self.plans.get(place)
+        combine = self.kept.plans.get(place)
         if combine is None:
             combine = Combination([tensor], [index], weights.seeds, weights.kind, [source], group)
             if combine.forget_tensors():  # or the room would never be free
-                if len(self.plans) >= MOST_PLANS * len(self.places):
-                    self.plans.clear()
-                self.plans[place] = combine
+                if len(self.kept.plans) >= MOST_PLANS * len(self.places):
+                    self.kept.plans.clear()
+                self.kept.plans[place] = combine
         combine.saved[0] = weights.step  # the source needs no saving
         combine(weights.held or [], None, weights.step, weights.held_rounding)
         self.made += p.numel()
@@ -140,14 +149,14 @@ class Handing(TorchFunctionMode):
         if like.is_cuda:
             return torch.empty_like(like)
         size = max(SMALL, like.numel())
-        alike = (r for r in self.rooms if (r.numel() > SMALL) == (size > SMALL))
+        alike = (r for r in self.kept.rooms if (r.numel() > SMALL) == (size > SMALL))
         free = [r for r in alike if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
         room = min((r for r in free if r.numel() >= size), key=Tensor.numel, default=None)
         if room is None:
-            self.rooms[:] = [r for r in self.rooms if all(r is not f for f in free)]
+            self.kept.rooms[:] = [r for r in self.kept.rooms if all(r is not f for f in free)]
             free.clear()  # before there is another
             room = torch.empty(size, dtype=torch.int16)
-            self.rooms.append(room)
+            self.kept.rooms.append(room)
         # `data`, for torch.matmul takes another way with a view, too.
         return room.view(like.dtype).as_strided(like.size(), like.stride()).data
 
@@ -168,14 +177,13 @@ class OnUse:
         self.rule, self.checked, self.refused, self.extra = rule, checked, refused, 0
         self._depth: int | None = None  # of torch's stack of modes before an evaluation
         self._turned: list[Tensor] = []
-        self._rooms: list[Tensor] = []
-        self._plans: dict[Any, Combination] = {}
+        self._kept = Kept([], {})
         self._used: set[int] | None = None
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # They belong to this process.
-        return {**self.__dict__, "_rooms": [], "_plans": {}, "_used": None, "_layout": None}
+        return {**self.__dict__, "_kept": Kept([], {}), "_used": None, "_layout": None}
 
     def __call__(self, weights: Weights, closure: Callable[[], Any]) -> Any:
         """What the closure returns at the weights as they are displaced."""
@@ -183,7 +191,7 @@ class OnUse:
             return self._evaluate(weights, closure)[0] if weights.on_use_blocks else closure()
         if self._layout is not weights.blocks:
             self.checked, self._used = self.checked and self._layout is None, None
-            self._layout, self._rooms, self._plans = weights.blocks, [], {}
+            self._layout, self._kept = weights.blocks, Kept([], {})
         states = [(generator, generator.get_state()) for generator in weights.generators]
         try:
             found, handing = self._evaluate(weights, closure)
@@ -212,7 +220,7 @@ class OnUse:
                 turn(self._turned.pop())
 
     def _evaluate(self, weights: Weights, closure: Callable[[], Any], *, turned: bool = False) -> tuple[Any, Handing]:
-        handing = Handing(weights, self._rooms, self._plans, turned=turned)
+        handing = Handing(weights, self._kept, turned=turned)
         self._depth = _modes._len_torch_function_stack()
         try:
             if turned:
@@ -249,7 +257,7 @@ class OnUse:
         except BaseException:  # the closure itself is at fault
             weights.copy_halves(self.refused)
             raise
-        self.refused, self._rooms, self._plans = True, [], {}
+        self.refused, self._kept = True, Kept([], {})
         logging.getLogger(__name__).warning(
             "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
             "perturbed weights when it uses them; the reason: %s",
