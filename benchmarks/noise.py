@@ -70,6 +70,7 @@ def mezo(w: torch.Tensor) -> Callable[[], None]:
 def methods(n: int) -> dict[str, tuple[Callable[[], None], int]]:
     """Each with the number of weights that it goes over."""
     few, side = max(1, n // SLOWER), int(n**0.5)
+    convolution = torch.randn(max(1, n // 4608), 512, 3, 3).contiguous(memory_format=torch.channels_last)
     w, half, fewer = torch.randn(n), torch.randn(n).bfloat16(), torch.randn(few)
     return {
         "in-place pass": (in_place(w), n),
@@ -78,6 +79,7 @@ def methods(n: int) -> dict[str, tuple[Callable[[], None], int]]:
         "Rademacher, 2 threads": (combination(w, "rademacher", threads=2), n),
         "Rademacher, bfloat16": (combination(half, "rademacher"), n),
         "Rademacher, transposed": (combination(torch.randn(side, side).t(), "rademacher"), side * side),
+        "Rademacher, channels last": (combination(convolution, "rademacher"), convolution.numel()),
         "Gaussian": (combination(w, "gaussian"), n),
         "Gaussian, 2 threads": (combination(w, "gaussian", threads=2), n),
         "Rademacher without numba": (combination(fewer, "rademacher", torch_path=True), few),

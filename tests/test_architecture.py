@@ -20,7 +20,7 @@ CORE = [
     path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
 ]
 ALLOWED = {"torch", "numpy", "dopaminergic"} | set(sys.stdlib_module_names)
-OWN = {"noise/cpu": {"numba", "llvmlite"}, "noise/gpu.py": {"triton"}, "jax.py": {"jax"}}  # only when they are there
+OWN = {"noise/cpu": {"numba", "llvmlite"}, "noise/gpu": {"triton"}, "jax.py": {"jax"}}  # only when they are there
 LAB = ["matplotlib", "rich", "pandas", "scipy", "sklearn", "statsmodels", "pyarrow", "jinja2", "optuna"]
 
 

@@ -25,7 +25,7 @@ with pytest.MonkeyPatch.context() as patch:
     for variable in INTERPRET.items():
         patch.setenv(*variable)
     pytest.importorskip("triton", reason="needs Triton (on Linux: pip install triton), which also runs without a GPU")
-    from dopaminergic.noise import gpu
+    from dopaminergic.noise.gpu import launch as gpu
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES, FIRSTS, PARAMETERS = [1, 127, 129, 4097, 260], [0, 5, 0, 256, 4094], [2, 0, 3, (1 << 32) - 1, 4]
@@ -208,7 +208,7 @@ def test_numbers_without_neighbours_pass_unharmed(dtype: torch.dtype) -> None:
 def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So a CUDA graph may hold the launch: what a call says lies in memory that `write` fills."""
     launches: list[tuple[Any, ...]] = []
-    kernel: Any = gpu._combine
+    kernel: Any = gpu.combine
 
     class Seen:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
@@ -219,7 +219,7 @@ def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monke
 
             return run
 
-    monkeypatch.setattr(gpu, "_combine", Seen())
+    monkeypatch.setattr(gpu, "combine", Seen())
     weights, seeds = tensors(torch.float32), [5]
     call = launch("rademacher", weights, weights, seeds)
     expected = weights
@@ -234,7 +234,7 @@ def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monke
 
 
 def test_nothing_to_do_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_combine", None)
+    monkeypatch.setattr(gpu, "combine", None)
     empty = torch.empty(1, 0, device=DEVICE)
     gpu.Launch([empty], [empty], [0], [128], np.array([1], np.uint64), True)(**arrays(ONE))
 
@@ -361,13 +361,13 @@ COMPILE = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dopaminergic.noise import gpu
+from dopaminergic.noise.gpu import launch as gpu
 names = ("replicas", "dtype", "signs", "aligned", "tile", "dims", "narrow")
 signature = {"table": "*i64", "owners": "*i32", "seeds": "*i64", "numbers": "*i64", **dict.fromkeys(names, "constexpr")}
 kinds = [(True, gpu.tl.float32, 0), (True, gpu.tl.float16, 0), (True, gpu.tl.float64, 0), (False, gpu.tl.uint16, 0)]
 for signs, dtype, dims in [*kinds, (True, gpu.tl.float32, 3)]:
     constants = dict(zip(names, (1, dtype, signs, dims == 0, gpu.TILE, dims, True), strict=True))
-    source = ASTSource(gpu._combine, signature, constants)
+    source = ASTSource(gpu.combine, signature, constants)
     text = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=gpu.OPTIONS).asm["ptx"]
     sums = [line.split()[0] for line in text.splitlines() if ".f32 " in line or ".f64 " in line]
     print(signs, dtype, dims, "ld.global.v4.b32" in text or "ld.global.v2.b64" in text, *sorted(set(sums)))

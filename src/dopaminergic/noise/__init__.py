@@ -76,7 +76,7 @@ def triton_launch() -> Callable[..., Any] | None:
             "(torch's CUDA builds bring it; else: pip install triton)"
         )
         return None
-    from dopaminergic.noise.gpu import Launch
+    from dopaminergic.noise.gpu.launch import Launch
 
     return Launch
 

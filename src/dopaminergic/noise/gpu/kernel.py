@@ -1,38 +1,23 @@
-"""The same numbers as `reference`, on a GPU: one Triton launch adds directions to all parameters of a combination.
+"""The kernel: a program takes one tile of one parameter of one replica.
 
-A program of the launch takes one tile of one parameter of one replica: it reads the weights once, draws each direction
-as often as it is needed, and writes the weights once. Where the parameters lie is a table on the device, made once; all
-that changes from call to call (step, directions, multiples) is one small buffer there, which a call overwrites without
-waiting for the device. So the arguments of the launch never change, which is what a CUDA graph asks for.
-
-`x + c z` is two operations wherever the product is not exact: the launch forbids the compiler to fuse them
-(`enable_fp_fusion=False`), since a fused product is not rounded and the bits would not be the reference's.
-
-Triton comes with torch's CUDA builds; this file is imported only when a tensor on a GPU asks for it.
+It reads the weights once, draws each direction as often as it is needed, and writes the weights once. `x + c z` is two
+operations wherever the product is not exact: the launch forbids the compiler to fuse them (`enable_fp_fusion=False`),
+since a fused product is not rounded and the bits would not be the reference's.
 """
 # Triton compiles what looks like Python; its types are not Python's, and it is not installed everywhere.
 # pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 
-import contextlib
 import math
 
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dopaminergic.noise.pieces import merged
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
 
-TILE = 4096  # weights of a program; a multiple of every block
-# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and differ.
-DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16, torch.float16: tl.float16}
 SIGN_STREAM, NORMAL_STREAM = tl.constexpr(RADEMACHER << 28), tl.constexpr(GAUSSIAN << 28)
 ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # of the launch
 UNIT, TURN = tl.constexpr(2.0**-23), tl.constexpr(2.0**-24 * 2 * math.pi)
 # Of a row of the table: target, source, size, first, parameter, number of its first tile; where the parameters have
 # gaps, also the strides of a replica in target and source, and size and both strides of each dimension, the last first.
@@ -193,7 +178,7 @@ def _work(
 
 
 @triton.jit
-def _combine(
+def combine(
     table, owners, seeds, numbers, replicas,
     dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
     dims: tl.constexpr, narrow: tl.constexpr,
@@ -228,120 +213,3 @@ def _combine(
             target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
             dtype, signs, aligned, tile, True,
         )  # fmt: skip
-
-
-class Launch:
-    """The launch for the tensors of one `Combination`.
-
-    Args:
-        targets: tensors of one dtype (see `DTYPES`) on one GPU, whose elements share no memory; with R seeds the first
-            dimension is R. They must keep their memory as long as this object is used.
-        sources: what is read, tensors of the same shapes; the targets themselves for work in place.
-        parameters: the index of each tensor in the noise.
-        firsts: the index of the first element of each tensor in the whole parameter, any number >= 0.
-        seeds: uint64 `(R,)`, below 2^63.
-        signs: Rademacher if true, else Gaussian.
-    """
-
-    def __init__(
-        self,
-        targets: list[Tensor],
-        sources: list[Tensor],
-        parameters: list[int],
-        firsts: list[int],
-        seeds: np.ndarray,
-        signs: bool,
-    ) -> None:
-        self.device, self.dtype, self.signs, self.replicas = targets[0].device, targets[0].dtype, signs, len(seeds)
-        sizes = [t.numel() // self.replicas for t in targets]
-        tiles = [-(-(first % 128 + size) // TILE) for first, size in zip(firsts, sizes, strict=True)]
-        before = np.concatenate([[0], np.cumsum(tiles)])
-        addresses = [[t.data_ptr() for t in tensors] for tensors in (targets, sources)]
-        rows = [*addresses, sizes, firsts, parameters, before[:-1]]
-        layouts = [self._layout(*pair) for pair in zip(targets, sources, strict=True)]
-        plain = all(t.is_contiguous() for t in [*targets, *sources])
-        self.dims = 0 if plain else max(len(layout) for _, layout in layouts)
-        if not plain:
-            rows += zip(*[self._fields(*layout) for layout in layouts], strict=True)
-        table = np.array(rows, np.int64)
-        self.narrow = max(sizes) < 1 << 31
-        whole = self.replicas == 1 or not any(size % 8 for size in sizes)
-        self.aligned = plain and whole and not (table[:2] % 16).any() and not any(first % 8 for first in firsts)
-        self.tiles = int(before[-1])
-        self._table = self._on_device(table.T.copy())
-        self._owners = self._on_device(np.repeat(np.arange(len(tiles), dtype=np.int32), tiles))
-        self._seeds = self._on_device(seeds.astype(np.int64))
-        self._numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
-
-    def __call__(
-        self,
-        directions: np.ndarray,
-        coefficients: np.ndarray,
-        scales: np.ndarray,
-        step: int,
-        rounding: int = 0,
-        undone: int = 0,
-        grid: float = 0.0,
-    ) -> None:
-        """`write`, then `launch`."""
-        self.write(directions, coefficients, scales, step, rounding, undone, grid)
-        self.launch()
-
-    def write(
-        self,
-        directions: np.ndarray,
-        coefficients: np.ndarray,
-        scales: np.ndarray,
-        step: int,
-        rounding: int = 0,
-        undone: int = 0,
-        grid: float = 0.0,
-    ) -> None:
-        """Say what the next launch does, without waiting for the device.
-
-        Args:
-            directions: integers `(K,)`, each in [0, 2^28).
-            coefficients: float64 `(K, R)`, the multiple of each direction, in this order.
-            scales: float64 `(R,)`, what the weights are multiplied by.
-            step: step number in [0, 2^32).
-            rounding: which random numbers round 16-bit weights, in [0, 2^28).
-            undone: how many of the directions are added before the weights are scaled.
-            grid: spacing that makes the results multiples of a unit, see `Combination`; 0: none.
-        """
-        header = np.array([step, rounding, undone, len(directions), 0], np.int64)
-        header[GRID.value] = np.float64(grid).view(np.int64)
-        rows = np.empty((len(directions), 1 + self.replicas), np.int64)
-        rows[:, 0], rows[:, 1:] = directions, np.ascontiguousarray(coefficients, np.float64).view(np.int64)
-        scale = np.ascontiguousarray(scales, np.float64).view(np.int64)
-        host = torch.from_numpy(np.concatenate([header, scale, rows.ravel()]))
-        if len(self._numbers) < len(host):
-            self._numbers = torch.zeros(len(host), dtype=torch.int64, device=self.device)
-        self._numbers[: len(host)].copy_(self._pinned(host), non_blocking=True)
-
-    def launch(self) -> None:
-        """Do what was written. Every argument is the same each time, unless `write` was given more than ever before."""
-        if self.tiles == 0:
-            return
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            _combine[(self.tiles * self.replicas,)](
-                self._table, self._owners, self._seeds, self._numbers, self.replicas,
-                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE, dims=self.dims,
-                narrow=self.narrow,
-                **OPTIONS,
-            )  # fmt: skip
-
-    def _layout(self, target: Tensor, source: Tensor) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-        """Strides of a replica in both, and size and strides of its dimensions."""
-        own, other = (t if self.replicas > 1 else t[None] for t in (target, source))
-        return (own.stride(0), other.stride(0)), merged(own.shape[1:], own.stride()[1:], other.stride()[1:])
-
-    def _fields(self, replica: tuple[int, int], layout: list[tuple[int, int, int]]) -> list[int]:
-        dimensions = layout[::-1] + [(1, 0, 0)] * (self.dims - len(layout))
-        return [*replica, *(number for dimension in dimensions for number in dimension)]
-
-    def _pinned(self, host: Tensor) -> Tensor:
-        """Memory that can be sent without waiting; torch keeps it until the device has read it."""
-        return host.pin_memory() if self.device.type == "cuda" else host
-
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return self._pinned(torch.from_numpy(array)).to(self.device, non_blocking=True)
