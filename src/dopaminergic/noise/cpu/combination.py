@@ -24,7 +24,7 @@ from dopaminergic.noise.cpu.draws import (
     turn_blocks,
     turn_each,
 )
-from dopaminergic.noise.cpu.instructions import BLOCKS, F, compiled, copysign, inlined, pointer
+from dopaminergic.noise.cpu.instructions import BLOCKS, F, compiled, copysign, pointer
 from dopaminergic.noise.cpu.memory import (
     STRIP_COLUMNS,
     STRIP_PITCH,
@@ -107,51 +107,20 @@ def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, direc
                     _onto_grid(x, exact(grid))
 
 
-@inlined
-def _change(x, room, place, about, terms):
-    """X, whose first element is number `place`, <- on_grid((x + terms that are undone) * scale + other terms)."""
-    words, normals = room
-    parameter, r, scale, turn, key = about
-    directions, coefficients, undone, grid, signs, together = terms
-    per_block, stream = (128, SIGN_STREAM) if signs else (4, NORMAL_STREAM)
-    exact, rows = x.dtype.type, len(directions)
-    offset, block = place % per_block, np.uint32(place // per_block)
-    blocks = -(-(offset + x.size) // per_block)
-    for k in range(rows + 1):
-        if k == undone and not together:
-            _scale(x, scale)
-        if k == rows:
-            break
-        if k == 0 or directions[k] != directions[k - 1]:
-            selector = np.uint32(directions[k] | stream)
-            turn_blocks(words, blocks, block, parameter, turn, selector, key[0], key[1])
-            if not signs:
-                make_normals(normals, words, blocks)
-        coefficient = exact(coefficients[k][r])
-        if together:
-            if k == 1:
-                step_signs(x, words, offset, exact(coefficients[0][r]), scale, coefficient, exact(grid))
-        elif signs:
-            add_signs(x, words, offset, coefficient)
-        else:
-            add_normals(x, normals, offset, coefficient)
-    if not together:
-        _onto_grid(x, exact(grid))
-
-
 @compiled
 def combine_pieces(
     memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
 ):
     """`kernels.combine`, from arrays or from tuples of numbers, which need no memory."""
-    # Where layouts are None, what is asked for by `is not None` is not compiled.
+    # Where layouts are None, what is asked for by `is not None` is not compiled. What is done to a tile stands here,
+    # since a function of its own takes 5 % more time, called or put in place by numba.
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
     if signs and plan.shape[1] > 1 and _all_tiny(plan):
         _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save)
         saved[0] = step
         return
-    per_block, most = (128, SIGN_TILE) if signs else (4, NORMAL_TILE)
+    per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
     words, normals = np.empty((4, BLOCKS), np.uint32), np.empty((4, 0 if signs else BLOCKS), F)
     largest = most
     if layouts is not None:
@@ -159,17 +128,16 @@ def combine_pieces(
             if block_of(layouts[p], 0, plan[3, p], most)[0] > 1:
                 largest = max(most, STRIP_ROWS * STRIP_PITCH)
     # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is read, and noise.
-    memories = np.empty(2 * largest + most if halves else largest, real.dtype)
-    buffer, rest = memories[:largest], memories[largest:]
+    room = np.empty(2 * largest + most if halves else largest, real.dtype)
+    buffer, rest = room[:largest], room[largest:]
     raw, noise = rest[: rest.size // 2].view(memory.dtype), rest[rest.size // 2 :].view(np.uint16)
     together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
-    room, terms = (words, normals), (directions, coefficients, undone, grid, signs, together)
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
         plain, copied = plan[7, p] != 0, plan[0, p] != plan[1, p]
         target, source = memory_of(memory, plan, layouts, p, 0), memory_of(memory, plan, layouts, p, 1)
         key, scale = (np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)), exact(scales[r])
-        about, changed = (parameter, r, scale, turn, key), rows > 0 or scale != exact(1) or grid > 0
+        changed = rows > 0 or scale != exact(1) or grid > 0
         at = start
         while at < stop:
             height, width = 1, stop - at
@@ -193,7 +161,29 @@ def combine_pieces(
                     for row in range(deep):
                         x = opened[row * STRIP_PITCH : row * STRIP_PITCH + wide]
                         place = first + tile[0] + row * width
-                        _change(x, room, place, about, terms)
+                        offset, block = place % per_block, np.uint32(place // per_block)
+                        blocks = -(-(offset + wide) // per_block)
+                        for k in range(rows + 1):
+                            if k == undone and not together:
+                                _scale(x, scale)
+                            if k == rows:
+                                break
+                            if k == 0 or directions[k] != directions[k - 1]:
+                                selector = np.uint32(directions[k] | stream)
+                                turn_blocks(words, blocks, block, parameter, turn, selector, key[0], key[1])
+                                if not signs:
+                                    make_normals(normals, words, blocks)
+                            coefficient = exact(coefficients[k][r])
+                            if together:
+                                if k == 1:
+                                    undo = exact(coefficients[0][r])
+                                    step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                            elif signs:
+                                add_signs(x, words, offset, coefficient)
+                            else:
+                                add_normals(x, normals, offset, coefficient)
+                        if not together:
+                            _onto_grid(x, exact(grid))
                         if layouts is not None and halves:
                             dither = noise[: (place % 8 + wide + 7) // 8 * 8]
                             dither = make_dither(dither, words, changed, place, parameter, turn, rounding, key)
