@@ -56,6 +56,11 @@ def short_rows(dtype: torch.dtype) -> Tensor:
     return values(3, 600, 11, dtype=dtype).transpose(1, 2)
 
 
+def few_columns(dtype: torch.dtype) -> Tensor:
+    """Transposed, too few for squares."""
+    return values(3, 2900, dtype=dtype).t()
+
+
 def spaced_long_rows(dtype: torch.dtype) -> Tensor:
     """Transposed, and no two elements are neighbours in memory."""
     return values(530, 40, dtype=dtype)[:, ::2].t()
@@ -76,7 +81,7 @@ def whole_blocks(dtype: torch.dtype) -> Tensor:
 
 
 LAYOUTS = [contiguous, transposed, channels_last, many_channels, spaced, tiny, whole_blocks]
-LAYOUTS += [long_rows, short_rows, spaced_long_rows]
+LAYOUTS += [long_rows, short_rows, few_columns, spaced_long_rows]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 # terms, undo, scale, grid
 CHANGES: list[tuple[list[Term], list[Term], float, float]] = [

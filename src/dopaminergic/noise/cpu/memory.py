@@ -51,7 +51,7 @@ def _near(layout, side):
 
 @compiled
 def block_of(layout, at, left, most):
-    """How many rows of how many elements are taken together from element `at` on, before which `left` are left.
+    """How many rows of how many elements are taken together from element `at` on, if there are `left` of them.
 
     Rows too long for a tile, which lie closer to each other than their elements do, are a matrix; all else is one row.
     """
@@ -92,6 +92,8 @@ def _move(like, height, width, to, down, right, of, of_down, of_right):
         else:
             small_squares(like, height, width, to, down, of, of_right)
     else:
+        if height > width:
+            height, width, down, right, of_down, of_right = width, height, right, down, of_right, of_down
         for r in range(height):
             a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
             copy(_every(like, a, right, width), _every(like, b, of_right, width))
