@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,3 +34,9 @@ def row(request: pytest.FixtureRequest) -> Row:
 def any_row(request: pytest.FixtureRequest) -> Row:
     """Every optimizer, also the one that keeps whole vectors of regrets."""
     return request.param
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a run's journal goes."""
+    return tmp_path / "run.journal"

@@ -220,7 +220,7 @@ ROWS = [
     Row("Dopamine2", Dopamine2, lambda K: K + 1, True, False, {}, plain_dopamine2),
 ]
 RULES = [row.make for row in ROWS]
-# Its step is not a sum of scalar regrets: test_vector.py has its reference, and other tests take it where they fit.
+# Its step is no sum of scalar regrets: test_vector_reference.py has its rule; other tests take it where they fit.
 VECTOR = Row("VectorDopamine", VectorDopamine, lambda K: K + 2, True, False, {}, lambda *_, **__: iter(()))
 
 # ---- what they are tried on ------------------------------------------------------------------------------------------
