@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import logging
 import zlib
 
 import numba
@@ -15,7 +16,23 @@ from numba import types
 from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
-kept = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+def kept(function):
+    """`function`, compiled and kept on disk, or compiled anew in each process where there is no place for that."""
+    settings = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # all that numba looks at is read-only, as in many containers
+        _say_that_nothing_is_kept()
+        return numba.njit(**settings)(function)
+
+
+@functools.cache
+def _say_that_nothing_is_kept():
+    logging.getLogger(__name__).warning(
+        "numba finds no directory that it may write to: each process compiles anew, some seconds in its first step "
+        "(set NUMBA_CACHE_DIR to one)"
+    )
 
 
 @compiled
