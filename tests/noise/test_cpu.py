@@ -144,10 +144,16 @@ def test_what_numba_kept_is_not_used_once_any_file_has_changed(tmp_path: Path) -
     assert other != first[0]
 
 
-def test_where_nothing_can_be_kept_it_is_compiled_anew_after_saying_so() -> None:
-    """As in a container whose disk is read-only: numba is told to look for zipped packages alone."""
-    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
-    done = subprocess.run([sys.executable, "-c", SIGNS], env=environment, capture_output=True, check=True)
+FULL = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # of any file, in bytes
+
+
+@pytest.mark.parametrize("disk", ["read-only", "full"])
+def test_where_nothing_can_be_kept_it_is_compiled_anew_after_saying_so(disk: str, tmp_path: Path) -> None:
+    """Told to look for zipped packages alone, numba finds no directory to write to, as on a read-only disk."""
+    settings = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"} if disk == "read-only" else {}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **settings}
+    code = SIGNS if disk == "read-only" else FULL + SIGNS
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     expected = reference.rademacher(40, seed=1, step=0).int().tolist()
     assert done.stdout.decode().strip().split(",") == [*map(str, expected), "0"]
     assert done.stderr.decode().count("set NUMBA_CACHE_DIR") == 1

@@ -16,23 +16,37 @@ from numba import types
 from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
+_said = []  # why nothing is kept, each time
+
 
 def kept(function):
     """`function`, compiled and kept on disk, or compiled anew in each process where there is no place for that."""
     settings = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **settings)(function)
+        dispatcher = numba.njit(cache=True, **settings)(function)
     except RuntimeError:  # all that numba looks at is read-only, as in many containers
-        _say_that_nothing_is_kept()
+        _say_that_nothing_is_kept("finds no directory that it may write to")
         return numba.njit(**settings)(function)
+    save = dispatcher._cache.save_overload
+
+    def save_if_there_is_room(*arguments):
+        try:
+            save(*arguments)
+        except OSError as error:  # the disk is full; what was compiled is there all the same
+            _say_that_nothing_is_kept(f"cannot keep what it compiled ({error})")
+
+    dispatcher._cache.save_overload = save_if_there_is_room
+    return dispatcher
 
 
-@functools.cache
-def _say_that_nothing_is_kept():
-    logging.getLogger(__name__).warning(
-        "numba finds no directory that it may write to: each process compiles anew, some seconds in its first step "
-        "(set NUMBA_CACHE_DIR to one)"
-    )
+def _say_that_nothing_is_kept(why):
+    if not _said:
+        logging.getLogger(__name__).warning(
+            "numba %s: each process compiles anew, some seconds in its first step "
+            "(set NUMBA_CACHE_DIR to a directory with some MiB of room)",
+            why,
+        )
+    _said.append(why)
 
 
 @compiled
