@@ -36,9 +36,8 @@ def plan(
     columns, layouts = [], []
     real = targets[0].dtype in (torch.float32, torch.float64)
     for target, source, parameter, first in zip(targets, sources, parameters, firsts, strict=True):
-        rows = (target, source) if replicas > 1 else (target[None], source[None])
-        own, other = (t.stride(0) * t.element_size() for t in rows)
-        layout = merged(rows[0].shape[1:], rows[0].stride()[1:], rows[1].stride()[1:])
+        strides, layout = layout_of(target, source, replicas)
+        own, other = (stride * target.element_size() for stride in strides)
         plain = real and layout[0][1:] in ((1, 1), (0, 0)) and len(layout) == 1
         for r in range(replicas):
             addresses = [target.data_ptr() + r * own, source.data_ptr() + r * other]
@@ -49,7 +48,13 @@ def plan(
     return np.array(columns, np.int64).T.copy(), np.array(padded, np.int64).transpose(0, 2, 1).copy()
 
 
-def merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def layout_of(target: Tensor, source: Tensor, replicas: int) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Strides of a replica in target and source, and size and both strides of each of its dimensions, in elements."""
+    own, other = (t if replicas > 1 else t[None] for t in (target, source))
+    return [own.stride(0), other.stride(0)], _merged(own.shape[1:], own.stride()[1:], other.stride()[1:])
+
+
+def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Size and both strides of as few dimensions as have the same elements in the same order."""
     merged: list[tuple[int, int, int]] = []
     for size, a, b in zip(shape, own, other, strict=True):

@@ -149,7 +149,7 @@ def combine_pieces(
             while left < width:
                 for top in range(0, height, STRIP_ROWS):
                     deep, wide = min(height - top, STRIP_ROWS), min(width - left, strip)
-                    tile, opened = (at + top * width + left, deep, wide, STRIP_PITCH), buffer
+                    tile, opened = (at + top * width + left, deep, wide), buffer
                     if plain:
                         opened = own(buffer, target, at, wide)
                         if copied and save:

@@ -19,16 +19,12 @@ def widen(x, words):
 
 
 def narrow(words, x, noise):
-    """Memory <- x, rounded stochastically where it has 16 bits: as `noise._round_stochastically` does."""
+    """Memory <- x, rounded stochastically, as `noise._round_stochastically` does."""
     raise NotImplementedError
 
 
 @overload(widen)
 def _widen_by_type(x, words):
-    def plain(x, words):
-        for i in range(x.size):
-            x[i] = words[i]
-
     def bfloat16(x, words):
         for i in range(x.size):
             x[i] = as_real(np.int32(np.int32(words[i]) << np.int32(16)))
@@ -42,15 +38,11 @@ def _widen_by_type(x, words):
             value = as_real(np.int32(bits | INFINITE)) if h >= np.int32(0x7C00) else value
             x[i] = copysign(value, as_real(np.int32(np.int32(words[i]) << np.int32(16))))
 
-    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)
+    return {types.uint16: bfloat16, types.int16: float16}[words.dtype]
 
 
 @overload(narrow)
 def _narrow_by_type(words, x, noise):
-    def plain(words, x, noise):
-        for i in range(x.size):
-            words[i] = x[i]
-
     def bfloat16(words, x, noise):
         for i in range(x.size):
             bits = as_integer(x[i])
@@ -76,4 +68,4 @@ def _narrow_by_type(words, x, noise):
             sign = as_integer(steps) if small else bits
             words[i] = np.int16(size | (np.int32(sign >> np.int32(16)) & np.int32(0x8000)))
 
-    return {types.uint16: bfloat16, types.int16: float16}.get(words.dtype, plain)
+    return {types.uint16: bfloat16, types.int16: float16}[words.dtype]

@@ -100,14 +100,14 @@ def _move(like, height, width, to, down, right, of, of_down, of_right):
 
 
 @compiled
-def _exchange(tile, pitch, memory, layout, side, at, height, width, out):
-    """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix which are `pitch` apart in the tile."""
+def _exchange(tile, memory, layout, side, at, height, width, out):
+    """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix, STRIP_PITCH apart in the tile."""
     last, done = layout.shape[1] - 1, 0
     down, right = layout[side, max(last - 1, 0)], layout[side, last]
     while done < width:
         place, count = _run(layout, side, at + done, width - done)
-        rows = height
-        if height == 1 and down < right:
+        rows, pitch = height, STRIP_PITCH
+        if height == 1 and _near(layout, side):
             rows, pitch = max(_rows(layout, at + done, width - done), 1), count
         there, here = memory.ctypes.data + place * tile.itemsize, tile.ctypes.data + done * tile.itemsize
         to, to_down, to_right, of, of_down, of_right = here, pitch, 1, there, down, right
@@ -165,15 +165,15 @@ def load(buffer, words, source, layout, tile):
 @overload(load)
 def _load_by_type(buffer, words, source, layout, tile):
     def real(buffer, words, source, layout, tile):
-        at, height, width, pitch = tile
-        _exchange(buffer, pitch, source, layout, 2, at, height, width, False)
+        at, height, width = tile
+        _exchange(buffer, source, layout, 2, at, height, width, False)
 
     def half(buffer, words, source, layout, tile):
-        at, height, width, pitch = tile
+        at, height, width = tile
         found, direct = _words(words, source, layout, 2, at, height, width)
         if not direct:
-            _exchange(words, pitch, source, layout, 2, at, height, width, False)
-        for row in range(0, height * pitch, pitch):
+            _exchange(words, source, layout, 2, at, height, width, False)
+        for row in range(0, height * STRIP_PITCH, STRIP_PITCH):
             widen(buffer[row : row + width], found[row : row + width])
 
     return real if buffer.dtype == source.dtype else half
@@ -190,9 +190,9 @@ def _round_by_type(words, target, layout, tile, row, x, noise):
         pass
 
     def half(words, target, layout, tile, row, x, noise):
-        at, height, width, pitch = tile
+        at, height, width = tile
         found, _ = _words(words, target, layout, 1, at, height, width)
-        narrow(found[row * pitch : row * pitch + width], x, noise)
+        narrow(found[row * STRIP_PITCH : row * STRIP_PITCH + width], x, noise)
 
     return real if x.dtype == target.dtype else half
 
@@ -205,12 +205,12 @@ def store(buffer, words, target, layout, tile):
 @overload(store)
 def _store_by_type(buffer, words, target, layout, tile):
     def real(buffer, words, target, layout, tile):
-        at, height, width, pitch = tile
-        _exchange(buffer, pitch, target, layout, 1, at, height, width, True)
+        at, height, width = tile
+        _exchange(buffer, target, layout, 1, at, height, width, True)
 
     def half(buffer, words, target, layout, tile):
-        at, height, width, pitch = tile
+        at, height, width = tile
         if not _words(words, target, layout, 1, at, height, width)[1]:
-            _exchange(words, pitch, target, layout, 1, at, height, width, True)
+            _exchange(words, target, layout, 1, at, height, width, True)
 
     return real if buffer.dtype == target.dtype else half

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dopaminergic.noise.gpu.kernel import GRID, combine
-from dopaminergic.noise.pieces import merged
+from dopaminergic.noise.pieces import layout_of
 
 TILE = 4096  # weights of a program; a multiple of every block
 # bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and differ.
@@ -48,7 +48,7 @@ class Launch:
         before = np.concatenate([[0], np.cumsum(tiles)])
         addresses = [[t.data_ptr() for t in tensors] for tensors in (targets, sources)]
         rows = [*addresses, sizes, firsts, parameters, before[:-1]]
-        layouts = [self._layout(*pair) for pair in zip(targets, sources, strict=True)]
+        layouts = [layout_of(*pair, self.replicas) for pair in zip(targets, sources, strict=True)]
         plain = all(t.is_contiguous() for t in [*targets, *sources])
         self.dims = 0 if plain else max(len(layout) for _, layout in layouts)
         if not plain:
@@ -120,12 +120,7 @@ class Launch:
                 **OPTIONS,
             )  # fmt: skip
 
-    def _layout(self, target: Tensor, source: Tensor) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-        """Strides of a replica in both, and size and strides of its dimensions."""
-        own, other = (t if self.replicas > 1 else t[None] for t in (target, source))
-        return (own.stride(0), other.stride(0)), merged(own.shape[1:], own.stride()[1:], other.stride()[1:])
-
-    def _fields(self, replica: tuple[int, int], layout: list[tuple[int, int, int]]) -> list[int]:
+    def _fields(self, replica: list[int], layout: list[tuple[int, int, int]]) -> list[int]:
         dimensions = layout[::-1] + [(1, 0, 0)] * (self.dims - len(layout))
         return [*replica, *(number for dimension in dimensions for number in dimension)]
 
