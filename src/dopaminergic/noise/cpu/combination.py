@@ -12,19 +12,13 @@ import numba
 import numpy as np
 
 from dopaminergic.noise.cpu.draws import (
-    LOW,
     NORMAL_STREAM,
-    SHIFT,
     SIGN_STREAM,
-    add_normals,
     add_signs,
     make_dither,
-    make_normals,
     step_signs,
-    turn_blocks,
-    turn_each,
 )
-from dopaminergic.noise.cpu.instructions import BLOCKS, F, compiled, copysign, pointer
+from dopaminergic.noise.cpu.instructions import F, compiled, copysign, pointer
 from dopaminergic.noise.cpu.memory import (
     STRIP_COLUMNS,
     STRIP_PITCH,
@@ -37,9 +31,18 @@ from dopaminergic.noise.cpu.memory import (
     round_row,
     store,
 )
+from dopaminergic.noise.cpu.normals import BLOCKS, add_normals, make_normals, step_normals
+from dopaminergic.noise.cpu.philox import LOW, MANY, SHIFT, turn_blocks, turn_each
 
-SIGN_TILE, NORMAL_TILE = 8192, 4 * BLOCKS  # weights at a time, whole blocks
-TINY_LANES = 64  # pieces of less than a block at a time
+SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, whole blocks
+
+
+@compiled
+def _aligned(count):
+    """Room for numbers of 32 bits from the begin of a cache line on, or vectors would lie across two."""
+    room = np.empty(count + 16, np.uint32)
+    first = -room.ctypes.data % 64 // 4
+    return room[first : first + count]
 
 
 @compiled
@@ -83,9 +86,9 @@ def _set_tiny(x, y, words, lane, offset, scale, coefficient):
 def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save):
     """`combine_pieces` where a block has more signs than a piece has weights: blocks of many pieces at a time."""
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
-    words = np.empty((4, TINY_LANES), np.uint32)
-    for begin in range(0, plan.shape[1], TINY_LANES):
-        count = min(plan.shape[1] - begin, TINY_LANES)
+    words = np.empty((4, MANY), np.uint32)
+    for begin in range(0, plan.shape[1], MANY):
+        count = min(plan.shape[1] - begin, MANY)
         for k in range(rows + 1):
             if k == rows and rows > undone and grid == 0:
                 break
@@ -121,7 +124,8 @@ def combine_pieces(
         saved[0] = step
         return
     per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
-    words, normals = np.empty((4, BLOCKS), np.uint32), np.empty((4, 0 if signs else BLOCKS), F)
+    words = _aligned(4 * BLOCKS).reshape((4, BLOCKS))
+    normals = words.view(F)
     largest = most
     if layouts is not None:
         for p in range(plan.shape[1]):
@@ -131,7 +135,7 @@ def combine_pieces(
     room = np.empty(2 * largest + most if halves else largest, real.dtype)
     buffer, rest = room[:largest], room[largest:]
     raw, noise = rest[: rest.size // 2].view(memory.dtype), rest[rest.size // 2 :].view(np.uint16)
-    together = signs and rows == 2 and undone == 1 and directions[0] == directions[1] and grid > 0
+    together = rows == 2 and undone == 1 and directions[0] == directions[1]
     for p in range(plan.shape[1]):
         start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
         plain, copied = plan[7, p] != 0, plan[0, p] != plan[1, p]
@@ -172,17 +176,20 @@ def combine_pieces(
                                 selector = np.uint32(directions[k] | stream)
                                 turn_blocks(words, blocks, block, parameter, turn, selector, key[0], key[1])
                                 if not signs:
-                                    make_normals(normals, words, blocks)
+                                    make_normals(words, blocks)
                             coefficient = exact(coefficients[k][r])
                             if together:
                                 if k == 1:
                                     undo = exact(coefficients[0][r])
-                                    step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                                    if signs:
+                                        step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                                    else:
+                                        step_normals(x, normals, offset, undo, scale, coefficient)
                             elif signs:
                                 add_signs(x, words, offset, coefficient)
                             else:
                                 add_normals(x, normals, offset, coefficient)
-                        if not together:
+                        if not (together and signs):
                             _onto_grid(x, exact(grid))
                         if layouts is not None and halves:
                             dither = noise[: (place % 8 + wide + 7) // 8 * 8]

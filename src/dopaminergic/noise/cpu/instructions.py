@@ -12,10 +12,8 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 F = np.float32
-BLOCKS = 512  # of normals, from one row to the next
 compiled = numba.njit(error_model="numpy")
-# By numba: where LLVM puts these together itself, loops around them become fewer vector instructions, or none.
-inlined = numba.njit(error_model="numpy", inline="always")
+WORD, LONG, REAL = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 # ---- single numbers --------------------------------------------------------------------------------------------------
@@ -60,63 +58,113 @@ def copysign(typing_context, x, sign):
     return x(x, x), generate
 
 
-@intrinsic
-def multiply_add(typing_context, x, y, z):
-    """X * y + z, rounded once; on any processor, or the bits would depend on it."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fma(*arguments)
-
-    return x(x, x, x), generate
-
-
 # ---- vectors ---------------------------------------------------------------------------------------------------------
 
 
-class Vector:
-    """Instructions on 32 reals: a word of signs at a time, which no loop over single weights becomes."""
+class Lanes:
+    """A vector of numbers while LLVM's code is made, with Python's operators; one number stands for many of it."""
 
-    def __init__(self, builder, real):
-        self.builder, self.real, self.type = builder, real, ir.VectorType(real, 32)
+    def __init__(self, builder, value):
+        self.builder, self.value, self.kind, self.count = builder, value, value.type.element, value.type.count
 
-    def splat(self, x):
-        """One number 32 times."""
-        blank = ir.Constant(ir.VectorType(x.type, 32), ir.Undefined)
-        first = self.builder.insert_element(blank, x, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(first, blank, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+    @classmethod
+    def of(cls, builder, x, count):
+        """One number many times."""
+        blank = ir.Constant(ir.VectorType(x.type, count), ir.Undefined)
+        first = cls(builder, builder.insert_element(blank, x, ir.Constant(WORD, 0)))
+        return first.shuffled(first, [0] * count)
 
-    def set_bits(self, word):
-        """Which bits of a word are set."""
-        bits = ir.Constant(ir.VectorType(ir.IntType(32), 32), [1 << i for i in range(32)])
-        nothing = ir.Constant(bits.type, [0] * 32)
-        return self.builder.icmp_unsigned("!=", self.builder.and_(self.splat(word), bits), nothing)
-
-    def signed(self, coefficient, signs):
-        """The coefficient where the sign is set, else its negative."""
-        return self.builder.select(signs, self.splat(coefficient), self.splat(self.builder.fneg(coefficient)))
-
-    def place(self, address):
-        """A pointer to 32 reals."""
-        return self.builder.inttoptr(address, self.type.as_pointer())
-
-    def load(self, place):
+    @classmethod
+    def load(cls, builder, address, kind, count):
         """From an address of any alignment."""
-        return self.builder.load(place, align=1)
+        return cls(builder, builder.load(builder.inttoptr(address, ir.VectorType(kind, count).as_pointer()), align=1))
 
-    def store(self, x, place):
+    def store(self, address):
         """To an address of any alignment."""
-        self.builder.store(x, place, align=1)
+        self.builder.store(self.value, self.builder.inttoptr(address, self.value.type.as_pointer()), align=1)
 
-    def call(self, name, *arguments):
+    def like(self, x):
+        """X, one number or a sequence of them, as a vector of this type."""
+        if isinstance(x, Lanes):
+            return x
+        numbers = [x] * self.count if isinstance(x, int | float) else list(x)
+        return Lanes(self.builder, ir.Constant(self.value.type, numbers))
+
+    def _do(self, name, other):
+        name = name if isinstance(self.kind, ir.IntType) else f"f{name}"
+        return Lanes(self.builder, getattr(self.builder, name)(self.value, self.like(other).value))
+
+    def __add__(self, other):
+        return self._do("add", other)
+
+    def __sub__(self, other):
+        return self._do("sub", other)
+
+    def __mul__(self, other):
+        return self._do("mul", other)
+
+    def __and__(self, other):
+        return self._do("and_", other)
+
+    def __or__(self, other):
+        return self._do("or_", other)
+
+    def __xor__(self, other):
+        return self._do("xor", other)
+
+    def __lshift__(self, other):
+        return self._do("shl", other)
+
+    def __rshift__(self, other):
+        return self._do("lshr", other)
+
+    def bits(self, kind, count=None):
+        """The same bits as numbers of another kind."""
+        return Lanes(self.builder, self.builder.bitcast(self.value, ir.VectorType(kind, count or self.count)))
+
+    def real(self):
+        """Integers with signs as float32."""
+        return Lanes(self.builder, self.builder.sitofp(self.value, ir.VectorType(REAL, self.count)))
+
+    def widened(self, kind):
+        """Float32 as reals of a kind."""
+        return (
+            self
+            if kind == REAL
+            else Lanes(self.builder, self.builder.fpext(self.value, ir.VectorType(kind, self.count)))
+        )
+
+    def halved(self, times):
+        """Integers with signs, divided by two and rounded down a number of times."""
+        return self._do("ashr", times)
+
+    def shuffled(self, other, order):
+        """Elements of both vectors, by their places in one after the other."""
+        order = ir.Constant(ir.VectorType(WORD, len(order)), list(order))
+        return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, order))
+
+    def call(self, name, *others):
         """A function of LLVM's, of each number."""
-        function = ir.FunctionType(self.type, [self.type] * len(arguments))
-        name = f"{name}.v32{self.real.intrinsic_name}"
-        return self.builder.call(get_or_insert_function(self.builder.module, function, name), arguments)
+        values = [x.value for x in (self, *map(self.like, others))]
+        kind = ir.FunctionType(self.value.type, [self.value.type] * len(values))
+        name = f"llvm.{name}.v{self.count}{self.kind.intrinsic_name}"
+        return Lanes(self.builder, self.builder.call(get_or_insert_function(self.builder.module, kind, name), values))
 
 
-def joined(builder, a, b, order):
-    """Elements of two vectors, by their places in both, one after the other."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
+# ---- a word of signs at a time, which no loop over single weights becomes --------------------------------------------
+
+
+def _signs(builder, word):
+    """Which bits of a word are set."""
+    bits = Lanes.of(builder, word, 32)
+    bits &= [1 << i for i in range(32)]
+    return builder.icmp_unsigned("!=", bits.value, bits.like(0).value)
+
+
+def _signed(builder, coefficient, signs):
+    """The coefficient where the sign is set, else its negative."""
+    both = (Lanes.of(builder, x, 32).value for x in (coefficient, builder.fneg(coefficient)))
+    return Lanes(builder, builder.select(signs, *both))
 
 
 @intrinsic
@@ -125,9 +173,8 @@ def add_word(typing_context, address, word, coefficient):
 
     def generate(context, builder, signature, arguments):
         address, word, coefficient = arguments
-        vector = Vector(builder, coefficient.type)
-        place = vector.place(address)
-        vector.store(builder.fadd(vector.load(place), vector.signed(coefficient, vector.set_bits(word))), place)
+        x = Lanes.load(builder, address, coefficient.type, 32)
+        (x + _signed(builder, coefficient, _signs(builder, word))).store(address)
 
     return types.void(address, word, coefficient), generate
 
@@ -138,35 +185,15 @@ def step_word(typing_context, address, word, undo, scale, coefficient, grid):
 
     def generate(context, builder, signature, arguments):
         address, word, undo, scale, coefficient, grid = arguments
-        vector = Vector(builder, coefficient.type)
-        place, signs = vector.place(address), vector.set_bits(word)
-        y = builder.fadd(vector.load(place), vector.signed(undo, signs))
-        y = builder.fadd(builder.fmul(y, vector.splat(scale)), vector.signed(coefficient, signs))
-        grid = vector.splat(grid)
-        rounded = builder.fsub(builder.fadd(vector.call("llvm.fabs", y), grid), grid)
-        vector.store(vector.call("llvm.copysign", rounded, y), place)
+        signs, grid = _signs(builder, word), Lanes.of(builder, grid, 32)
+        x = Lanes.load(builder, address, coefficient.type, 32) + _signed(builder, undo, signs)
+        x = x * Lanes.of(builder, scale, 32) + _signed(builder, coefficient, signs)
+        ((x.call("fabs") + grid) - grid).call("copysign", x).store(address)
 
     return types.void(address, word, undo, scale, coefficient, grid), generate
 
 
-@intrinsic
-def add_blocks(typing_context, address, rows, coefficient):
-    """32 weights at an address <- weights + coefficient * normals of 8 blocks, whose element e is in row e."""
-
-    def generate(context, builder, signature, arguments):
-        address, rows, coefficient = arguments
-        vector, lanes = Vector(builder, coefficient.type), ir.VectorType(ir.FloatType(), 8)
-        bytes_per_row = BLOCKS * 4
-        starts = [builder.add(rows, ir.Constant(rows.type, e * bytes_per_row)) for e in range(4)]
-        loaded = [builder.load(builder.inttoptr(start, lanes.as_pointer()), align=4) for start in starts]
-        first, second = (joined(builder, *loaded[e : e + 2], range(16)) for e in (0, 2))
-        z = joined(builder, first, second, [i % 4 * 8 + i // 4 for i in range(32)])
-        place = vector.place(address)
-        if coefficient.type != ir.FloatType():
-            z = builder.fpext(z, vector.type)
-        vector.store(builder.fadd(vector.load(place), builder.fmul(vector.splat(coefficient), z)), place)
-
-    return types.void(address, rows, coefficient), generate
+# ---- matrices --------------------------------------------------------------------------------------------------------
 
 
 def squares(size):
@@ -178,22 +205,19 @@ def squares(size):
 
         def generate(context, builder, signature, arguments):
             to, to_pitch, of, of_pitch, _ = arguments
-            row = ir.VectorType(context.get_value_type(signature.args[4].dtype), size)
+            kind = context.get_value_type(signature.args[4].dtype)
             places = [
-                [
-                    builder.inttoptr(builder.add(x, builder.mul(pitch, ir.Constant(pitch.type, i))), row.as_pointer())
-                    for i in range(size)
-                ]
+                [builder.add(x, builder.mul(pitch, ir.Constant(pitch.type, i))) for i in range(size)]
                 for x, pitch in ((of, of_pitch), (to, to_pitch))
             ]
-            rows = [builder.load(place, align=1) for place in places[0]]
+            rows = [Lanes.load(builder, place, kind, size) for place in places[0]]
             # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column to the row.
-            shuffled = [[i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)]
+            orders = [[i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)]
             for _ in range(size.bit_length() - 1):
                 pairs = zip(rows[: size // 2], rows[size // 2 :], strict=True)
-                rows = [joined(builder, *pair, order) for pair in pairs for order in shuffled]
+                rows = [x.shuffled(y, order) for x, y in pairs for order in orders]
             for x, place in zip(rows, places[1], strict=True):
-                builder.store(x, place, align=1)
+                x.store(place)
 
         return types.void(to, to_pitch, of, of_pitch, like), generate
 

@@ -57,8 +57,8 @@ def _integers(address, shape):
 def _kernels(sources):
     """Both kernels.
 
-    They enclose a number that all files here have a part in, since numba takes what it compiled another day if the
-    kernel's own file and what it encloses are the same; what it calls in other files may have changed.
+    They enclose a number that all files of `noise` have a part in, since numba takes what it compiled another day if
+    the kernel's own file and what it encloses are the same; what it calls in other files may have changed.
     """
 
     @kept
@@ -119,8 +119,9 @@ def _kernels(sources):
 
 
 def _checksum():
-    files = importlib.resources.files("dopaminergic.noise.cpu").iterdir()
-    sources = sorted((file.name, file.read_bytes()) for file in files if file.name.endswith(".py"))
+    folders = map(importlib.resources.files, ("dopaminergic.noise", "dopaminergic.noise.cpu"))
+    files = (file for folder in folders for file in folder.iterdir() if file.name.endswith(".py"))
+    sources = sorted((file.name, file.read_bytes()) for file in files)
     return zlib.crc32(repr(sources).encode())
 
 
