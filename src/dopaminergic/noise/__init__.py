@@ -153,7 +153,7 @@ class Combination:
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
-                self._one = one(self._whole[0], plan, seeds[0], self.signs, self.saved)
+                self._one = one(*self._whole[:2], plan, seeds[0], self.signs, self.saved)
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
@@ -182,7 +182,7 @@ class Combination:
         if self._one is not None and len(terms) == 1 and not undo and grids is None:
             ((direction, multiples),) = terms
             if isinstance(multiples[group], float) and isinstance(scale, float):  # a fleet of one has arrays
-                self._one(scale, multiples[group], direction, step)
+                self._one(scale, multiples[group], direction, step, rounding)
                 return
         grid = 0.0 if grids is None else grids[group]
         if self.launch is not None:

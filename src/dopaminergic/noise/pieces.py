@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 START, STOP = 2, 3  # rows of a plan
@@ -34,11 +33,10 @@ def plan(
         int64 `(8, P)` and int64 `(P, 3, D)`.
     """
     columns, layouts = [], []
-    real = targets[0].dtype in (torch.float32, torch.float64)
     for target, source, parameter, first in zip(targets, sources, parameters, firsts, strict=True):
         strides, layout = layout_of(target, source, replicas)
         own, other = (stride * target.element_size() for stride in strides)
-        plain = real and layout[0][1:] in ((1, 1), (0, 0)) and len(layout) == 1
+        plain = layout[0][1:] in ((1, 1), (0, 0)) and len(layout) == 1
         for r in range(replicas):
             addresses = [target.data_ptr() + r * own, source.data_ptr() + r * other]
             columns.append([*addresses, 0, target.numel() // replicas, parameter, first, r, plain])

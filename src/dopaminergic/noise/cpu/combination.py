@@ -15,7 +15,6 @@ from dopaminergic.noise.cpu.draws import (
     NORMAL_STREAM,
     SIGN_STREAM,
     add_signs,
-    make_dither,
     step_signs,
 )
 from dopaminergic.noise.cpu.instructions import F, compiled, copysign, pointer
@@ -27,7 +26,8 @@ from dopaminergic.noise.cpu.memory import (
     copy,
     load,
     memory_of,
-    own,
+    open_plain,
+    round_plain,
     round_row,
     store,
 )
@@ -119,7 +119,7 @@ def combine_pieces(
     # since a function of its own takes 5 % more time, called or put in place by numba.
     exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
     save, halves = saved[0] != step, memory.itemsize == 2
-    if signs and plan.shape[1] > 1 and _all_tiny(plan):
+    if signs and not halves and plan.shape[1] > 1 and _all_tiny(plan):
         _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save)
         saved[0] = step
         return
@@ -155,11 +155,7 @@ def combine_pieces(
                     deep, wide = min(height - top, STRIP_ROWS), min(width - left, strip)
                     tile, opened = (at + top * width + left, deep, wide), buffer
                     if plain:
-                        opened = own(buffer, target, at, wide)
-                        if copied and save:
-                            copy(source[at : at + wide], opened)
-                        elif copied:
-                            copy(opened, source[at : at + wide])
+                        opened = open_plain(buffer, target, source, at, wide, copied, save)
                     if layouts is not None and not plain:
                         load(buffer, raw, source, layouts[p], tile)
                     for row in range(deep):
@@ -191,10 +187,11 @@ def combine_pieces(
                                 add_normals(x, normals, offset, coefficient)
                         if not (together and signs):
                             _onto_grid(x, exact(grid))
-                        if layouts is not None and halves:
-                            dither = noise[: (place % 8 + wide + 7) // 8 * 8]
-                            dither = make_dither(dither, words, changed, place, parameter, turn, rounding, key)
-                            round_row(raw, target, layouts[p], tile, row, x, dither)
+                        which = changed, place, parameter, turn, rounding, key
+                        if plain:
+                            round_plain(target, at, x, noise, words, which)
+                        if layouts is not None and not plain:
+                            round_row(raw, target, layouts[p], tile, row, x, noise, words, which)
                     if layouts is not None and not plain:
                         store(buffer, raw, target, layouts[p], tile)
                 left += strip

@@ -71,9 +71,18 @@ def _interleave(out, rows, blocks):
 
 
 @compiled
-def make_dither(noise, words, needed, place, parameter, turn, rounding, key):
-    """The random numbers that round a tile whose first element is number `place`; none where nothing was changed."""
-    if not needed:
+def make_dither(noise, words, size, which):
+    """The random numbers that round a row of a tile, in part of `noise`; none where nothing was changed.
+
+    Args:
+        noise: room for `size` and 14 more.
+        words: room for Philox.
+        size: how many.
+        which: whether anything was changed, the number of the first element, and the rest of the counter and the key.
+    """
+    changed, place, parameter, turn, rounding, key = which
+    noise = noise[: (place % 8 + size + 7) // 8 * 8]
+    if not changed:
         noise[:] = 0
         return noise
     first, selector = np.uint32(place // 8), np.uint32(rounding | ROUNDING_STREAM)

@@ -72,9 +72,9 @@ def _kernels(sources):
             real: any array of the type that is computed in.
             plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first elements of target and
                 source (the same where the update is in place), first and last + 1 element of the piece; index in the
-                noise, index in the noise of the first element; replica; whether both are reals without gaps.
+                noise, index in the noise of the first element; replica; whether both are without gaps.
             layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements. None where
-                all are reals without gaps.
+                all are without gaps.
             seeds: uint64 `(R,)`.
             scales: float64 `(R,)`.
             coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
@@ -86,7 +86,7 @@ def _kernels(sources):
             signs: Rademacher if true, else Gaussian.
             saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of another step the targets
                 hold them, and are saved to the sources: within the call, so that no signal falls in between. (Only
-                where both are reals without gaps.)
+                where both are without gaps.)
         """
         sources  # noqa: B018
         combine_pieces(
@@ -107,13 +107,13 @@ def _kernels(sources):
         )
 
     @kept
-    def one(zero, fixed, scale, coefficient, direction, step):
+    def one(weight, number, fixed, scale, coefficient, direction, step, rounding):
         sources  # noqa: B018
-        memory, known = np.full(0, zero), _integers(fixed, 5)
+        memory, real, known = np.full(0, weight), np.full(0, number), _integers(fixed, 5)
         plan, saved = _integers(known[0], (8, known[1])), _integers(known[2], 1)
         seeds, directions = (np.uint64(known[3]),), (np.uint32(direction),)
         scales, rows, signs = (scale,), ((coefficient,),), known[4] != 0
-        combine_pieces(memory, memory, plan, None, seeds, scales, rows, 0, directions, 0.0, step, 0, signs, saved)
+        combine_pieces(memory, real, plan, None, seeds, scales, rows, 0, directions, 0.0, step, rounding, signs, saved)
 
     return combine, one
 
@@ -128,18 +128,19 @@ def _checksum():
 combine, _combine_one = _kernels(_checksum())
 
 
-def combine_one(memory, plan, seed, signs, saved):
-    """`combine` of plain reals for one replica and one direction, from numbers.
+def combine_one(memory, real, plan, seed, signs, saved):
+    """`combine` of weights without gaps for one replica and one direction, from numbers.
 
     On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; so all
     that stays the same is looked at here, once.
 
     Returns:
-        A function of the scale, the coefficient, the direction and the step.
+        A function of the scale, the coefficient, the direction, the step and the rounding.
     """
-    number, real = types.int64, types.float64
-    kernel = _combine_one.compile((numba.typeof(memory).dtype, number, real, real, number, number))
+    kinds = numba.typeof(memory).dtype, numba.typeof(real).dtype
+    integer, number = types.int64, types.float64
+    kernel = _combine_one.compile((*kinds, integer, number, number, integer, integer, integer))
     fixed = np.array([plan.ctypes.data, plan.shape[1], saved.ctypes.data, seed, signs], np.int64)
-    one = functools.partial(kernel, 0.0, fixed.ctypes.data)
+    one = functools.partial(kernel, memory.dtype.type(0), real.dtype.type(0), fixed.ctypes.data)
     one.memory = fixed, plan, saved  # kept as long as its addresses are
     return one

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba
 from numba.extending import overload
 
+from dopaminergic.noise.cpu.draws import make_dither
 from dopaminergic.noise.cpu.halves import narrow, widen
 from dopaminergic.noise.cpu.instructions import compiled, pointer, squares
 
@@ -141,20 +142,45 @@ def _words(words, memory, layout, side, at, height, width):
     return words, False
 
 
-def own(buffer, target, at, width):
-    """The memory of plain weights; no 16-bit weights are plain."""
+def open_plain(buffer, target, source, at, width, copied, save):
+    """A tile to compute on <- memory without gaps; reals are computed on where they are."""
     raise NotImplementedError
 
 
-@overload(own)
-def _own_by_type(buffer, target, at, width):
-    def real(buffer, target, at, width):
-        return target[at : at + width]
+@overload(open_plain)
+def _open_by_type(buffer, target, source, at, width, copied, save):
+    def real(buffer, target, source, at, width, copied, save):
+        x, y = target[at : at + width], source[at : at + width]
+        if copied and save:
+            copy(y, x)
+        elif copied:
+            copy(x, y)
+        return x
 
-    def half(buffer, target, at, width):
+    def half(buffer, target, source, at, width, copied, save):
+        y = source[at : at + width]
+        if copied and save:
+            copy(y, target[at : at + width])
+        widen(buffer[:width], y)
         return buffer
 
     return real if buffer.dtype == target.dtype else half
+
+
+def round_plain(target, at, x, noise, words, which):
+    """Memory without gaps <- x, of 16 bits."""
+    raise NotImplementedError
+
+
+@overload(round_plain)
+def _round_plain_by_type(target, at, x, noise, words, which):
+    def real(target, at, x, noise, words, which):
+        pass
+
+    def half(target, at, x, noise, words, which):
+        narrow(target[at : at + x.size], x, make_dither(noise, words, x.size, which))
+
+    return real if x.dtype == target.dtype else half
 
 
 def load(buffer, words, source, layout, tile):
@@ -179,20 +205,21 @@ def _load_by_type(buffer, words, source, layout, tile):
     return real if buffer.dtype == source.dtype else half
 
 
-def round_row(words, target, layout, tile, row, x, noise):
-    """A row of words <- x, of 16 bits."""
+def round_row(raw, target, layout, tile, row, x, noise, words, which):
+    """A row of 16-bit weights <- x."""
     raise NotImplementedError
 
 
 @overload(round_row)
-def _round_by_type(words, target, layout, tile, row, x, noise):
-    def real(words, target, layout, tile, row, x, noise):
+def _round_by_type(raw, target, layout, tile, row, x, noise, words, which):
+    def real(raw, target, layout, tile, row, x, noise, words, which):
         pass
 
-    def half(words, target, layout, tile, row, x, noise):
+    def half(raw, target, layout, tile, row, x, noise, words, which):
         at, height, width = tile
-        found, _ = _words(words, target, layout, 1, at, height, width)
-        narrow(found[row * STRIP_PITCH : row * STRIP_PITCH + width], x, noise)
+        found, _ = _words(raw, target, layout, 1, at, height, width)
+        place = row * STRIP_PITCH
+        narrow(found[place : place + width], x, make_dither(noise, words, x.size, which))
 
     return real if x.dtype == target.dtype else half
 
