@@ -121,6 +121,16 @@ def test_kernels_do_what_the_reference_does(
             assert float((a.double() - b.double()).abs().max()) <= apart
 
 
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_step_along_one_direction_has_the_bits_of_its_two_parts(dtype: torch.dtype, kind: str) -> None:
+    """What is taken back and added again goes over a tile once."""
+    for first in (0, 5, 131):
+        whole = combined(contiguous(dtype), kind, ([(3, [0.01])], [(3, [-0.2])], 0.9, 0.0), first=first)
+        parts = combined(contiguous(dtype), kind, ([(3, [-0.2])], [], 1.0, 0.0), first=first)
+        assert torch.equal(whole, combined(parts, kind, ([(3, [0.01])], [], 0.9, 0.0), first=first))
+
+
 @pytest.mark.parametrize("fast", [True, False])
 @kinds
 @dtypes
