@@ -31,7 +31,7 @@ from printing import publish, say
 from torch import nn
 from torch.func import functional_call
 
-from dopaminergic.lab.costs import TINY_RATE, Loss, measure_memory, stepper, time_ratios
+from dopaminergic.lab.costs import TINY_RATE, Loss, measure_memory, scalar, stepper, time_ratios
 
 SIGMA, POPULATION = 1e-3, 16
 OURS = ("dopamine", "wp", "spsa", "sgd", "adam")
@@ -57,9 +57,9 @@ def mezo(model: nn.Module, loss: Loss) -> Callable[[], int]:
     def step() -> int:
         seed = int(torch.randint(1 << 31, (), generator=seeds))
         perturb(seed, SIGMA)
-        plus = float(loss().mean())
+        plus = float(scalar(loss()))
         perturb(seed, -2 * SIGMA)
-        minus = float(loss().mean())
+        minus = float(scalar(loss()))
         perturb(seed, SIGMA)
         perturb(seed, -TINY_RATE * (plus - minus) / (2 * SIGMA))
         return 2
@@ -74,7 +74,7 @@ def torchzero(module: str, **settings: Any) -> Maker:
 
         def step() -> int:
             with torch.no_grad():
-                optimizer.step(lambda backward=False: loss().mean())
+                optimizer.step(lambda backward=False: scalar(loss()))
             return 2
 
         return step
@@ -91,7 +91,7 @@ def population_loss(model: nn.Module, loss: Loss) -> Callable[[dict[str, torch.T
             self.model = model
 
         def forward(self) -> torch.Tensor:
-            return torch.as_tensor(loss().mean())
+            return torch.as_tensor(scalar(loss()))
 
     whole = Whole()
 
