@@ -131,6 +131,8 @@ def mean_loss(returned: Any, rule: str) -> float:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one.
     """
+    if type(returned) is float:  # first, since it is the most common and the cheapest
+        return returned
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if isinstance(losses, Tensor) and losses.ndim == 0:
         loss = losses.item()  # unlike float(losses), without a warning where a closure wants gradients

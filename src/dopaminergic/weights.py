@@ -35,7 +35,7 @@ SAVED_BYTES = 1 << 20
 PIECE = 1 << 16  # weights
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
 
-_DTYPE_AND_FROZEN = operator.attrgetter("dtype", "requires_grad")
+_KIND = operator.attrgetter("dtype", "requires_grad", "shape")
 
 
 class Block(NamedTuple):
@@ -134,12 +134,11 @@ class Weights:
         layout: list[Any] = []
         for group in self.groups:
             parameters = group["params"]
-            layout += map(_DTYPE_AND_FROZEN, parameters)
+            layout += map(_KIND, parameters)
             if self.sharded:  # a DTensor has no memory of its own
-                layout += map(Tensor.size, parameters)
                 parameters = [local(p) for p in parameters]
+                layout += map(Tensor.size, parameters)
             layout += map(Tensor.data_ptr, parameters)
-            layout += map(Tensor.size, parameters)
             layout += map(Tensor.stride, parameters)
             layout.append(group["sigma"])
         return layout
