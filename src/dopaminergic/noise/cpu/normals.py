@@ -11,7 +11,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from dopaminergic.noise.cpu.instructions import REAL, WORD, F, Lanes, compiled
+from dopaminergic.noise.cpu.instructions import F, compiled
+from dopaminergic.noise.cpu.lanes import REAL, WORD, Lanes
 from dopaminergic.noise.cpu.philox import FEW, MANY
 
 BLOCKS = 480  # in a row, a multiple of `MANY`: all rows are in the first-level cache, with their weights

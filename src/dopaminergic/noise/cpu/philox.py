@@ -9,7 +9,8 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from dopaminergic.noise.cpu.instructions import LONG, WORD, Lanes, compiled
+from dopaminergic.noise.cpu.instructions import compiled
+from dopaminergic.noise.cpu.lanes import LONG, WORD, Lanes
 from dopaminergic.noise.reference import KEY_INCREMENTS, MASK, MULTIPLIERS, ROUNDS
 
 LOW, SHIFT = np.uint64(MASK), np.uint64(32)
