@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dopaminergic.noise.cpu.instructions import add_word, compiled, copysign, step_word
+from dopaminergic.noise.cpu.instructions import add_word, compiled, copysign, step_word, whole_vectors
 from dopaminergic.noise.cpu.normals import BLOCKS
 from dopaminergic.noise.cpu.philox import turn_blocks
 from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
@@ -29,16 +29,9 @@ def _sign(words, place, coefficient):
 
 
 @compiled
-def _whole_words(offset, size):
-    """Where whole words of signs begin and end among weights that start with the `offset`-th sign."""
-    first = min(-offset & 31, size)
-    return first, first + (size - first) // 32 * 32
-
-
-@compiled
 def add_signs(x, words, offset, coefficient):
     """X <- x + coefficient * signs, from the `offset`-th sign of the words on."""
-    first, last = _whole_words(offset, x.size)
+    first, last = whole_vectors(offset, x.size, 32)
     for i in range(first, last, 32):
         add_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), coefficient)
     for edge in (range(first), range(last, x.size)):
@@ -49,7 +42,7 @@ def add_signs(x, words, offset, coefficient):
 @compiled
 def step_signs(x, words, offset, undo, scale, coefficient, grid):
     """X <- on_grid((x + undo * signs) * scale + coefficient * signs): all of a step along one direction."""
-    first, last = _whole_words(offset, x.size)
+    first, last = whole_vectors(offset, x.size, 32)
     for i in range(first, last, 32):
         step_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), undo, scale, coefficient, grid)
     for edge in (range(first), range(last, x.size)):

@@ -58,6 +58,13 @@ def copysign(typing_context, x, sign):
     return x(x, x), generate
 
 
+@compiled
+def whole_vectors(offset, size, unit):
+    """Where vectors of 32 begin and end among weights that start with element `offset`, the first with a whole unit."""
+    first = min(-offset & (unit - 1), size)
+    return first, first + (size - first) // 32 * 32
+
+
 # ---- a word of signs at a time, which no loop over single weights becomes --------------------------------------------
 
 

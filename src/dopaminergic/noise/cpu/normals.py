@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from dopaminergic.noise.cpu.instructions import F, compiled
+from dopaminergic.noise.cpu.instructions import F, compiled, whole_vectors
 from dopaminergic.noise.cpu.lanes import REAL, WORD, Lanes
 from dopaminergic.noise.cpu.philox import FEW, MANY
 
@@ -130,16 +130,9 @@ def make_normals(words, blocks):
 
 
 @compiled
-def _whole_blocks(offset, size):
-    """Where 32 normals of whole blocks begin and end among weights that start with the `offset`-th normal."""
-    first = min(-offset & 3, size)
-    return first, first + (size - first) // 32 * 32
-
-
-@compiled
 def add_normals(x, z, offset, coefficient):
     """X <- x + coefficient * normals, from the `offset`-th normal on."""
-    first, last = _whole_blocks(offset, x.size)
+    first, last = whole_vectors(offset, x.size, 4)
     for i in range(first, last, 32):
         place = z.ctypes.data + ((offset + i) >> 2) * z.itemsize
         _add_blocks(x.ctypes.data + i * x.itemsize, place, z.strides[0], coefficient)
@@ -151,7 +144,7 @@ def add_normals(x, z, offset, coefficient):
 @compiled
 def step_normals(x, z, offset, undo, scale, coefficient):
     """X <- (x + undo * normals) * scale + coefficient * normals: all of a step along one direction."""
-    first, last = _whole_blocks(offset, x.size)
+    first, last = whole_vectors(offset, x.size, 4)
     for i in range(first, last, 32):
         place = z.ctypes.data + ((offset + i) >> 2) * z.itemsize
         _step_blocks(x.ctypes.data + i * x.itemsize, place, z.strides[0], undo, scale, coefficient)
