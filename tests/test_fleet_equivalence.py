@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -80,6 +82,26 @@ def test_three_replicas_are_three_runs_bit_for_bit(any_row: Row, settings: dict[
             == single.last_learning_rate
         )
         assert optimizer.forward_passes == single.forward_passes
+
+
+def test_sums_are_those_of_any_python(any_row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.12 on `sum` corrects the rounding of floats, but not that of a fleet's arrays."""
+    plain = builtins.sum
+
+    def corrected(values: Iterable[Any], start: Any = 0) -> Any:
+        values = list(values)
+        are_floats = bool(values) and all(isinstance(x, float) for x in values)
+        return math.fsum([start, *values]) if are_floats else plain(values, start)
+
+    def trained() -> list[Any]:
+        net = Perceptrons(None)
+        optimizer = any_row.make([{"params": [p]} for p in net.parameters], seed=5, directions=5)
+        losses = [optimizer.step(net.losses) for _ in range(10)]
+        return [losses, optimizer.last_rpe, optimizer.last_learning_rate, *(p.tolist() for p in net.parameters)]
+
+    here = trained()
+    monkeypatch.setattr(builtins, "sum", corrected)
+    assert trained() == here
 
 
 def test_a_fleet_of_one_is_the_single_run(any_row: Row) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.rule import Decision, Group, Losses, antithetic
+from dopaminergic.rule import Decision, Group, Losses, antithetic, record
 from dopaminergic.scalars import Scalar, mean
 
 
@@ -126,7 +126,6 @@ class SPSA(ForwardOptimizer):
     """
 
     needs_base = False
-    needs_minus = True
 
     def __init__(
         self,
@@ -188,7 +187,6 @@ class EvolutionStrategy(ForwardOptimizer):
     """
 
     needs_base = False
-    needs_minus = True
     default_sigmas = (0.02, 0.02)
 
     def __init__(
@@ -222,4 +220,8 @@ class EvolutionStrategy(ForwardOptimizer):
 
 def _fixed_rate(signals: list[Scalar], rpe: Scalar, groups: list[Group]) -> Decision:
     """W <- W - lr / sigma * mean_k signal_k z_k."""
-    return Decision(None, signals, [g.lr / g.sigma for g in groups], [g.lr for g in groups], rpe)
+    steps, rates = [], []
+    for lr, sigma, _ in groups:  # a loop, since each comprehension is a call
+        steps.append(lr / sigma)
+        rates.append(lr)
+    return record(Decision, (None, signals, steps, rates, rpe))

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.rule import Decision, Group, Losses, record
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
 
 RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise
@@ -103,13 +103,12 @@ def _regret_errors(
     fresh, least = 1.0 - beta, tiny(trials)
     first = select(trials == 0.0, absolute(base), first)
     m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
-    regrets, squares, rpes = [], [], []
+    total, squares, count, rpes = 0.0, 0.0, len(plus), []
     for loss in plus:  # a loop here and below, since each comprehension is a call
         r = loss - base
-        regrets.append(r)
-        squares.append(r * r)
+        total, squares = total + r, squares + r * r
         rpes.append(r - m)
-    regret, square = beta * regret + fresh * mean(regrets), beta * square + fresh * mean(squares)
+    regret, square = beta * regret + fresh * (total / count), beta * square + fresh * (squares / count)
     trials = beta * trials + fresh
     return regret, square, trials, first, rpes, sqrt(square / trials) + RESOLUTION * first + least
 
@@ -138,7 +137,8 @@ def dopamine(
     signals = []
     for rpe in rpes:
         signals.append(rpe / s)
-    return Errors(DopamineState(regret, square, loss, trials, first), rpes, signals, s, level)
+    after = record(DopamineState, (regret, square, loss, trials, first))
+    return record(Errors, (after, rpes, signals, s, level))
 
 
 def learning_rate_gain(
@@ -165,7 +165,10 @@ def learning_rate_gain(
     gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
     comparisons = select(began, compared, comparisons)
     # In the order of the fields: `_replace` costs three times as much, in a step that should cost next to nothing.
-    return Dopamine2State(regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain)
+    return record(
+        Dopamine2State,
+        (regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain),
+    )
 
 
 def dopamine2(
@@ -191,8 +194,8 @@ def dopamine2(
         signals.append(signal)
         gains.append(signal * rpe)
     expected = reach * mean(gains)
-    after = Dopamine2State(regret, square, trials, actual, promised, comparisons, first, base, expected, gain)
-    return Errors(after, rpes, signals, s, gain)
+    after = record(Dopamine2State, (regret, square, trials, actual, promised, comparisons, first, base, expected, gain))
+    return record(Errors, (after, rpes, signals, s, gain))
 
 
 class Dopamine(ForwardOptimizer):
@@ -278,7 +281,9 @@ class Dopamine(ForwardOptimizer):
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
-        base, plus = losses.one_sided()
+        base, plus, _ = losses
+        if base is None:
+            base, plus = losses.one_sided()
         after, rpes, signals, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
         count, cap, steps, rates = 0, settings["cap"], [], []
         for _, _, size in groups:
@@ -288,7 +293,7 @@ class Dopamine(ForwardOptimizer):
             step = clip(lr * level * sigma / (factor * s), 0.0, cap)  # min(a R sigma / (d s), cap)
             steps.append(step)
             rates.append(step * sigma / s)
-        return Decision(after, signals, steps, rates, mean(rpes))
+        return record(Decision, (after, signals, steps, rates, mean(rpes)))
 
 
 class Dopamine2(ForwardOptimizer):
@@ -376,7 +381,9 @@ class Dopamine2(ForwardOptimizer):
         return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings, (base, plus) = self.settings, losses.one_sided()
+        settings, (base, plus, _) = self.settings, losses
+        if base is None:
+            base, plus = losses.one_sided()
         tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
         state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
@@ -393,4 +400,4 @@ class Dopamine2(ForwardOptimizer):
         after, rpes, signals, s, _ = dopamine2(state, base, plus, reach=reach, beta=beta)
         for move in moves:
             rates.append(move / s)
-        return Decision(after, signals, steps, rates, mean(rpes))
+        return record(Decision, (after, signals, steps, rates, mean(rpes)))

@@ -154,11 +154,12 @@ class Functional:
             return jnp.mean(loss(jax.tree.unflatten(tree, weights), *batch)).astype(float)
 
         # All points are evaluated as one batch; where the rule asks for it the first are the weights themselves.
-        sides = [0.0] * optimizer.needs_base + [1.0] * directions + [-1.0] * directions * optimizer.needs_minus
-        rows = [0] * optimizer.needs_base + [*range(directions)] * (1 + optimizer.needs_minus)
+        one, base_first = [*range(directions)], optimizer.needs_base
+        sides = [0.0] + [1.0] * directions if base_first else [1.0] * directions + [-1.0] * directions
+        rows = [0, *one] if base_first else [*one, *one]
         noise, multiples = [each[jnp.array(rows)] for each in state.noise], jnp.array(sides) * group.sigma
         found = list(jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples))
-        base, after_base = (found[0], found[1:]) if optimizer.needs_base else (None, found)
+        base, after_base = (found[0], found[1:]) if base_first else (None, found)
         losses = Losses(base, after_base[:directions], after_base[directions:])
         rule, signals, (size_of_step,), rates, rpe = optimizer._rule(state.rule, losses, [group])
         moves = [size_of_step * (-1.0 / directions) * signal for signal in signals]

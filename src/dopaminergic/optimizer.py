@@ -19,7 +19,7 @@ from dopaminergic.batched import rewind
 from dopaminergic.loop import Change, Closure, Loop, Progress
 from dopaminergic.noise import Multiple
 from dopaminergic.outcomes import mean_loss, mean_losses, mean_tensor
-from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.rule import Decision, Group, Losses, record
 from dopaminergic.scalars import Scalar, as_array, as_tensor, clip, finite, select
 
 Tried = tuple[list[Scalar], Sequence[int], list[Group], int]  # losses, their directions, groups, other evaluations
@@ -45,8 +45,7 @@ class ForwardOptimizer(Loop):
             Or a `Ranks`, which says how ranks share data and directions; None: this process is alone.
     """
 
-    needs_base = True
-    needs_minus = False
+    needs_base = True  # the loss at the weights; else those to both sides of them
 
     def _choose_sides(self, two_sided: bool | None) -> None:
         """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
@@ -58,7 +57,7 @@ class ForwardOptimizer(Loop):
             raise TypeError(f"{self._rule_name}: two_sided must be True, False or None, got {two_sided!r}")
         both = checks.any_16_bits(self.param_groups) if two_sided is None else two_sided
         self.settings["two_sided"] = both
-        self.needs_base, self.needs_minus = not both, both
+        self.needs_base = not both
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state_dict)
@@ -71,43 +70,50 @@ class ForwardOptimizer(Loop):
     @property
     def next_passes(self) -> int:
         """The most forward passes that the next step may take; the first one with large 16-bit weights, one more."""
-        return self.needs_base + (1 + self.needs_minus) * self.settings["directions"]
+        directions = self.settings["directions"]
+        return 1 + directions if self.needs_base else 2 * directions
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         """With one model, one group and one direction the same in fewer lines of Python.
 
         With a network of 33 weights, each call on the way around costs as much as a hundredth of a forward pass.
         """
-        settings, weights, name = self.settings, self._weights, self._rule_name
-        one = settings["directions"] == 1 and len(self.param_groups) == 1
-        if not one or self._ranks is not None or self._fleet or settings["batched"]:
+        settings, weights, step = self.settings, self._weights, before.step
+        if settings["directions"] > 1 or settings["batched"] or self._fleet or self._ranks is not None:
             return super()._probe_and_update(closure, before)
-        weights.begin(before.step)
-        if not weights.blocks or weights.on_use_blocks:
-            return super()._probe_and_update(closure, before)
-        self._pending, (group,), sigma = None, self.param_groups, weights.sigmas[0]
-        random_states = [(generator, generator.get_state()) for generator in weights.generators]
+        if not weights.begin_again(step):
+            weights.begin(step)
+            if not weights.simple:
+                return super()._probe_and_update(closure, before)
+        self._pending, name, write = None, self._rule_name, weights.write or weights.move_one
+        (group,), (sigma,), (size,), (generator,) = self.param_groups, weights.sigmas, weights.sizes, weights.generators
+        random_state = generator.get_state()  # common random numbers: each evaluation starts here
         base = mean_loss(closure(), name) if self.needs_base else None
-        weights.move([(0, [sigma])])
-        rewind(random_states)
-        plus, minus = mean_loss(closure(), name), []
-        if self.needs_minus:
-            weights.move([(0, [-sigma])])
-            rewind(random_states)
-            minus = [mean_loss(closure(), name)]
-        losses, passes = Losses(base, [plus], minus), self.needs_base + 1 + self.needs_minus
-        loss = losses.mean()
+        write(1.0, sigma, 0, step, 1)
+        generator.set_state(random_state)
+        plus = mean_loss(closure(), name)
+        if base is None:
+            write(1.0, -sigma, 0, step, 1)
+            generator.set_state(random_state)
+            losses = Losses(None, [plus], [mean_loss(closure(), name)])
+            loss = losses.mean()
+        else:
+            losses, loss = record(Losses, (base, [plus], [])), base
         if math.isfinite(loss + plus):
-            groups = [Group(as_array(group["lr"]), sigma, weights.sizes[0])]
-            rule, (signal,), (size,), rates, rpe = self._rule(before.rule, losses, groups)
-            move = -size * signal
+            rate = group["lr"]
+            groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
+            rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
+            move *= -signal
             if math.isfinite(move):
-                _, step, count, skipped, _, _ = before
-                after = Progress(rule, step + 1, count + passes, skipped, rpe, rates[0])
-                decay = group["weight_decay"]
-                self._apply(Change([(0, [move])], shrinks([decay], rates, True) if decay else None, after))
+                _, _, passes, skipped, _, _ = before
+                after, decay = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate)), group["weight_decay"]
+                if weights.write is None or decay or self._listeners:
+                    self._apply(Change([(0, [move])], shrinks([decay], [rate], True) if decay else None, after))
+                else:
+                    write(1.0, move, 0, step, 0)
+                    self._progress = after
                 return loss
-        self._apply(self._skip(before, passes))
+        self._apply(self._skip(before, 2))
         return loss
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
@@ -131,7 +137,7 @@ class ForwardOptimizer(Loop):
             closure = functools.partial(self._on_use, weights, closure)
         rates = [as_array(group["lr"]) for group in self.param_groups]
         groups = list(map(Group, rates, weights.sigmas, weights.sizes))
-        signs = (1, -1) if self.needs_minus else (1,)
+        signs = (1,) if self.needs_base else (1, -1)
         displacements: list[list[Multiple]] = [[sign * sigma for sigma in weights.sigmas] for sign in signs]
         # Common random numbers: every evaluation starts where torch's generators are now.
         random_states = [(generator, generator.get_state()) for generator in weights.generators]
@@ -160,7 +166,7 @@ class ForwardOptimizer(Loop):
             found, _, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
             return np.concatenate(found).tolist() if self._fleet and found else found
 
-        width = (1 + self.needs_minus) * (self._replicas or 1)
+        width = (2 - self.needs_base) * (self._replicas or 1)
         found, there = ranks.losses(work, len(units), width, self._check(step))
         found = found.reshape(-1)
         if self._weights.sharded and not self._agreed and (found == found[0]).all():

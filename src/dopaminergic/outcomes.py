@@ -133,6 +133,8 @@ def mean_loss(returned: Any, rule: str) -> float:
     """
     if type(returned) is float:  # first, since to ask `numbers.Real` takes as long as the rest of this
         return returned
+    if isinstance(returned, Tensor) and returned.ndim == 0 and type(loss := returned.item()) is float:
+        return loss
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if isinstance(losses, Tensor) and losses.ndim == 0:
         loss = losses.item()  # unlike float(losses), without a warning where a closure wants gradients

@@ -10,7 +10,10 @@ Sums, products and these functions give the same bits for both, so a fleet's rep
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,6 @@ from torch import Tensor
 Scalar = Any
 absolute = abs  # which serves both forms
 TINY = 1e-300  # keeps a quotient of zeros at zero, see `tiny`
-__all__ = ["Scalar", "absolute", "as_array", "as_tensor", "clip", "exp", "finite", "mean", "select", "sqrt", "tiny"]
 
 
 def as_array(x: Scalar) -> Scalar:
@@ -36,7 +38,12 @@ def as_tensor(x: Scalar) -> Scalar:
 
 def mean(values: list[Scalar]) -> Scalar:
     """Mean over directions."""
-    return values[0] if len(values) == 1 else sum(values[1:], values[0]) / len(values)
+    return values[0] if len(values) == 1 else total(values) / len(values)
+
+
+def total(values: Iterable[Scalar]) -> Scalar:
+    """Sum, one after the other; Python's `sum` corrects the rounding of floats from 3.12 on, and never of arrays."""
+    return functools.reduce(operator.add, values)
 
 
 def sqrt(x: Scalar) -> Scalar:

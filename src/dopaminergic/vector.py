@@ -30,7 +30,7 @@ from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.rule import Losses
-from dopaminergic.scalars import Scalar
+from dopaminergic.scalars import Scalar, total
 from dopaminergic.subspace import (
     FEWEST,
     MOST_DIRECTIONS,
@@ -343,9 +343,8 @@ class VectorDopamine(ForwardOptimizer):
     def _share(self, rates: list[Tensor]) -> Tensor:
         """How much of the proposal is taken; with several groups each has its share in it by its size."""
         squares = [n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)]
-        return sum(
-            (rate * (square / sum(squares)) for rate, square in zip(rates, squares, strict=True)), 0.0 * rates[0]
-        )
+        whole = total(squares)
+        return total(rate * (square / whole) for rate, square in zip(rates, squares, strict=True))
 
     def _shrinks(
         self, proposal: Proposal, rates: list[Tensor], accepted: Tensor, squares: Tensor, before: Progress

@@ -70,6 +70,9 @@ class Weights:
         held: terms by which they are to be perturbed now; None for as they are.
         held_rounding: which random numbers round them then.
         unfinished: None, or what completes an update that was interrupted.
+        simple: there is one group, and nothing to look after but its weights and torch's generator on the CPU.
+        write: None, or what moves the weights of a small model along one direction, a function of the scale, the
+            multiple, the direction, the step and the rounding; as `move` does, or with a rounding of 0 `update`.
         traces: None, or what `move` (its terms) and `restore` (an empty list) have written in place since a journal
             emptied it; such writes are not undone to the bit, so that a replay must do them too.
     """
@@ -92,6 +95,8 @@ class Weights:
         self.unfinished: Callable[[], None] | None = None
         self.sizes: list[int] = []
         self.sigmas: list[float] = []
+        self.simple = False
+        self.write: Callable[..., None] | None = None
         self.bytes = 0
         self.blocks: list[Block] = []
         self.generators: list[torch.Generator] = []
@@ -102,6 +107,7 @@ class Weights:
         self._in_place: list[Combination] = []
         self._on_use: list[Combination] = []
         self._layout: list[Any] = []
+        self._seen: tuple[float, list[tuple[int, int]]] | None = None
         # How far each block that is perturbed in place is from the weights at `begin`: its terms and its scale. Each
         # has its own, since an exception may come between two.
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
@@ -118,13 +124,37 @@ class Weights:
             self.restore(self.step)  # the last step could not, for want of memory say
         self.step = step
         if self._layout_now() != self._layout:
-            self._layout = []  # until all is arranged, for Ctrl-C may come
+            self._layout, self._seen = [], None  # until all is arranged, for Ctrl-C may come
             self._arrange()
             self._choose_sigmas([group["sigma"] for group in self.groups])
-            self._layout = self._layout_now()
+            self._layout, self._seen = self._layout_now(), self._see()
         if self._grids is not None and self._versions != self._version_numbers():
             with uninterrupted():
                 self._write_in_place([], None, always=True)
+
+    def begin_again(self, step: int) -> bool:
+        """Begin where the weights of a small model lie as `begin` saw them last, in less time; False: call that.
+
+        A parameter of another shape in the same memory goes unnoticed, which `write` does not need to know.
+        """
+        if self._seen is None or len(self.groups) > 1:
+            return False
+        (group,), (sigma, places) = self.groups, self._seen
+        parameters = group["params"]
+        if sigma != group["sigma"] or len(parameters) != len(places):
+            return False
+        for p, (address, count) in zip(parameters, places):  # noqa: B905 (their lengths are equal; to say so takes time)
+            if not (p.data_ptr() == address and p.numel() == count and p.is_contiguous() and p.requires_grad):
+                return False
+        self.step = step
+        return True
+
+    def _see(self) -> tuple[float, list[tuple[int, int]]] | None:
+        """What `begin_again` compares; None where it would not tell, say bfloat16 from float16 in one memory."""
+        (group, *_), parameters = self.groups, self.groups[0]["params"]
+        if self.write is None or self.sharded or not all(map(_is_told_by_its_place, parameters)):
+            return None
+        return group["sigma"], [(p.data_ptr(), p.numel()) for p in parameters]
 
     def _layout_now(self) -> list[Any]:
         """All that users may change: sigma, or parameters by moving, casting, freezing, viewing or replacing them.
@@ -164,6 +194,10 @@ class Weights:
             with uninterrupted():
                 self._write_in_place(terms, None, onto_grid=False)
                 self._leave_trace(terms)
+
+    def move_one(self, scale: float, multiple: float, direction: int, step: int, rounding: int) -> None:
+        """`move` in the place of `write`, for a perturbation where there is one group."""
+        self.move([(direction, [multiple])])
 
     def repeat(self, traces: list[list[Term]]) -> None:
         """Write in place what a recorded step did, together with the `update` or `restore` that must follow.
@@ -234,7 +268,7 @@ class Weights:
     def copy_halves(self, copy: bool) -> None:
         """Copy large 16-bit weights, or perturb them on use again from the next step on."""
         held, rounding = self.held, self.held_rounding
-        self.on_use, self._layout = not copy, []
+        self.on_use, self._layout, self._seen = not copy, [], None
         if copy:
             self.restore(self.step)
             self.begin(self.step)
@@ -334,6 +368,12 @@ class Weights:
             self._displaced += [([], None)] * (way == "in place")
             self._waiting += [[]] * (way == "in place")
             self.on_use_blocks += [block] * (way == "on use")
+        self.simple = bool(self.blocks) and not self.on_use_blocks and len(self.groups) == len(self.generators) == 1
+        self.write = self._saved[0].one if self.simple and len(self.blocks) == len(self._saved) == 1 else None
+
+
+def _is_told_by_its_place(p: Tensor) -> bool:
+    return p.dtype in FAST_DTYPES and p.is_contiguous() and p.requires_grad
 
 
 def _can_be_made(p: Tensor) -> bool:

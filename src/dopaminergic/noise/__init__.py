@@ -140,7 +140,7 @@ class Combination:
         self.firsts = [0] * len(targets) if firsts is None else firsts
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = self.launch = None
-        self._one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
+        self.one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         sources = targets if copies is None else copies
         if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
@@ -153,7 +153,7 @@ class Combination:
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
-                self._one = one(*self._whole[:2], plan, seeds[0], self.signs, self.saved)
+                self.one = one(*self._whole[:2], plan, seeds[0], self.signs, self.saved)
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
@@ -179,10 +179,10 @@ class Combination:
         """
         group = self.group
         scale = 1.0 if scales is None else scales[group]
-        if self._one is not None and len(terms) == 1 and not undo and grids is None:
+        if self.one is not None and len(terms) == 1 and not undo and grids is None:
             ((direction, multiples),) = terms
             if isinstance(multiples[group], float) and isinstance(scale, float):  # a fleet of one has arrays
-                self._one(scale, multiples[group], direction, step, rounding)
+                self.one(scale, multiples[group], direction, step, rounding)
                 return
         grid = 0.0 if grids is None else grids[group]
         if self.launch is not None:

@@ -109,7 +109,8 @@ def _kernels(sources):
     @kept
     def one(weight, number, fixed, scale, coefficient, direction, step, rounding):
         sources  # noqa: B018
-        memory, real, known = np.full(0, weight), np.full(0, number), _integers(fixed, 5)
+        nothing, known = pointer(fixed), _integers(fixed, 5)
+        memory, real = numba.carray(nothing, (0,), type(weight)), numba.carray(nothing, (0,), type(number))
         plan, saved = _integers(known[0], (8, known[1])), _integers(known[2], 1)
         seeds, directions = (np.uint64(known[3]),), (np.uint32(direction),)
         scales, rows, signs = (scale,), ((coefficient,),), known[4] != 0
@@ -141,6 +142,6 @@ def combine_one(memory, real, plan, seed, signs, saved):
     integer, number = types.int64, types.float64
     kernel = _combine_one.compile((*kinds, integer, number, number, integer, integer, integer))
     fixed = np.array([plan.ctypes.data, plan.shape[1], saved.ctypes.data, seed, signs], np.int64)
-    one = functools.partial(kernel, memory.dtype.type(0), real.dtype.type(0), fixed.ctypes.data)
+    one = functools.partial(kernel, 0, 0.0, fixed.ctypes.data)
     one.memory = fixed, plan, saved  # kept as long as its addresses are
     return one
