@@ -288,15 +288,22 @@ def test_replaced_and_cast_weights_are_found_again(any_row: Row) -> None:
 VIEWS: dict[str, Any] = {
     "transposed": lambda w: w.t(),
     "frozen": lambda w: w,
-    "other numbers": lambda w: w.view(torch.float16),
+    "cut": lambda w: w[:3],
+    "other numbers": lambda w: w.view(torch.float16 if w.dtype == torch.bfloat16 else torch.float32),
+}
+MEMORIES = {
+    "bfloat16": randn(6, 4).bfloat16(),
+    "float32": randn(6, 4).float(),
+    "float64": randn(6, 8).float().view(torch.float64),
 }
 
 
+@pytest.mark.parametrize("dtype", MEMORIES)
 @pytest.mark.parametrize("kind", VIEWS)
-def test_a_view_of_the_same_memory_is_another_parameter(kind: str) -> None:
+def test_a_view_of_the_same_memory_is_another_parameter(kind: str, dtype: str) -> None:
     """The address alone would not tell: it stays the same, and so does the number of weights of some."""
-    memory = randn(6, 4).bfloat16()
-    w, other = nn.Parameter(memory), nn.Parameter(randn(3))
+    memory = MEMORIES[dtype].clone()
+    w, other = nn.Parameter(memory), nn.Parameter(randn(3).to(memory.dtype))
     optimizer = WeightPerturbation([w, other], sigma=0.25, lr=0.0)
     visited(optimizer)
     w.data = VIEWS[kind](w.data)
@@ -307,6 +314,14 @@ def test_a_view_of_the_same_memory_is_another_parameter(kind: str) -> None:
     # Two units in the last place of a 16-bit number below 4: one for the sum and one for the way it is rounded.
     torch.testing.assert_close(seen.double(), before.double() + 0.25 * z, rtol=0, atol=2.0**-5)
     assert torch.equal(memory, whole)
+
+
+def test_another_sigma_is_found() -> None:
+    w = nn.Parameter(torch.zeros(6, 4))
+    optimizer = WeightPerturbation([w], sigma=0.25)
+    for sigma in (0.25, 0.5, 0.125):
+        optimizer.param_groups[0]["sigma"] = sigma
+        assert torch.equal(visited(optimizer)[1][0].abs(), torch.full_like(w, sigma))
 
 
 def test_what_is_cut_off_a_parameter_is_left_alone() -> None:
