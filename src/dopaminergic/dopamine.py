@@ -162,9 +162,9 @@ def learning_rate_gain(
     promised = beta * promised + fresh * expected
     compared = beta * comparisons + fresh
     error = (improvement - tau * expected) / ((actual + absolute(promised)) / compared + tiny(compared))
-    gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
+    low, high = limits
+    gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), low, high)
     comparisons = select(began, compared, comparisons)
-    # In the order of the fields: `_replace` costs three times as much, in a step that should cost next to nothing.
     return record(
         Dopamine2State,
         (regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain),
