@@ -95,10 +95,10 @@ class ForwardOptimizer(Loop):
         if base is None:
             write(1.0, -sigma, 0, step, 1)
             generator.set_state(random_state)
-            losses = Losses(None, [plus], [mean_loss(closure(), name)])
-            loss = losses.mean()
+            minus = mean_loss(closure(), name)
+            loss, losses = (plus + minus) / 2, record(Losses, (None, [plus], [minus]))
         else:
-            losses, loss = record(Losses, (base, [plus], [])), base
+            loss, losses = base, record(Losses, (base, [plus], []))
         if math.isfinite(loss + plus):
             rate = group["lr"]
             groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]

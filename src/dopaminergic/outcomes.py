@@ -131,9 +131,10 @@ def mean_loss(returned: Any, rule: str) -> float:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one.
     """
-    if type(returned) is float:  # first, since to ask `numbers.Real` takes as long as the rest of this
+    kind = type(returned)  # what most closures return comes first, since to ask for all that they may takes a while
+    if kind is float:
         return returned
-    if isinstance(returned, Tensor) and returned.ndim == 0 and type(loss := returned.item()) is float:
+    if kind is Tensor and returned.ndim == 0 and type(loss := returned.item()) is float:
         return loss
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if isinstance(losses, Tensor) and losses.ndim == 0:

@@ -19,9 +19,9 @@ from dopaminergic.noise.cpu.instructions import compiled, pointer
 _said = []  # why nothing is kept, each time
 
 
-def kept(function):
+def kept(function, nogil=True):
     """`function`, compiled and kept on disk, or compiled anew in each process where there is no place for that."""
-    settings = {"nogil": True, "error_model": "numpy"}
+    settings = {"nogil": nogil, "error_model": "numpy"}
     try:
         dispatcher = numba.njit(cache=True, **settings)(function)
     except RuntimeError:  # all that numba looks at is read-only, as in many containers
@@ -106,7 +106,8 @@ def _kernels(sources):
             saved,
         )
 
-    @kept
+    # Python's lock is held: on a tiny model to give it back and take it again would be a tenth of the call.
+    @functools.partial(kept, nogil=False)
     def one(weight, number, fixed, scale, coefficient, direction, step, rounding):
         sources  # noqa: B018
         nothing, known = pointer(fixed), _integers(fixed, 5)
