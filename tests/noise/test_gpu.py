@@ -52,7 +52,7 @@ def drawn(kind: str, n: int, first: int, **counter: Any) -> Tensor:
 def to_16_bits(x: Tensor, dtype: torch.dtype, first: int, **counter: Any) -> Tensor:
     """Float32 `(R, n)` to a neighbour in `dtype`, up where the random number is beyond what is missing to it."""
     skipped, half = first % 8, dtype == torch.float16
-    noise = reference.halves(skipped + x.shape[1], first=first - skipped, **counter)[..., skipped:].to(x.device)
+    noise = reference.thresholds(skipped + x.shape[1], first=first - skipped, **counter)[..., skipped:].to(x.device)
     digits, x = 11 if half else 8, x.double()
     unit = torch.pow(2.0, torch.frexp(x).exponent.clamp(min=-125).double() - digits)  # between the neighbours
     rounded = torch.floor(x.abs() / unit + (noise >> (digits - 8)) * 2.0 ** (digits - 24)) * unit * x.sign()

@@ -6,7 +6,8 @@
 
 in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the same bits, and in
 the last two one pass over memory.
-16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation.
+16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation, by
+thresholds whose errors partly cancel from step to step.
 
 Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma, both x + sigma and
 x - sigma are exact as long as |x| < 2^17 sigma (2^46 sigma in float64), so that signs that were added can be taken back
@@ -281,7 +282,7 @@ def _round_stochastically(
     """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
     dropped, before = MANTISSA_BITS_DROPPED[dtype], first % reference.HALVES_PER_BLOCK
     place = {"seed": seed, "step": step, "direction": rounding, "parameter": parameter, "first": first - before}
-    noise = reference.halves(before + x.shape[1], **place)[:, before:].to(torch.int32)
+    noise = reference.thresholds(before + x.shape[1], **place)[:, before:].to(torch.int32)
     bits = (x.contiguous().view(torch.int32) + (noise >> (16 - dropped))) & ~((1 << dropped) - 1)
     rounded = bits.view(torch.float32)
     if dtype == torch.float16:

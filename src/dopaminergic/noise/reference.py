@@ -28,6 +28,7 @@ ROUNDS = 10
 # What a counter is used for: streams never share a number, whatever the step or the direction.
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
+GOLDEN = 40503  # 2^16 over the golden ratio, and odd, so that a threshold takes all values in turn
 SIGNS_PER_BLOCK, NORMALS_PER_BLOCK, HALVES_PER_BLOCK = 128, 4, 8
 
 
@@ -136,7 +137,7 @@ def gaussian(
 
 
 def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0) -> Tensor:
-    """Uniform integers of 16 bits, for rounding: element e is half e mod 2 (the lower one first) of word e div 2.
+    """Uniform integers of 16 bits: element e is half e mod 2 (the lower one first) of word e div 2.
 
     Args:
         n: how many elements.
@@ -152,6 +153,32 @@ def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, paramet
     place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
     bits = _words_of(n, first, HALVES_PER_BLOCK, stream=ROUNDING, **place)
     return torch.stack([bits & 0xFFFF, bits >> 16], dim=-1).flatten(-2)[..., :n]
+
+
+def thresholds(
+    n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+) -> Tensor:
+    """What decides which way 16-bit weights are rounded: `halves` of step 0, gone on by the golden ratio in each step.
+
+    In every step they are uniform and independent between weights, so that each rounding is right in expectation. From
+    step to step a weight's own threshold comes by all parts of its range as evenly as can be (the recurrence of Weyl,
+    "Über die Gleichverteilung von Zahlen mod. Eins", 1916, with the ratio whose multiples keep apart best). With fresh
+    random numbers the errors of many small updates would add up like a random walk; so half of their variance cancels.
+
+    Args:
+        n: how many elements.
+        seed: see `words`.
+        step: see `words`.
+        direction: which of the step's numbers, see `words`.
+        parameter: see `words`.
+        first: index of the first element; a multiple of 8.
+
+    Returns:
+        int64 in [0, 2^16), of shape `(n,)` or `(R, n)`.
+    """
+    return (
+        halves(n, seed=seed, step=0, direction=direction, parameter=parameter, first=first) + step * GOLDEN
+    ) & 0xFFFF
 
 
 def integers(n: int, high: int, *, seed: int | Tensor, step: int, stream: int = BATCH, parameter: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from dopaminergic.noise.cpu.instructions import add_word, compiled, copysign, step_word, whole_vectors
 from dopaminergic.noise.cpu.normals import BLOCKS
 from dopaminergic.noise.cpu.philox import turn_blocks
-from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
+from dopaminergic.noise.reference import GAUSSIAN, GOLDEN, RADEMACHER, ROUNDING
 
 SIGN_STREAM, NORMAL_STREAM = np.uint32(RADEMACHER << 28), np.uint32(GAUSSIAN << 28)
 ROUNDING_STREAM = np.uint32(ROUNDING << 28)
@@ -65,7 +65,7 @@ def _interleave(out, rows, blocks):
 
 @compiled
 def make_dither(noise, words, size, which):
-    """The random numbers that round a row of a tile, in part of `noise`; none where nothing was changed.
+    """The thresholds that round a row of a tile, in part of `noise`; none where nothing was changed.
 
     Args:
         noise: room for `size` and 14 more.
@@ -82,6 +82,10 @@ def make_dither(noise, words, size, which):
     whole = noise.view(np.uint32)  # the lower half of a word comes first in memory
     for block in range(0, noise.size // 8, BLOCKS):
         blocks = min(noise.size // 8 - block, BLOCKS)
-        turn_blocks(words, blocks, np.uint32(first + np.uint32(block)), parameter, turn, selector, key[0], key[1])
+        number = np.uint32(first + np.uint32(block))
+        turn_blocks(words, blocks, number, parameter, np.uint32(0), selector, key[0], key[1])
         _interleave(whole[4 * block : 4 * (block + blocks)], words, blocks)
+    gone = np.uint16(turn * np.uint32(GOLDEN))
+    for i in range(noise.size):
+        noise[i] = np.uint16(noise[i] + gone)
     return noise[place % 8 :]

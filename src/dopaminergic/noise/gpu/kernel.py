@@ -14,10 +14,11 @@ import math
 import triton
 import triton.language as tl
 
-from dopaminergic.noise.reference import GAUSSIAN, RADEMACHER, ROUNDING
+from dopaminergic.noise.reference import GAUSSIAN, GOLDEN, RADEMACHER, ROUNDING
 
 SIGN_STREAM, NORMAL_STREAM = tl.constexpr(RADEMACHER << 28), tl.constexpr(GAUSSIAN << 28)
 ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
+STRIDE = tl.constexpr(GOLDEN)
 UNIT, TURN = tl.constexpr(2.0**-23), tl.constexpr(2.0**-24 * 2 * math.pi)
 # Of a row of the table: target, source, size, first, parameter, number of its first tile; where the parameters have
 # gaps, also the strides of a replica in target and source, and size and both strides of each dimension, the last first.
@@ -171,9 +172,10 @@ def _work(
         x = _end_on_grid(x, grid)
     if dtype.primitive_bitwidth == 16:
         rounding = tl.load(numbers + ROUND)
-        a, b, c, d = _words(seed, start // 8, tile // 8, parameter, step, rounding | ROUNDING_STREAM)
+        a, b, c, d = _words(seed, start // 8, tile // 8, parameter, step * 0, rounding | ROUNDING_STREAM)
         words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-        x = _round_stochastically(x, tl.interleave(words & 0xFFFF, words >> 16), dtype)
+        gone = (step * STRIDE).to(tl.uint32)
+        x = _round_stochastically(x, (tl.interleave(words & 0xFFFF, words >> 16) + gone) & 0xFFFF, dtype)
     _write(_pointers(target, targets, dtype, aligned), inside, x, dtype, masked)
 
 
