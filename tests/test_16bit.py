@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dopaminergic import SPSA, WeightPerturbation
-from optimizers import Row, copies, randn, same
+from optimizers import Row, copies, drawn, randn, same
 
 HALVES = [torch.bfloat16, torch.float16]
 STANDARD_ERRORS = 5.0
@@ -126,6 +126,26 @@ def test_updates_far_below_the_resolution_survive_in_expectation(dtype: torch.dt
     assert float(((mean + gradient) / error).abs().max()) < STANDARD_ERRORS
     slope = (mean @ gradient) / (gradient @ gradient)
     assert float(slope) == pytest.approx(-1.0, abs=0.5)  # and they do move
+
+
+@dtypes
+@pytest.mark.parametrize("sign", ["the same", "random"])
+def test_errors_of_many_small_updates_cancel(dtype: torch.dtype, sign: str) -> None:
+    """Thresholds drawn anew in each step would leave a variance of steps * 0.1 * 0.9."""
+    unit, steps = float(torch.finfo(dtype).eps) / 2, 200  # in [1/2, 1)
+    w = nn.Parameter(torch.full((4_000,), 0.75, dtype=dtype))
+    optimizer, exact = WeightPerturbation([w]), torch.full((4_000,), 0.75, dtype=torch.float64)
+    for step in range(steps):
+        optimizer._weights.begin(step)
+        if sign == "random":
+            exact += 0.1 * unit * drawn(optimizer, w, 0, step=step)
+            optimizer._weights.update([(0, [0.1 * unit])], None, lambda: None)
+        else:
+            exact -= 0.1 * unit
+            optimizer._weights.update([], [1.0 - 0.1 * unit / w.detach().double().mean().item()], lambda: None)
+    error = (w.detach().double() - exact) / unit
+    assert abs(float(error.mean())) < 0.1 + STANDARD_ERRORS * float(error.std()) / math.sqrt(len(w))
+    assert float(error.var()) < steps * 0.1 * 0.9 * (0.6 if sign == "random" else 0.06)
 
 
 @dtypes

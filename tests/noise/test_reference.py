@@ -49,8 +49,24 @@ def test_published_halves(vector: dict[str, Any]) -> None:
     assert reference.halves(16, **place(vector)).tolist() == vector["halves"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["thresholds"])
+def test_published_thresholds(vector: dict[str, Any]) -> None:
+    assert reference.thresholds(16, **place(vector)).tolist() == vector["thresholds"]
+
+
+def test_thresholds_are_uniform_in_a_step_and_even_from_step_to_step() -> None:
+    n, steps = 4096, 300
+    found = torch.stack([reference.thresholds(n, seed=3, step=step) for step in range(steps)]) / 65536
+    error = STANDARD_ERRORS / math.sqrt(12 * n)
+    assert float((found.mean(1) - 0.5).abs().max()) < error
+    for share in (0.01, 0.1, 0.37):
+        for hits in (found < share, found >= 1 - share):
+            assert float((hits.double().mean(1) - share).abs().max()) < STANDARD_ERRORS * math.sqrt(share / n)
+            assert float((hits.sum(0) - share * steps).abs().max()) < 3  # at random some would be 20 off
+
+
 @pytest.mark.parametrize(
-    ("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4), (reference.halves, 8)]
+    ("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4), (reference.thresholds, 8)]
 )
 @pytest.mark.parametrize("n", [1, 3, 127, 129, 1000])
 def test_any_chunks_give_the_same_numbers(draw: Any, block: int, n: int) -> None:
@@ -63,7 +79,7 @@ def test_any_chunks_give_the_same_numbers(draw: Any, block: int, n: int) -> None
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("draw", [reference.rademacher, reference.gaussian, reference.halves])
+@pytest.mark.parametrize("draw", [reference.rademacher, reference.gaussian, reference.thresholds])
 def test_a_tensor_of_seeds_is_each_seed_on_its_own(draw: Any) -> None:
     seeds = [0, 7, (1 << 63) - 1]
     together = draw(200, seed=torch.tensor(seeds), step=4, parameter=2)
