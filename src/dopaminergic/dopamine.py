@@ -281,9 +281,7 @@ class Dopamine(ForwardOptimizer):
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
-        base, plus, _ = losses
-        if base is None:
-            base, plus = losses.one_sided()
+        base, plus = losses.one_sided()
         after, rpes, signals, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
         count, cap, steps, rates = 0, settings["cap"], [], []
         for _, _, size in groups:
@@ -381,9 +379,7 @@ class Dopamine2(ForwardOptimizer):
         return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings, (base, plus, _) = self.settings, losses
-        if base is None:
-            base, plus = losses.one_sided()
+        settings, (base, plus) = self.settings, losses.one_sided()
         tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
         state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.

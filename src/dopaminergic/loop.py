@@ -181,7 +181,7 @@ class Loop(Optimizer):
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
-            or _profiler_enabled()
+            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
         return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
@@ -206,7 +206,7 @@ class Loop(Optimizer):
     def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
         if self._weights.unfinished is not None:
             self._undo(self._progress)  # the last step could not be completed, for want of memory say
-        before, gradients = self._progress, _is_grad_enabled()
+        before, gradients = self._progress, torch.is_grad_enabled()
         try:
             _set_grad_enabled(False)
             try:
@@ -372,6 +372,4 @@ class Loop(Optimizer):
 
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
-_is_grad_enabled = torch.is_grad_enabled
-_profiler_enabled = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 _hooked_step = Optimizer.profile_hook_step(Loop._step)  # pyright: ignore[reportPrivateUsage]

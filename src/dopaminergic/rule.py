@@ -16,10 +16,7 @@ record = tuple.__new__  # makes a named tuple of a plain one, in half the time t
 
 def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
     """Half the difference of each pair, (L(W + sigma z) - L(W - sigma z)) / 2 (Spall 1992)."""
-    halves = []
-    for k, p in enumerate(plus):  # a loop, since each comprehension is a call
-        halves.append((p - minus[k]) / 2)
-    return halves
+    return [(p - m) / 2 for p, m in zip(plus, minus, strict=True)]
 
 
 class Losses(NamedTuple):

@@ -151,10 +151,10 @@ class Weights:
 
     def _see(self) -> tuple[float, list[tuple[int, int]]] | None:
         """What `begin_again` compares; None where it would not tell, say bfloat16 from float16 in one memory."""
-        (group, *_), parameters = self.groups, self.groups[0]["params"]
+        parameters = self.groups[0]["params"]
         if self.write is None or self.sharded or not all(map(_is_told_by_its_place, parameters)):
             return None
-        return group["sigma"], [(p.data_ptr(), p.numel()) for p in parameters]
+        return self.groups[0]["sigma"], [(p.data_ptr(), p.numel()) for p in parameters]
 
     def _layout_now(self) -> list[Any]:
         """All that users may change: sigma, or parameters by moving, casting, freezing, viewing or replacing them.
