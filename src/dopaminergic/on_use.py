@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dopaminergic.batched import exchanged, leave_modes, rewind
+from dopaminergic.complaints import is_complaint
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Combination
 from dopaminergic.outcomes import Outcome
@@ -200,7 +201,7 @@ class OnUse:
                 rewind(states)
                 why = self._check(weights, closure, found, handing)
         except Exception as error:  # whatever a closure does that does not bear with this
-            if self.checked:
+            if self.checked or not is_complaint(error):
                 raise
             why, handing = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
             found = None

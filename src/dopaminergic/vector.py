@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -142,14 +142,15 @@ class VectorDopamine(ForwardOptimizer):
         unchecked = not (self._batched.checked or self._batched.refused)
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
-    def _default_sigma(self, params: Any) -> float:
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
         usual, most = self.default_sigmas
-        if not checks.any_16_bits(params):
+        tensors = checks.tensors(params)
+        dtypes = {*casts, *(p.dtype for p in tensors)}
+        if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
             return usual
         # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
-        tensors = checks.tensors(params)
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
-        parts = 80.0 if any(p.dtype == torch.bfloat16 for p in tensors) else 200.0
+        parts = 80.0 if torch.bfloat16 in dtypes else 200.0
         return min(most, math.sqrt(max(1.0, size)) / parts)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
@@ -183,6 +184,7 @@ class VectorDopamine(ForwardOptimizer):
         loss, usable, outcomes, portions = measure(ranks, first, check, replicas)
         self._agreed = True
         losses = Losses(self._own(loss.loss), [], [])
+        self._seen_any = True  # unless the directions tell otherwise
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
         # Here, since later the weights may be perturbed.
@@ -197,6 +199,7 @@ class VectorDopamine(ForwardOptimizer):
 
         seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
         tried = evaluations[0] if ranks is None else count
+        self._seen_any = bool(seen.taken.any())
         state, proposal = self._propose(before.rule, loss, seen, before.step)
         # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
         usable = usable & proposal.coefficients.isfinite().all(1)
@@ -210,10 +213,15 @@ class VectorDopamine(ForwardOptimizer):
         def last() -> tuple[Tensor, Tensor]:
             weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
             rewind(random_states)
+            self._buffers.expect_trial()
             return quadratic(closure(), self._rule_name, self._replicas).loss, squares
 
         trial, pooled = judged(ranks, last, portions, replicas)
         return losses, self._judge(before, state, loss, proposal, rates, trial, pooled, usable, tried + 2)
+
+    def _is_silent(self, losses: Losses, change: Change) -> bool:
+        """Whether no direction changed any outcome."""
+        return not self._seen_any
 
     def _scales(self, before: Progress) -> list[Tensor]:
         """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
@@ -319,6 +327,8 @@ class VectorDopamine(ForwardOptimizer):
         expected, actual = torch.where(usable, proposal.expected(share), 0.0), loss.loss - trial
         actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
         accepted = usable & (actual > 0.0)
+        if bool(accepted.all()):
+            self._buffers.accept_trial()
         after = next_damping(state, expected, actual)
         if self._weights.saved_all:
             after = next_reach(state, after, actual, first=self.settings["damping"])
@@ -328,13 +338,13 @@ class VectorDopamine(ForwardOptimizer):
         if not bool(usable.all()):
             self._warn()
         after = chosen(usable, after, before.rule)
-        progress = Progress(
-            after,
-            before.step + 1,
-            before.forward_passes + passes,
-            before.skipped_steps + (~usable if self._fleet else 0),
-            self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
-            self._own(torch.where(usable, rates[0], before.last_learning_rate)),
+        progress = before._replace(
+            rule=after,
+            step=before.step + 1,
+            forward_passes=before.forward_passes + passes,
+            skipped_steps=before.skipped_steps + (~usable if self._fleet else 0),
+            last_rpe=self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
+            last_learning_rate=self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
         proposal = proposal._replace(coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0))
         scales = self._shrinks(proposal, rates, accepted, squares, before)

@@ -142,6 +142,7 @@ class Combination:
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = self.launch = None
         self.one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
+        self.owners: list[Tensor] = []  # the parameters that the targets are the memory of
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         sources = targets if copies is None else copies
         if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
@@ -204,6 +205,19 @@ class Combination:
             self._in_threads(self.fast, rest, step)
         else:
             self.fast(*self._whole, *rest, self.saved)
+
+    def moved(self, there: list[bool]) -> Combination:
+        """The same for tensors whose memory has moved; those that are not `there` are left out."""
+
+        def kept(entries: list[Any]) -> list[Any]:
+            return [entry for entry, found in zip(entries, there, strict=True) if found]
+
+        copies = None if self.copies is None else kept(self.copies)
+        new = Combination(
+            kept(self.targets), kept(self.parameters), self.seeds, self.kind, copies, self.group, kept(self.firsts)
+        )
+        new.owners = kept(self.owners)
+        return new
 
     def forget_tensors(self) -> bool:
         """Work from addresses alone: the memory is the caller's affair now, and `saved` must be the step of each call.
