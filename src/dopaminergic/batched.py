@@ -81,7 +81,7 @@ class Exchange(TorchFunctionMode):
         """Tensors of the batch that code of others still holds, to be asked when the batch is over."""
         alive = {id(t): t for ref in self._made if (t := ref()) is not None}
         self._made = []  # a tensor can only be made another one where nobody has a weak reference to it
-        return [t for t in alive.values() if torch._C._functorch.is_batchedtensor(t)]
+        return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
 
 
 class Table(dict[int, Tensor]):
@@ -112,7 +112,7 @@ def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
 
 def revive(tensors: list[Tensor]) -> None:
     """Make tensors that have outlived a batch plain ones, those of its first copy, for whoever holds them."""
-    functorch: Any = torch._C._functorch
+    functorch = _modes._functorch
     for t in tensors:
         with contextlib.suppress(RuntimeError):  # torch holds some of them itself
             whole = functorch.get_unwrapped(t)
@@ -250,7 +250,7 @@ class Batched:
         leave_modes(self._depth)
         self._depth = None
         if self._levels is not None:
-            functorch: Any = torch._C._functorch
+            functorch = _modes._functorch
             while (functorch.maybe_current_level() or 0) > self._levels:
                 functorch.pop_dynamic_layer_stack()
             self._levels = None

@@ -10,6 +10,7 @@ Modules are found when they are called in the first evaluation; a module that is
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -79,7 +80,10 @@ class Buffers:
 
         hook = register_module_forward_pre_hook(look)
         try:
-            yield
+            with warnings.catch_warnings():
+                # Torch says of any such hook that it is called twice for compiled modules, which does no harm here.
+                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+                yield
         finally:
             hook.remove()
         self.known = True

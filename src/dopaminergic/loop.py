@@ -40,7 +40,7 @@ from dopaminergic.outcomes import Outcome
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
 from dopaminergic.weights import Weights
-from dopaminergic.writes import Written, WriteWatch
+from dopaminergic.writes import WriteWatch, Written
 
 Closure = Callable[[], float | Tensor | Outcome]
 
@@ -58,6 +58,7 @@ class Progress(NamedTuple):
         silent: steps in which no loss answered to a perturbation, less those in which one did.
         answered: whether any loss has ever answered.
         doublings: how many times sigma was doubled because none did.
+        chosen_sigma: the sigma that the library chose, which it may choose again; 0 if the user chose.
     """
 
     rule: Any
@@ -69,6 +70,7 @@ class Progress(NamedTuple):
     silent: int = 0
     answered: bool = False
     doublings: int = 0
+    chosen_sigma: float = 0.0
 
 
 class Change(NamedTuple):
@@ -109,17 +111,15 @@ class Loop(Optimizer):
         self._agreed = False  # whether the ranks have been compared since the start
         self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
         params = checks.parameters(self._rule_name, params)
-        chosen = None
+        chosen = 0.0
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
             sigma = chosen = self._default_sigma(params)
-        # A number that the library chose may be chosen again, when dtypes change for example.
-        self.settings["chosen_sigma"] = chosen
         super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
         checks.some_trainable(self._rule_name, self.param_groups)
         self._batched = self._make_batched()
         self._on_use = OnUse(self._rule_name)
         skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64) if self._fleet else 0
-        self._progress = Progress(self._start(), skipped_steps=skipped)
+        self._progress = Progress(self._start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._weights = self._make_weights()
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
@@ -135,15 +135,15 @@ class Loop(Optimizer):
 
     def _choose_again(self) -> None:
         """Choose sigma for the weights and the closure as they are now, where the library chose it before."""
-        chosen = self.settings.get("chosen_sigma")
-        if chosen is None:
+        chosen = self._progress.chosen_sigma
+        if not chosen:
             return
         sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**self._progress.doublings
         if sigma != chosen:
             for group in self.param_groups:
                 if group["sigma"] == chosen:
                     group["sigma"] = sigma
-            self.settings["chosen_sigma"] = sigma
+            self._progress = self._progress._replace(chosen_sigma=sigma)
 
     def _start(self) -> Any:
         """The rule's state before the first step."""
@@ -253,6 +253,7 @@ class Loop(Optimizer):
             self._refuse_within_a_step("step")
         if self._weights.unfinished is not None:
             self._undo(self._progress)  # the last step could not be completed, for want of memory say
+        self._choose_again()
         before = self._progress
         gradients = torch.is_grad_enabled()
         try:
@@ -318,24 +319,24 @@ class Loop(Optimizer):
 
         def call_first() -> Any:
             if buffers.known:
-                returned = call_once()
-            else:
-                with buffers.found(), autocast.watched() as casts:
-                    returned = call_once()
-                self._casts = casts
+                found = call_once()
+                buffers.keep()
+                return found
+            with buffers.found(), autocast.watched() as casts:
+                found = call_once()
+            self._casts = casts
             buffers.keep()
-            return returned
+            return found
 
         def call() -> Any:
             autocast.forget_casts()
             first = not buffers.kept
             try:
-                returned = call_first() if first else call_once()
+                return call_first() if first else call_once()
             finally:
                 autocast.forget_casts()
                 if not first:
                     buffers.put_back()
-            return returned
 
         return call
 
@@ -348,7 +349,7 @@ class Loop(Optimizer):
             with watch:
                 returned = closure()
         except Written:
-            pass
+            returned = None
         except Exception as error:
             if not is_complaint(error):
                 raise
@@ -383,7 +384,6 @@ class Loop(Optimizer):
 
     def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         self._on_use.extra = 0
-        self._choose_again()
         others = crowd.look(threading.get_ident())
         losses, change = self._evaluate(self._watched(closure), before)
         crowd.tell(self._rule_name, others)
@@ -420,19 +420,18 @@ class Loop(Optimizer):
 
     def _may_look_farther(self) -> bool:
         """Whether sigma may be doubled: the library chose it, and it is small beside the weights."""
-        chosen = self.settings.get("chosen_sigma")
-        if chosen is None or self._fleet:
+        if not self._progress.chosen_sigma or self._fleet:
             return False
         return 2.0 * max(self._weights.sigmas, default=math.inf) <= silence.farthest(self._weights)
 
     def _look_at_floor(self, loss: Scalar) -> None:
         floor = self.settings.get("loss_floor")
-        if floor is not None and np.any(np.less(loss, floor)):
+        if floor is not None and np.any(np.less(loss, floor) & np.isfinite(loss)):
             self._tell(
                 "floor",
-                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below loss_floor={floor:g}, where this rule "
-                "stands still. Pass the least loss that can be reached as loss_floor, or use Dopamine2, which needs "
-                "none (for example for rewards)",
+                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below loss_floor={floor:g}, where this "
+                "rule stands still. Pass the least loss that can be reached as loss_floor, or use Dopamine2, which "
+                "needs none (for example for rewards)",
             )
 
     def _tell(self, subject: str, text: str) -> None:

@@ -85,7 +85,6 @@ class ForwardOptimizer(Loop):
         # What must be looked after in each evaluation is looked after there, and silence is counted there.
         if self._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
             return super()._probe_and_update(closure, before)
-        self._choose_again()
         if not weights.begin_again(step):
             weights.begin(step)
             if not weights.simple:
@@ -123,9 +122,9 @@ class ForwardOptimizer(Loop):
             rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
             move *= -signal
             if weights.takes([(0, [move])], None):
-                _, _, passes, skipped, _, _, _, _, doublings = before
+                _, _, passes, skipped, _, _, _, _, *rest = before
                 silent = not answered
-                after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, doublings))
+                after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, *rest))
                 decay = group["weight_decay"]
                 if weights.write is None or decay or self._listeners:
                     self._apply(Change([(0, [move])], shrinks([decay], [rate], True) if decay else None, after))

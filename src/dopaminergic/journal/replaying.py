@@ -316,7 +316,8 @@ class _Replay:
         if kind not in ("rademacher", "gaussian"):
             raise JournalError(f"there is no noise {kind!r}")
         self.groups = groups
-        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **header.perturbation)
+        perturbation: dict[str, Any] = header.perturbation
+        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **perturbation)
 
     def _set_sigmas(self, sigmas: list[float]) -> None:
         for group, sigma in zip(self.groups, sigmas, strict=True):
