@@ -88,7 +88,8 @@ def read(returned: Any, replicas: int) -> Tensor:
     if isinstance(returned, Outcome) and returned.kind == "cross_entropy":
         # What is not scored must not look like an outcome that has saturated.
         values = values.masked_fill((returned.truth == IGNORED)[..., None], 0.0)
-    values = values.detach().reshape(replicas, -1)
+    # A copy, since the outcome may be a weight itself, which the next perturbation changes.
+    values = values.detach().reshape(replicas, -1).clone()
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
 
