@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
+from dopaminergic.noise.reference import WITHOUT_DOUBLE
 from dopaminergic.noise.terms import along_one, difference, equal, negative, nonzero, scaled
 from dopaminergic.sharding import first_element, is_sharded, local, parts
 
@@ -210,10 +211,11 @@ class Weights:
 
     def squares(self, replicas: int) -> Tensor:
         """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
-        total = torch.zeros(replicas, dtype=torch.float64)
+        total = torch.zeros(replicas, dtype=torch.float64, device="cpu")
         for p in (p for block in self.blocks for p in block.parameters):
             # In pieces, since each is converted to float64 as a whole.
             for piece in local(p).reshape(replicas, -1).split(max(1, PIECE // replicas), dim=1):
+                piece = piece.cpu() if piece.device.type in WITHOUT_DOUBLE else piece
                 total += parts(p) * torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64).square().cpu()
         return total
 
@@ -280,7 +282,8 @@ class Weights:
         parts = []
         for group, parameters, indices in self.blocks:
             blank = [
-                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64) for p in parameters
+                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64, device="cpu")
+                for p in parameters
             ]
             made, rows = [torch.zeros_like(b) for b in blank], []
             combine = Combination(made, indices, self.seeds, self.kind, blank, 0)

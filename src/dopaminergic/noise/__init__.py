@@ -245,7 +245,7 @@ class Combination:
         sources = self.targets if self.copies is None else self.copies
         exact = self.targets[0].dtype if self.targets[0].dtype in FAST_DTYPES else torch.float32
         scales, multiples = (
-            torch.from_numpy(x).to(self.targets[0].device, exact)[..., None] for x in self._arrays(terms, scale)
+            torch.from_numpy(x).to(exact).to(self.targets[0].device)[..., None] for x in self._arrays(terms, scale)
         )
         change = Change([direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding)
         for target, source, parameter, first in zip(self.targets, sources, self.parameters, self.firsts, strict=True):
