@@ -32,6 +32,7 @@ from dopaminergic.outcomes import Outcome
 from dopaminergic.plain import plain
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
+from dopaminergic.tracing import keep_tracers_out
 from dopaminergic.weights import Weights
 
 Closure = Callable[[], float | Tensor | Outcome]
@@ -132,6 +133,8 @@ class Loop(Optimizer):
             shared=self.shares_sigma,
             keep_copies=keep,
             on_use=not self._on_use.refused,
+            rule=self._rule_name,
+            replicas=self._replicas,
         )
 
     def _make_batched(self, **known: bool) -> Batched:
@@ -403,19 +406,4 @@ class Loop(Optimizer):
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _hooked_step = Optimizer.profile_hook_step(Loop._step)  # pyright: ignore[reportPrivateUsage]
-
-
-def _keep_tracers_out(*functions: Any) -> None:
-    """Let torch.compile run these functions, and all that they call, as they are.
-
-    It is noted with their code, so that a step pays nothing for it; torch.compiler.disable would wrap each call.
-    """
-    frames: Any = getattr(torch._C, "_dynamo").eval_frame  # noqa: B009  (not in torch's types)
-    if not hasattr(frames, "_FrameExecStrategy"):  # torch 2.6
-        return
-    skip = frames._FrameAction.SKIP
-    for function in functions:
-        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
-
-
-_keep_tracers_out(Loop.step, Loop.probe)
+keep_tracers_out(Loop.step, Loop.probe)

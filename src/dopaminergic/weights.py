@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dopaminergic import checks
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
 from dopaminergic.noise.reference import WITHOUT_DOUBLE
@@ -57,6 +58,8 @@ class Weights:
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
         keep_copies: of all weights during a step, however many there are.
         on_use: large 16-bit weights are perturbed where they are used; the closure is called by `OnUse`.
+        rule: the optimizer's name, for errors.
+        replicas: R of a fleet; None for one model.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
@@ -87,7 +90,10 @@ class Weights:
         shared: bool = False,
         keep_copies: bool = False,
         on_use: bool = False,
+        rule: str = "Weights",
+        replicas: int | None = None,
     ) -> None:
+        self.rule, self.replicas = rule, replicas
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
         self.keep_copies, self.on_use, self.sharded, self.saved_all = keep_copies, on_use, False, True
         self.on_use_blocks: list[Block] = []
@@ -114,7 +120,8 @@ class Weights:
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
         self._waiting: list[list[Term]] = []  # what is still to be added to each of them, before all else
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
-        self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._versions: list[float] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._untold = False  # torch counts no versions of some, which were made in torch.inference_mode()
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards all attributes are up to date.
@@ -334,12 +341,16 @@ class Weights:
         if written:
             self._versions = self._version_numbers()
 
-    def _version_numbers(self) -> list[int]:
+    def _version_numbers(self) -> list[float]:
+        if self._untold:
+            return [float("nan")]  # which equals no other: the grid is looked after in each step
         return [t._version for combine in self._in_place for t in combine.targets]
 
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
+        checks.thawed(self.rule, self.groups, self.replicas)
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
+        self._untold = any(p.is_inference() for p in trainable)
         self.sharded = any(map(is_sharded, trainable))
         self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
         small = self.bytes <= SAVED_BYTES or self.keep_copies
