@@ -137,8 +137,15 @@ def mean_loss(returned: Any, rule: str) -> float:
     kind = type(returned)  # what most closures return comes first, since to ask for all that they may takes a while
     if kind is float:
         return returned
-    if kind is Tensor and returned.ndim == 0 and type(loss := returned.item()) is float:
-        return loss
+    if kind is Tensor and returned.ndim == 0:
+        try:
+            loss = returned.item()
+        except RuntimeError:
+            if not returned.is_meta:  # of which `readable` says more
+                raise
+        else:
+            if type(loss) is float:
+                return loss
     found = readable(returned, rule)
     losses = found.losses if isinstance(found, Outcome) else found
     if not isinstance(losses, Tensor):
