@@ -88,7 +88,7 @@ def settings(rule: str, given: dict[str, Any]) -> dict[str, Any]:
         else:
             found[name] = plain(value)
     if "memory" in found:
-        found["memory"] = max(1, int(found["memory"]))
+        found["memory"] = min(max(1, int(found["memory"])), 1 << 62)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic import checks
-from dopaminergic.plain import number_of, plain, shown
+from dopaminergic.plain import as_float, number_of, plain, shown
 
 LAST_STEP = (1 << 32) - (1 << 20)  # steps are numbered by 32 bits, and a run should get some way from here
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
@@ -143,7 +143,7 @@ def _same_identity(rule: str, forward: dict[str, Any], own: dict[str, Any]) -> N
         if key not in forward:
             raise ValueError(f"{rule}: the state_dict is damaged, it lacks the {what}; save it again")
         theirs = plain(forward[key])
-        if repr(theirs) != repr(own[key]):  # entries may be tensors, which do not say whether they are equal
+        if not _equal(theirs, own[key]):
             raise ValueError(
                 f"{rule}: the state_dict is of another {what}: it has {_few(theirs)}, this one has "
                 f"{_few(own[key])}; build the same model and optimizer first"
@@ -159,9 +159,15 @@ def _same_kind(place: str, name: str, value: Any, own: Any) -> None:
         _refuse(place, name, f"a {type(own).__name__} as this optimizer has it", value)
 
 
+def _equal(theirs: Any, own: Any) -> bool:
+    """Whether something, be it a tensor that would not say so, equals a string, an int, or lists of them."""
+    if isinstance(own, list):
+        return _is_list(theirs) and len(theirs) == len(own) and all(map(_equal, theirs, own))
+    return type(theirs) is type(own) and theirs == own
+
+
 def _few(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else shown(value)[:75]
+    return shown(value)[:75]
 
 
 def _same_keys(place: str, name: str, theirs: Any, own: dict[str, Any], older: tuple[str, ...] = ()) -> None:
@@ -296,7 +302,7 @@ def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
         if not right or not bool(((skipped >= 0) & (skipped <= found["step"])).all()):
             _refuse(place, "skipped_steps", f"an int64 tensor of {own.replicas} numbers up to step", skipped)
     for name in ("last_rpe", "last_learning_rate"):  # only told, and perhaps of losses that were not finite
-        _report(place, name, found[name], own.replicas)
+        found[name] = _report(place, name, found[name], own.replicas)
     return found
 
 
@@ -307,8 +313,9 @@ def _count(place: str, name: str, value: Any, below: int) -> int:
     return int(number or 0)
 
 
-def _report(place: str, name: str, value: Any, replicas: int | None) -> None:
-    if number_of(value) is not None:
-        return
+def _report(place: str, name: str, value: Any, replicas: int | None) -> float | Tensor:
+    if (number := number_of(value)) is not None:
+        return as_float(number)
     if replicas is None or not isinstance(value, Tensor) or value.shape != (replicas,) or value.dtype != torch.float64:
         _refuse(place, name, "a number, or of a fleet float64 numbers", value)
+    return value

@@ -1,4 +1,4 @@
-"""How torch.compile is kept out of a step, which is no tensor program: it counts, looks at addresses and calls kernels."""
+"""How torch.compile is kept out of a step, which is no tensor program: it counts, and calls kernels by address."""
 
 from __future__ import annotations
 
