@@ -1,4 +1,4 @@
-"""What a process may have set for all of torch: default devices and dtypes, inference mode, a tracer around the step."""
+"""All that a process may have set for torch: default devices and dtypes, inference mode, a tracer around the step."""
 
 from __future__ import annotations
 
