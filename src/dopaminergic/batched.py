@@ -377,5 +377,5 @@ def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return False
     finite = one.isfinite()
-    one, other, base = (x[finite].to(torch.float64) for x in (one, other, base))
+    one, other, base = (x[finite].cpu().to(torch.float64) for x in (one, other, base))
     return float((one - other).norm()) <= 1e-3 * float(one.norm()) + 32 * eps * float(base.norm())

@@ -9,7 +9,6 @@ Whatever happens inside a step, the weights afterwards are those before the step
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import sys
@@ -28,7 +27,7 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
-from dopaminergic import autocast, checks, crowd, silence
+from dopaminergic import autocast, checks, crowd, silence, states
 from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.buffers import Buffers
 from dopaminergic.complaints import is_complaint
@@ -37,8 +36,10 @@ from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.on_use import OnUse
 from dopaminergic.outcomes import Outcome
+from dopaminergic.plain import plain
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
+from dopaminergic.tracing import keep_tracers_out
 from dopaminergic.weights import Weights
 from dopaminergic.writes import WriteWatch, Written
 
@@ -102,28 +103,27 @@ class Loop(Optimizer):
         process_group: Any = None,
         **settings: Any,
     ) -> None:
-        self._rule_name = type(self).__name__
-        checks.directions(self._rule_name, directions)
-        checks.noise(self._rule_name, noise)
-        seeds = checks.seeds(self._rule_name, seed)
-        self._fleet = isinstance(seeds, list)
+        self._rule_name = rule = type(self).__name__
+        given = {"directions": directions, "noise": noise, "seed": seed, "batched": batched, **settings}
+        self.settings = checks.settings(rule, given)
+        self._fleet = isinstance(self.settings["seed"], list)
         self._ranks: Ranks | None = ranks_of(process_group)
         self._agreed = False  # whether the ranks have been compared since the start
-        self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
-        params = checks.parameters(self._rule_name, params)
+        params = checks.parameters(rule, params)
         chosen = 0.0
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
             sigma = chosen = self._default_sigma(params)
-        super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
-        checks.some_trainable(self._rule_name, self.param_groups)
+        given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
+        super().__init__(params, checks.rates(rule, given, self._replicas))
+        checks.some_trainable(rule, self.param_groups)
         self._batched = self._make_batched()
         self._on_use = OnUse(self._rule_name)
-        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64) if self._fleet else 0
+        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu") if self._fleet else 0
         self._progress = Progress(self._start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._weights = self._make_weights()
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
-        self._warned = False
+        self._warned = self._warned_of_probes = False
         self._floor = self.settings.get("loss_floor", -math.inf)
         self._told_of: set[str] = set()  # warnings that are given once
         self._buffers = Buffers()
@@ -178,6 +178,7 @@ class Loop(Optimizer):
             keep_copies=keep,
             on_use=not self._on_use.refused,
             rule=self._rule_name,
+            replicas=self._replicas,
         )
 
     def _make_batched(self, **known: bool) -> Batched:
@@ -265,10 +266,11 @@ class Loop(Optimizer):
             except BaseException:
                 self._undo(before)
                 raise
-        except BaseException:
+        except BaseException as error:
             # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
             with _room_on_the_stack():
                 self._undo(before)
+            checks.explain(self._rule_name, error, closure)
             raise
         finally:
             _set_grad_enabled(gradients)
@@ -294,10 +296,8 @@ class Loop(Optimizer):
     def _check_groups(self) -> None:
         """Raise if a schedule has made a setting of a group impossible, NaN for example."""
         for group in self.param_groups:
-            lr = group["lr"]
-            sound = isinstance(lr, float | int) and 0.0 <= lr < math.inf
-            if not (sound and 0.0 < group["sigma"] < math.inf and 0.0 <= group["weight_decay"] < math.inf):
-                checks.group(self._rule_name, group, self._replicas)
+            if not checks.usable(group["lr"], group["sigma"], group["weight_decay"]):
+                group.update(checks.rates(self._rule_name, group, self._replicas))
 
     def _undo(self, before: Progress) -> None:
         self._batched.leave()
@@ -376,6 +376,14 @@ class Loop(Optimizer):
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        if self._pending is not None and not self._warned_of_probes:
+            self._warned_of_probes = True
+            warnings.warn(
+                f"{self._rule_name}: a second probe came before step(), so that what the first one found is lost, as "
+                "where a framework accumulates gradients; average the losses of all micro-batches inside one closure",
+                RuntimeWarning,
+                stacklevel=checks.levels_up(),
+            )
         self._pending = None
         losses, self._pending = self._evaluated(closure, before)
         self._weights.restore(before.step)
@@ -452,8 +460,9 @@ class Loop(Optimizer):
         change = self._pending
         if change is None:
             raise RuntimeError(
-                f"{self._rule_name}.step() without a closure needs a probe first: call opt.probe(closure), "
-                "or pass the closure as opt.step(closure)"
+                f"{self._rule_name}.step() without a closure needs a probe first: pass opt.step(closure), or call "
+                "opt.probe(closure) before it. accelerate and the Trainer of transformers call step() alone: write the "
+                "loop yourself, and of a wrapped optimizer use what it wraps, wrapped.optimizer"
             )
         self._apply(change)
 
@@ -511,34 +520,53 @@ class Loop(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
+        saved = super().state_dict()
+        groups = [plain(group) for group in saved["param_groups"]]  # schedulers and users may have put anything there
+        return {**saved, "param_groups": groups, "forward": self._forward()}
+
+    def _forward(self) -> dict[str, Any]:
         progress = self._progress._asdict()
         rule = progress.pop("rule")
         memory = [as_tensor(x) for x in rule] if rule else None
-        forward = {"settings": dict(self.settings), "rule": memory, "progress": progress}
+        forward = {"settings": plain(self.settings), "rule": plain(memory), "progress": plain(progress)}
         forward["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
         forward["on_use"] = {"checked": self._on_use.checked, "refused": self._on_use.refused}
-        return {**super().state_dict(), "forward": {**self._identity(), **forward}}
+        return {**self._identity(), **forward}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another optimizer of the same kind, over a model of the same shape, stopped.
 
         Raises:
-            ValueError: it is the state of another optimizer, model or dtype; nothing has changed then.
+            ValueError: it is the state of another optimizer, model or dtype, of parameters in another order, or holds
+                what no optimizer could have saved; nothing has changed then.
         """
         self._refuse_within_a_step("load_state_dict")
-        checks.state_dict(self._rule_name, state_dict, self._identity())
-        forward = copy.deepcopy(state_dict["forward"])
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "forward"})
         start = self._start()
-        self.settings = forward["settings"]
-        self._fleet = isinstance(self.settings["seed"], list)
-        if start and isinstance(start[0], np.ndarray):
-            forward["rule"] = [as_array(x) for x in forward["rule"]]
-        self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
+        own = states.Own(self._rule_name, self._forward(), self.param_groups, start, self._replicas)
+        loaded = states.read(state_dict, own)
+        before = self.__dict__.copy()
+        try:
+            self._load(state_dict, loaded, start)
+        except BaseException:  # of a hook, or Ctrl-C
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
+        self._undo(self._progress)  # whatever a step could not take back, while it is known
+        known = {key: value for key, value in state_dict.items() if key != "forward"}
+        super().load_state_dict({**known, "param_groups": loaded.groups})
+        for group in self.param_groups:  # once more, since a hook may have exchanged them
+            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
+        self.settings = loaded.settings
+        rule = loaded.rule
+        if rule is not None and isinstance(start[0], np.ndarray):
+            rule = [as_array(x) for x in rule]
+        self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
         self._floor = self.settings.get("loss_floor", -math.inf)
-        self._on_use = OnUse(self._rule_name, **forward.get("on_use", {}))
+        self._on_use = OnUse(self._rule_name, **loaded.on_use)
         self._weights, self._pending, self._agreed = self._make_weights(), None, False
-        self._batched = self._make_batched(**forward.get("batched", {}))
+        self._batched = self._make_batched(**loaded.batched)
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
@@ -555,15 +583,17 @@ class Loop(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
         self._refuse_within_a_step("add_param_group")
-        super().add_param_group(param_group)
+        before = len(self.param_groups)
         try:
+            super().add_param_group(param_group)
             checks.group(self._rule_name, self.param_groups[-1], self._replicas)
             checks.apart(self._rule_name, self.param_groups)
             if self._ranks is not None:
                 self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
+        except BaseException:
+            del self.param_groups[before:]
             raise
+        self._pending = None  # a probe knew nothing of the new group
 
 
 @contextlib.contextmanager
@@ -580,3 +610,4 @@ def _room_on_the_stack() -> Iterator[None]:
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _hooked_step = Optimizer.profile_hook_step(Loop._step)  # pyright: ignore[reportPrivateUsage]
+keep_tracers_out(Loop.step, Loop.probe)

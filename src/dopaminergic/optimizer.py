@@ -209,7 +209,8 @@ class ForwardOptimizer(Loop):
         random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
         if not base and not (self._batched.checked or self._batched.refused):
             base, extra = [self._loss(closure)], 1  # what the first batch is compared by
-        reference, found = torch.as_tensor(base[0] if base else 0.0, dtype=torch.float64).reshape(-1), []
+        first = base[0] if base else 0.0
+        reference, found = torch.as_tensor(first, dtype=torch.float64, device="cpu").reshape(-1), []
         for displacement in displacements:
             rewind(random_states)
             losses, evaluations = self._batched(

@@ -26,7 +26,7 @@ from dopaminergic.batched import MEMORY, rewind
 from dopaminergic.loop import Change, Closure, Loop, Progress
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
-from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.outcomes import Outcome, as_double, mean_loss, mean_losses, readable
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.rule import Losses
@@ -159,7 +159,7 @@ class VectorDopamine(ForwardOptimizer):
         return min(self.settings["directions"], weights)
 
     def _start(self) -> VectorState:
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
+        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
@@ -234,6 +234,7 @@ class VectorDopamine(ForwardOptimizer):
             return loss.values[:, None][:, :0], 0
 
         def values(returned: Any) -> Tensor:
+            returned = readable(returned, self._rule_name)
             if self._replicas:
                 mean_losses(returned, self._rule_name, self._replicas)  # raises what is no loss
             elif not isinstance(returned, Outcome | Tensor):
@@ -267,8 +268,8 @@ class VectorDopamine(ForwardOptimizer):
             # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
-        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64)[None])
-        steepness = loss.slope.square().sum(1).to("cpu", torch.float64)
+        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None])
+        steepness = as_double(loss.slope.square().sum(1))
         return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
 
     def _propose(
@@ -296,10 +297,11 @@ class VectorDopamine(ForwardOptimizer):
         """
         count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
-            return torch.eye(count, dtype=torch.float64)[None]
+            return torch.eye(count, dtype=torch.float64, device="cpu")[None]
         z = self._weights.directions(count, self._weights.sigmas, step)
         gram, taken = z @ z.mT, taken.to(torch.float64)
-        gram = torch.where(torch.eye(count, dtype=torch.bool), gram, gram * taken[:, None] * taken[..., None])
+        own = torch.eye(count, dtype=torch.bool, device="cpu")
+        gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
     def _terms(self, coefficients: Tensor, rates: list[Tensor], before: Progress) -> list[Term]:
@@ -368,7 +370,10 @@ class VectorDopamine(ForwardOptimizer):
         # Ranks and fleets add the squares in other orders, which must not show.
         left = kept(proposal, sum(self._weights.sizes), moved, squares.float().double())
         factor = torch.where(accepted, left, 1.0)
-        scales = [torch.as_tensor(scale) * factor for scale in shrinks(decays, rates, accepted)]
+        scales = [
+            torch.as_tensor(scale, dtype=torch.float64, device="cpu") * factor
+            for scale in shrinks(decays, rates, accepted)
+        ]
         return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 
     def _own(self, x: Tensor) -> Scalar:

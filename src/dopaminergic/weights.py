@@ -30,6 +30,7 @@ from torch import Tensor
 from dopaminergic import checks, footing
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
+from dopaminergic.noise.reference import WITHOUT_DOUBLE
 from dopaminergic.noise.terms import along_one, difference, equal, negative, nonzero, scaled
 from dopaminergic.sharding import first_element, is_sharded, local, parts
 
@@ -60,6 +61,7 @@ class Weights:
         keep_copies: of all weights during a step, however many there are.
         on_use: large 16-bit weights are perturbed where they are used; the closure is called by `OnUse`.
         rule: the optimizer's name, for errors.
+        replicas: R of a fleet; None for one model.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
@@ -90,8 +92,10 @@ class Weights:
         shared: bool = False,
         keep_copies: bool = False,
         on_use: bool = False,
-        rule: str = "",
+        rule: str = "Weights",
+        replicas: int | None = None,
     ) -> None:
+        self.rule, self.replicas = rule, replicas
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
         self.keep_copies, self.on_use, self.sharded, self.saved_all = keep_copies, on_use, False, True
         self.on_use_blocks: list[Block] = []
@@ -107,7 +111,6 @@ class Weights:
         self.generators: list[torch.Generator] = []
         self.traces: list[list[Term]] | None = None
         self.step = 0
-        self._rule = rule
         self._places: list[footing.Place] = []
         self._room = 0.0  # how far any weight can still move before its dtype must be looked at
         # One for the parameters of each group that are alike: same dtype, same device.
@@ -121,7 +124,8 @@ class Weights:
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
         self._waiting: list[list[Term]] = []  # what is still to be added to each of them, before all else
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
-        self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._versions: list[float] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._untold = False  # torch counts no versions of some, which were made in torch.inference_mode()
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards all attributes are up to date.
@@ -217,7 +221,7 @@ class Weights:
         reasons = [why for why in lost if why]
         if reasons:
             raise RuntimeError(
-                f"{self._rule}: the closure moved weights away while they were perturbed: {reasons[0]}. All others are "
+                f"{self.rule}: the closure moved weights away while they were perturbed: {reasons[0]}. All others are "
                 "those before the step; move, cast or free a model between steps only"
             )
         self.begin(self.step)
@@ -254,7 +258,7 @@ class Weights:
         self._layout, self._seen = [], None
         self.begin(self.step)
         warnings.warn(
-            f"{self._rule}: the closure wrote to weights while they were perturbed (max_norm, clipping or a quantiser "
+            f"{self.rule}: the closure wrote to weights while they were perturbed (max_norm, clipping or a quantiser "
             "in its forward pass?). They were taken back to within about sigma; from now on a copy of the weights "
             "is kept during a step",
             RuntimeWarning,
@@ -355,10 +359,11 @@ class Weights:
 
     def squares(self, replicas: int) -> Tensor:
         """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
-        total = torch.zeros(replicas, dtype=torch.float64)
+        total = torch.zeros(replicas, dtype=torch.float64, device="cpu")
         for p in (p for block in self.blocks for p in block.parameters):
             # In pieces, since each is converted to float64 as a whole.
             for piece in local(p).reshape(replicas, -1).split(max(1, PIECE // replicas), dim=1):
+                piece = piece.cpu() if piece.device.type in WITHOUT_DOUBLE else piece
                 total += parts(p) * torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64).square().cpu()
         return total
 
@@ -428,7 +433,8 @@ class Weights:
         parts = []
         for group, parameters, indices in self.blocks:
             blank = [
-                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64) for p in parameters
+                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64, device="cpu")
+                for p in parameters
             ]
             made, rows = [torch.zeros_like(b) for b in blank], []
             combine = Combination(made, indices, self.seeds, self.kind, blank, 0)
@@ -479,12 +485,16 @@ class Weights:
         if written:
             self._versions = self._version_numbers()
 
-    def _version_numbers(self) -> list[int]:
+    def _version_numbers(self) -> list[float]:
+        if self._untold:
+            return [float("nan")]  # which equals no other: the grid is looked after in each step
         return [t._version for combine in self._in_place for t in combine.targets]
 
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
+        checks.thawed(self.rule, self.groups, self.replicas)
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
+        self._untold = any(p.is_inference() for p in trainable)
         self.sharded = any(map(is_sharded, trainable))
         self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
         small = self.bytes <= SAVED_BYTES or self.keep_copies

@@ -291,7 +291,7 @@ def _plain(value: Any) -> Any:
 
 def _full(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"tensor", "shape", "values"}:
-        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]]).reshape(value["shape"])
+        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]], device="cpu").reshape(value["shape"])
     if isinstance(value, dict) and set(value) == {"tuple"}:
         return tuple(_full(v) for v in value["tuple"])
     if isinstance(value, dict):

@@ -243,8 +243,9 @@ class Combination:
 
     def _save(self, step: int) -> None:
         if self.copies is not None and self.saved[0] != step:
-            for target, source in zip(self.targets, self.copies, strict=True):
-                source.copy_(target)
+            with torch.inference_mode():  # where torch lets one write to any tensor
+                for target, source in zip(self.targets, self.copies, strict=True):
+                    source.copy_(target)
             self.saved[0] = step
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
@@ -259,11 +260,14 @@ class Combination:
         sources = self.targets if self.copies is None else self.copies
         exact = self.targets[0].dtype if self.targets[0].dtype in FAST_DTYPES else torch.float32
         scales, multiples = (
-            torch.from_numpy(x).to(self.targets[0].device, exact)[..., None] for x in self._arrays(terms, scale)
+            torch.from_numpy(x).to(exact).to(self.targets[0].device)[..., None] for x in self._arrays(terms, scale)
         )
         change = Change([direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding)
-        for target, source, parameter, first in zip(self.targets, sources, self.parameters, self.firsts, strict=True):
-            self._combine_slowly(target, source, parameter, first, change)
+        with torch.inference_mode():  # where torch lets one write to any tensor
+            for target, source, parameter, first in zip(
+                self.targets, sources, self.parameters, self.firsts, strict=True
+            ):
+                self._combine_slowly(target, source, parameter, first, change)
 
     def _combine_slowly(self, target: Tensor, source: Tensor, parameter: int, first: int, change: Change) -> None:
         draw = reference.rademacher if self.signs else reference.gaussian
