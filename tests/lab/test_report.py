@@ -246,6 +246,7 @@ def test_a_series_of_the_users_own_is_not_told_of_the_papers_claims(tmp_path: Pa
         assert each not in words, each
     assert "VectorDopamine never computes a gradient" in words
     both = tmp_path / "both"
+    both.mkdir()
     append_records(both / "records.jsonl", sunspots())
     words = Page(write_report(both).read_text("utf-8")).words
     assert "A claim of this library's, judged" in words
