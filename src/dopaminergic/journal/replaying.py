@@ -174,9 +174,9 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
     for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
         if not _fits(p, w):
             raise JournalError(
-                f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape {str(w['shape'])[:60]}, "
-                f"that given is {_dtype(p)} of shape {list(p.shape)}; build the same model, and pass its parameters in the same "
-                "order (an optimizer over model.named_parameters() writes names, and the order does not matter then)"
+                f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
+                f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; build the same model, and pass its parameters in "
+                "the same order (an optimizer over model.named_parameters() writes names, and the order does not matter then)"
             )
     return found
 
@@ -268,19 +268,22 @@ class _Replay:
         records = self.contents.records(self.start)
         while self.steps < stop:
             raw = next(records)
-            try:
-                self._take(raw)
-            except JournalError as error:
-                raise JournalError(f"{self.contents.path}: the record at byte {raw.start}: {error}") from None
+            self._take_named(raw)
             if progress is not None and self.steps % 100 == 0:
                 progress(self.steps, stop)
         # A snapshot of this very step, if there is one, is a last check.
         for raw in records:
             if raw.kind == SNAPSHOT:
-                self._check(raw.payload[:DIGEST_BYTES].hex())
+                self._take_named(raw)
             if raw.kind != TRACE:
                 break
+            self._take_named(raw)
+
+    def _take_named(self, raw: Raw) -> None:
+        try:
             self._take(raw)
+        except JournalError as error:
+            raise JournalError(f"{self.contents.path}: the record at byte {raw.start}: {error}") from None
 
     def _take(self, raw: Raw) -> None:
         if raw.kind == STEP:
@@ -320,7 +323,7 @@ class _Replay:
             groups.append({"params": members, "sigma": group["sigma"]})
         kind = header.settings.get("noise")
         if kind not in ("rademacher", "gaussian"):
-            raise JournalError(f"there is no noise {shown(repr(kind), 60)}")
+            raise JournalError(f"{self.contents.path}: there is no noise {shown(repr(kind), 60)}")
         self.groups = groups
         self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **header.perturbation)
 
@@ -349,6 +352,6 @@ class _Replay:
         if digest(self.parameters[:count]) != recorded:
             raise JournalError(
                 f"the weights after {self.steps:,} steps are not those that were recorded; either something but the "
-                "optimizer changed them between this snapshot and the one before, or this machine draws other Gaussian "
-                "directions (to a unit in the last place; Rademacher directions are the same everywhere)"
+                "optimizer changed them since the snapshot before, or this machine draws other Gaussian directions (in "
+                "the last place; Rademacher ones are the same everywhere)"
             )
