@@ -2,8 +2,9 @@
 
     python -m tests.fuzz --count 5000 --seed 0
 
-Journals, checkpoints, states of optimizers, CSV files and records are changed at random: bits, cuts, doubled parts, and,
-under checksums that fit, values of any kind. Whatever comes out must be an error that the library documents, of at most
+Journals, checkpoints, states of optimizers, CSV files and records are changed at random: bits, cuts, doubled parts,
+and under checksums that fit, values of any kind.
+Whatever comes out must be an error that the library documents, of at most
 300 characters, within seconds and within 1 GiB; what was there before must be there still.
 """
 
@@ -126,7 +127,8 @@ def _replacement(old: Any, chance: random.Random) -> Any:
     if isinstance(old, torch.Tensor) and chance.random() < 0.7:
         makes: list[Callable[[], Any]] = [
             lambda: old.double() * math.nan, lambda: old.double() * 1e300, lambda: old.reshape(-1)[:0],
-            lambda: old.reshape(1, *old.shape), lambda: old.to(torch.int8), lambda: -old, lambda: old.flatten().tolist(),
+            lambda: old.reshape(1, *old.shape), lambda: old.to(torch.int8), lambda: -old,
+            lambda: old.flatten().tolist(),
             lambda: torch.zeros(3, 5), lambda: torch.empty_like(old, device="meta"),
         ]  # fmt: skip
         return chance.choice(makes)()

@@ -137,7 +137,7 @@ def test_a_measurement_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> N
 def test_damaged_files_of_numbas_cache_are_made_again(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     step = (
-        "import torch, dopaminergic as d; w = torch.nn.Parameter(torch.ones(3)); d.Dopamine([w]).step(lambda: w.sum())"
+        "import torch, dopaminergic as d; w = torch.nn.Parameter(torch.ones(3))\nd.Dopamine([w]).step(lambda: w.sum())"
     )
     surroundings = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 
