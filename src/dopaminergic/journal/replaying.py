@@ -176,8 +176,8 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
             raise JournalError(
                 f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
                 f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; build the same model, "
-                "and pass its parameters in the same order (an optimizer over model.named_parameters() writes names, and "
-                "the order does not matter then)"
+                "and pass its parameters in the same order (an optimizer over model.named_parameters() writes names, "
+                "and the order does not matter then)"
             )
     return found
 
