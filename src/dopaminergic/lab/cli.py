@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dopaminergic.files import shown
 from dopaminergic.lab.arguments import parser
 
 
@@ -25,13 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser(COMMANDS).parse_args(arguments)
     options.line = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that is gone can be told from a failure
+        return status
     except KeyboardInterrupt:
         print("\ninterrupted: nothing finished is lost; run the same command again to continue", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError as error:
+        if not _readers_are_gone():
+            return _fail(f"another process of this run is gone ({error}); run the same command again to continue")
+        # `head`, say, has had enough; nothing is missing unless runs were still to be made.
+        return 1 if options.command in ("reproduce", "train", "compare") else 0
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; the command line needs: pip install 'dopaminergic[fast,lab]'")
     except (ValueError, TypeError, RuntimeError, OSError) as error:
@@ -40,7 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
 
 
+def _readers_are_gone() -> bool:
+    """Whether nobody reads what this process writes; then what is still to be written is dropped."""
+    nothing, gone = os.open(os.devnull, os.O_WRONLY), False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
+            os.dup2(nothing, stream.fileno())
+        except (AttributeError, ValueError):  # closed, or none at all
+            continue
+    os.close(nothing)
+    return gone
+
+
 def _fail(message: str) -> int:
+    message = "\n".join(map(shown, message.splitlines()))  # it may quote files of others
     print(f"dopaminergic: error: {message}", file=sys.stderr)
     return 2
 

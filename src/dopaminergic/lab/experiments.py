@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dopaminergic.lab.crew import Crew
 from dopaminergic.lab.optimizers import METHODS, find_method
-from dopaminergic.lab.records import read_records
-from dopaminergic.lab.runner import Crew, Job
+from dopaminergic.lab.runner import Job, recorded
 from dopaminergic.lab.tuning import report_jobs, tuning_job
 
 # Tuning seeds count from 0 and reported ones from here, so that they never meet; the default settings of Dopamine and
@@ -106,6 +106,6 @@ def run_studies(
     with Crew(workers) as crew:
         tuning = [job for study in plan for job in study.tuning_jobs()]
         crew.run(tuning, folder, lambda *now: progress("tuning", *now))
-        records = read_records(folder / "records.jsonl").records
+        records = list(recorded(folder).values())
         reported = [job for study in plan for job in study.report_jobs(records)]
         crew.run(reported, folder, lambda *now: progress("reported runs", *now))

@@ -19,7 +19,7 @@ from dopaminergic.lab import statistics
 from dopaminergic.lab.claims import ENOUGH_SEEDS, NOT_MEASURED, Verdict, judge
 from dopaminergic.lab.drawing import GRADIENTS
 from dopaminergic.lab.figures import Drawing, draw_all, plural
-from dopaminergic.lab.records import Record, plain, read_costs, read_records, within, write_whole
+from dopaminergic.lab.records import REQUIRED, Record, plain, read_costs, read_records, within, write_whole
 from dopaminergic.lab.results import (
     LABELS,
     Cells,
@@ -55,7 +55,7 @@ def write_report(
         ValueError: the folder has no records.
     """
     source, target = Path(folder), Path(folder if out is None else out)
-    found = read_records(source / "records.jsonl", ("task", "optimizer", "variant", "role", "seed", "curve"))
+    found = read_records(source / "records.jsonl", REQUIRED)
     if not found.records:
         raise ValueError(
             f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce` makes them "
