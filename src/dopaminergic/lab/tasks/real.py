@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dopaminergic.lab.networks import GATES
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
-from dopaminergic.lab.tasks.series import Series, read_series, sunspots
-from dopaminergic.lab.tasks.task import Model, choose
+from dopaminergic.lab.tasks.cells import shown
+from dopaminergic.lab.tasks.reading import Series, check_changes, normalised, read_data
+from dopaminergic.lab.tasks.series import sunspots
+from dopaminergic.lab.tasks.task import Model, choose, counted
 
 
 def linear_errors(series: Series, train_rows: int, order: int) -> Series:
@@ -119,7 +121,8 @@ class UserSeries(RealForecasting):
 
     Args:
         path: the file; see `read_series`.
-        column: the name of a column, or several; all are forecast.
+        column: the name of a column, or several; all are forecast. None where the file has one only.
+        contents: the hash that the values must have, as a record has it; None for any.
         cell: `"tanh"`, `"gru"` or `"lstm"`.
         hidden: units.
         output: `"direct"` or `"delta"`.
@@ -130,7 +133,8 @@ class UserSeries(RealForecasting):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be used (see `read_series`), a column never changes, or a setting is out of range.
+        ValueError: the file cannot be used (see `read_series`) or is not the one of `contents`, a column never changes,
+            or a setting is out of range.
     """
 
     metric: ClassVar[str] = "nrmse"
@@ -140,7 +144,8 @@ class UserSeries(RealForecasting):
         self,
         *,
         path: str | Path,
-        column: str | Sequence[str],
+        column: str | Sequence[str] | None = None,
+        contents: str | None = None,
         cell: str = "tanh",
         hidden: int = 16,
         output: str = "direct",
@@ -151,19 +156,28 @@ class UserSeries(RealForecasting):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
-        if length < 10 or order < 1:
-            raise ValueError(f"length, order: expected at least 10 and 1, got {length!r} and {order!r}")
-        columns = [column] if isinstance(column, str) else list(column)
-        settings: dict[str, Any] = {"path": str(path), "column": columns, "cell": cell, "hidden": hidden}
-        settings |= {"output": output, "batch_size": batch_size, "length": length, "order": order, "dtype": dtype}
-        self._define("series", f"{Path(path).name}: {', '.join(columns)}", 20_000, 500, settings)
+        counted("length", length, least=10)
+        counted("order", order)
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
+        data = read_data(path, column)
+        if contents not in (None, data.contents):
+            raise ValueError(
+                f"{shown(path)}: its contents are not those that this run was begun with ({data.contents}, not {contents}); "
+                "put the old file back, or begin a new run"
+            )
         # The training part must hold a sequence to cut, and more equations than the linear rival has unknowns.
-        needed = max(length + 3, order * (len(columns) + 1) + 2)
-        raw = read_series(path, columns, least=-(-10 * needed // 7) + 1)
+        needed = max(length + 3, order * (len(data.names) + 1) + 2)
+        raw = read_data(path, column, least=-(-10 * needed // 7) + 1).values
+        settings: dict[str, Any] = {"path": str(path), "column": data.names, "contents": data.contents, "cell": cell}
+        settings |= {"hidden": hidden, "output": output, "batch_size": batch_size, "length": length, "order": order}
+        title = f"{Path(path).name}: {', '.join(data.names)}"
+        self._define("series", title, 20_000, 500, settings | {"dtype": dtype})
+        self.notes, self.pinned = data.notes, {"column": data.names, "contents": data.contents}
         train_rows = int(0.7 * len(raw))
-        mean, deviation = raw[:train_rows].mean(0), raw[:train_rows].std(0)
-        for name, value in zip(columns, deviation, strict=True):
-            if not value > 0:
-                raise ValueError(f"{path}: column {name!r} never changes in its first 70 %; choose another column")
-        self._use((raw - mean) / deviation, train_rows, batch_size=batch_size, length=length, washout=5)
+        check_changes(path, data.names, raw, train_rows)
+        series = normalised(path, data.names, raw, train_rows)
+        self._use(series, train_rows, batch_size=batch_size, length=length, washout=5)
+        if output == "delta" and not (self.change > 1e-6).all():
+            raise ValueError("output: 'delta' needs a column whose change changes, got a straight line; use 'direct'")
         self._parts({"nrmse": (train_rows, len(raw))}, squared=False, scale=1.0)
