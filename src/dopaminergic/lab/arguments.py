@@ -103,7 +103,7 @@ def _train(add: Add) -> None:
     sub.add_argument("--lr", type=_rate, help="learning rate (the optimizer's default, or the middle of its grid)")
     sub.add_argument("--seed", type=_seed, default=0, help="of weights, batches and directions (0)")
     _add_budget(sub)
-    sub.add_argument("--out", type=Path, help="folder for the record, and a checkpoint meanwhile (runs/train-TASK-OPTIMIZER)")
+    sub.add_argument("--out", type=Path, help="folder for record and checkpoint (runs/train-TASK-OPTIMIZER)")
     sub.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
     )
@@ -197,7 +197,7 @@ def _number(text: str) -> int:
 def _count(text: str) -> int:
     value = _number(text)
     if not 1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"must be >= 1 and <= {MOST:,}, got {value:,}; try 10000")
+        raise argparse.ArgumentTypeError(f"must be {'>= 1' if value < 1 else f'<= {MOST}'}, got {text[:40]}; try 10000")
     return value
 
 

@@ -14,10 +14,10 @@ PLAIN = {"\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u2212":
 
 
 def clean(text: str) -> str:
-    """The text on one line, control characters written as `\\x1b` is, so that none reaches a terminal.
+    r"""The text on one line, its control characters written out, so that none reaches a terminal.
 
-    >>> clean("a\\x1b]52;c;eA==\\x07")
-    'a\\\\x1b]52;c;eA==\\\\x07'
+    >>> print(clean(chr(27) + "[2J"))
+    \x1b[2J
     """
     return "".join(_visible(sign) for sign in text.replace("\r\n", " ").replace("\n", " "))
 

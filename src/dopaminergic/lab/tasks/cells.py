@@ -95,7 +95,7 @@ def numbers_of(
         example = next(cell for cell in cells if not PLAIN.fits(cell))
         notes.append(f"{where.split(': ')[-1]}: read with {form.words}, {example!r} as {form.number(example)!r}")
     values = np.array([form.number(cell) for cell in cells], dtype=np.float64)
-    for i in np.flatnonzero(~np.isfinite(values) | (values == 0)):
+    for i in np.flatnonzero(~np.isfinite(values) | (values == 0)).tolist():
         if values[i] or re.search("[1-9]", re.split("[eE]", cells[i])[0]):
             raise ValueError(
                 f"{where}: {cells[i][:40]!r} in {place(i, lines)} is too {'large' if values[i] else 'small'} for a "
@@ -113,7 +113,7 @@ def _choose(where: str, present: list[str], comma: bool, say: Callable[[int], st
     if PLAIN in every:
         return PLAIN
     if AMERICAN in every and EUROPEAN in every and not comma:
-            cell = next(cell for cell in present if "," in cell)
+        cell = next(cell for cell in present if "," in cell)
         raise ValueError(
             f"{where}: {cell[:40]!r} in {say(cells.index(cell))} has two readings, with a comma between thousands or "
             "with a decimal comma; write it with a decimal point or without the comma"

@@ -28,9 +28,7 @@ NUMBER = re.compile(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*")
 DATE = re.compile(r"(?=.*\d)[\w .:/,+-]*[-/.: ][\w .:/,+-]*|\d{4}-?[QqWw]\d+")
 
 
-def check_order(
-    where: str, others: dict[str, Sequence[Any]], lines: Sequence[int] | None, notes: list[str]
-) -> bool:
+def check_order(where: str, others: dict[str, Sequence[Any]], lines: Sequence[int] | None, notes: list[str]) -> bool:
     """Whether the rows are in the opposite order of their dates, so that they are to be turned round.
 
     Args:

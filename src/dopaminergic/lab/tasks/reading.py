@@ -90,7 +90,8 @@ def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: i
     recent = time.time_ns() - max(state[3:]) < RECENT_NANOSECONDS
     data = _read(path, names) if recent else _read_once(path, names, state)
     if len(data.values) < least:
-        raise ValueError(f"{shown(path)}: {len(data.values)} rows, but at least {least} are needed; give a longer series")
+        rows = len(data.values)
+        raise ValueError(f"{shown(path)}: {rows} rows, but at least {least} are needed; give a longer series")
     return data
 
 

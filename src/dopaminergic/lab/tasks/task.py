@@ -46,9 +46,10 @@ def limited(name: str, value: float, least: float, most: float = math.inf) -> fl
 def counted(name: str, value: int, *, least: int = 1, most: int = MOST) -> int:
     """The value, if it is a whole number in [least, most]; else a ValueError that says so."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(
-            f"{name}: expected a whole number from {least} to {most:,}, got {value!r:.40}; try {name}={max(least, 16)}"
-        )
+        large = isinstance(value, int) and value > most
+        limit = f"at most {most:,}" if large else f"at least {least}"
+        example = min(max(least, 16), most)
+        raise ValueError(f"{name}: expected a whole number of {limit}, got {value!r:.40}; try {name}={example}")
     return value
 
 

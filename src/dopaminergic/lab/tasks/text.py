@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 28
 SEPARATORS = ",;\t|"
 SAMPLE = 50  # lines from which the separator is found
 
-PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+PACKED: dict[bytes, Callable[[IO[bytes]], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": lambda file: bz2.BZ2File(file),
     b"\xfd7zXZ\x00": lambda file: lzma.LZMAFile(file),  # noqa: SIM115
@@ -78,8 +78,8 @@ def unpack(path: Path) -> bytes:
             raise ValueError(f"{shown(path)}: cannot be read as csv: damaged, or cut short ({error})") from error
     if len(content) > MOST_BYTES:
         raise ValueError(
-            f"{shown(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep fewer columns or rows, "
-            "or write it as Parquet"
+            f"{shown(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep fewer columns or "
+            "rows, or write it as Parquet"
         )
     kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), None)
     if kind:
@@ -101,13 +101,15 @@ def decode(path: Path, content: bytes, notes: list[str]) -> str:
             text = content.decode("cp1252")
         except UnicodeDecodeError as other:
             raise ValueError(
-                f"{shown(path)}: line {line} is neither UTF-8 nor Windows-1252 (byte 0x{content[other.start]:02x}); save the "
-                "file as UTF-8"
+                f"{shown(path)}: line {line} is neither UTF-8 nor Windows-1252 (byte "
+                f"0x{content[other.start]:02x}); save the file as UTF-8"
             ) from other
         notes.append(f"line {line} is not UTF-8, so the text was read as Windows-1252 (Latin-1)")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{shown(path)}: line {line} holds a NUL character: damaged, or not a text; write the file anew")
+        raise ValueError(
+            f"{shown(path)}: line {line} holds a NUL character: damaged, or not a text; write the file anew"
+        )
     return text
 
 
@@ -142,7 +144,9 @@ def split(path: Path) -> Table:
         skip_blank_lines=True, index_col=False, names=list(range(len(names))),
     ).iloc[1:]  # fmt: skip
     if len(frame) != len(lines):
-        raise ValueError(f"{shown(path)}: cannot be read as csv: its quotes are not closed or not doubled; write it anew")
+        raise ValueError(
+            f"{shown(path)}: cannot be read as csv: its quotes are not closed or not doubled; write it anew"
+        )
     return Table(frame.reset_index(drop=True), names, lines, notes)
 
 
@@ -172,8 +176,8 @@ def _separator(path: Path, text: str, skipped: int) -> str:
             if other == "," and best != ",":
                 continue  # a decimal comma
             raise ValueError(
-                f"{shown(path)}: line {skipped + 2} has {other!r} between its cells, the names in line {skipped + 1} have "
-                f"{'none' if best not in sample[0] else repr(best)}; write all lines with one separator"
+                f"{shown(path)}: line {skipped + 2} has {other!r} between its cells, the names in line {skipped + 1} "
+                f"have {'none' if best not in sample[0] else repr(best)}; write all lines with one separator"
             )
     return best
 
@@ -236,6 +240,6 @@ def _check_names(path: Path, names: list[str], line: int) -> None:
     if names in counted or not all(re.fullmatch(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*", name) for name in names):
         return
     raise ValueError(
-        f"{shown(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns should be; put a line of "
-        "names before it, or remove the '#' before the names"
+        f"{shown(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns should be; put a "
+        "line of names before it, or remove the '#' before the names"
     )
