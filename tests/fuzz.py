@@ -37,6 +37,7 @@ import torch
 
 import dopaminergic
 from dopaminergic import Journal, replay, squared_error
+from dopaminergic.journal import reading
 from dopaminergic.journal.format import HEADER, SNAPSHOT, STEP, TRACE, JournalError, framed, varint
 from dopaminergic.lab import fleet as fleet_module
 from dopaminergic.lab.claims import judge
@@ -200,7 +201,7 @@ class Journals(Kind):
     def _forged(self, whole: bytes, chance: random.Random) -> bytes:
         """Records that are changed under checksums that fit."""
         self.path.write_bytes(whole)
-        raws = list(dopaminergic.journal.read(self.path).records())
+        raws = list(reading.read(self.path).records())
         out, checksum, chosen = whole[:10], zlib.crc32(whole[:10]), chance.randrange(len(raws))
         for number, raw in enumerate(raws):
             kind, payload = raw.kind, raw.payload

@@ -179,7 +179,8 @@ def test_another_thread_may_not_step_at_the_same_time() -> None:
         errors.append(str(error))
     told.set()
     thread.join()
-    assert len(errors) == 1 and "another thread" in errors[0]
+    assert len(errors) == 1
+    assert "another thread" in errors[0]
     optimizer.step(lambda: first_ten(w))
 
 
@@ -225,11 +226,11 @@ def test_a_model_that_computes_in_another_process_is_trained() -> None:
             tasks.put([p.detach() for p in model.parameters()])
             return float(sum(w.square().sum() for w in tasks.get()))
 
-        first = closure()
+        before = [p.detach().clone() for p in model.parameters()]
         for _ in range(3):
             optimizer.step(closure)
-        assert all(bool(p.isfinite().all()) for p in model.parameters())
-        assert closure() < 1.5 * first
+        sizes = [float((p.detach() - b).abs().max()) for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(0.0 < size < 0.4 for size in sizes), sizes
 
 
 def test_vector_dopamine_perturbs_copies_of_where_weights_are_now() -> None:
