@@ -415,7 +415,8 @@ class Loop(Optimizer):
         tired = after.silent >= silence.PATIENCE
         if tired:
             self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
-        early = not after.answered and after.silent > 1  # one may be chance: both sides of a direction can be alike
+        # One silent step may be chance without the loss at the weights: both sides of a direction can be alike.
+        early = not after.answered and (after.silent > 1 or losses.base is not None)
         if (tired or early) and self._may_look_farther():
             after = after._replace(doublings=after.doublings + 1, silent=0 if after.answered else after.silent)
         return change._replace(after=after)

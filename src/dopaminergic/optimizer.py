@@ -123,7 +123,7 @@ class ForwardOptimizer(Loop):
             move *= -signal
             if weights.takes([(0, [move])], None):
                 _, _, passes, skipped, _, _, _, _, *rest = before
-                silent = not answered
+                silent = int(not answered)
                 after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, *rest))
                 decay = group["weight_decay"]
                 if weights.write is None or decay or self._listeners:
