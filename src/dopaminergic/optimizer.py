@@ -46,6 +46,7 @@ class ForwardOptimizer(Loop):
     """
 
     needs_base = True  # the loss at the weights; else those to both sides of them
+    takes_infinite = False  # the rule makes something of a loss of +inf, if any loss is finite; never of NaN
 
     def _choose_sides(self, two_sided: bool | None) -> None:
         """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
@@ -96,10 +97,11 @@ class ForwardOptimizer(Loop):
             write(1.0, -sigma, 0, step, 1)
             generator.set_state(random_state)
             minus = mean_loss(closure(), name)
-            loss, losses = (plus + minus) / 2, record(Losses, (None, [plus], [minus]))
+            losses = record(Losses, (None, [plus], [minus]))
+            loss = losses.mean() if self.takes_infinite else (plus + minus) / 2
         else:
-            loss, losses = base, record(Losses, (base, [plus], []))
-        if math.isfinite(loss + plus):
+            loss, minus, losses = base, base, record(Losses, (base, [plus], []))
+        if math.isfinite(loss + plus) or (self.takes_infinite and comparable([plus, minus])):
             rate = group["lr"]
             groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
             rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
@@ -221,7 +223,7 @@ class ForwardOptimizer(Loop):
         extra: int,
     ) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        usable, passes = finite(sum(tried)), len(tried) + extra
+        usable, passes = finite(sum(tried)) if not self.takes_infinite else comparable(tried), len(tried) + extra
         if usable is False:
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
@@ -242,6 +244,16 @@ class ForwardOptimizer(Loop):
         decays = [group["weight_decay"] for group in self.param_groups]
         scales = shrinks(decays, rates, usable) if any(decays) else None
         return Change(list(zip(numbers, rows, strict=True)), scales, after)
+
+
+def comparable(losses: list[Scalar]) -> Scalar:
+    """Whether losses can be ranked: some are finite, none is NaN or -inf, which nothing could be better than."""
+    some, none = False, False
+    for loss in losses:
+        some, none = some | finite(loss), none | ~(loss > -math.inf) if isinstance(loss, np.ndarray) else (
+            none or not loss > -math.inf
+        )
+    return some & ~none if isinstance(none, np.ndarray) else some and not none
 
 
 def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
