@@ -340,6 +340,7 @@ class Dopamine(ForwardOptimizer):
             beta=beta,
         )
         self._choose_sides(two_sided)
+        checks.usual_rate("Dopamine", self.param_groups, 3.5)
 
     def _start(self) -> DopamineState:
         return DopamineState(*[self.zero()] * 6)._replace(doubt=self.zero() + 1.0)
@@ -439,6 +440,7 @@ class Dopamine2(ForwardOptimizer):
             beta=beta,
         )
         self._choose_sides(two_sided)
+        checks.usual_rate("Dopamine2", self.param_groups, 1.5)
 
     def _start(self) -> Dopamine2State:
         return Dopamine2State(*[self.zero()] * 11)._replace(doubt=self.zero() + 1.0, gain=self.zero() + 1.0)

@@ -80,7 +80,8 @@ class ForwardOptimizer(Loop):
         With a network of 33 weights, each call on the way around costs as much as a hundredth of a forward pass.
         """
         settings, weights, step = self.settings, self._weights, before.step
-        if settings["directions"] > 1 or settings["batched"] or self._fleet or self._ranks is not None:
+        plain = not (settings["batched"] or self._fleet or self.takes_infinite)
+        if settings["directions"] > 1 or not plain or self._ranks is not None:
             return super()._probe_and_update(closure, before)
         if not weights.begin_again(step):
             weights.begin(step)
@@ -97,11 +98,10 @@ class ForwardOptimizer(Loop):
             write(1.0, -sigma, 0, step, 1)
             generator.set_state(random_state)
             minus = mean_loss(closure(), name)
-            losses = record(Losses, (None, [plus], [minus]))
-            loss = losses.mean() if self.takes_infinite else (plus + minus) / 2
+            loss, losses = (plus + minus) / 2, record(Losses, (None, [plus], [minus]))
         else:
-            loss, minus, losses = base, base, record(Losses, (base, [plus], []))
-        if math.isfinite(loss + plus) or (self.takes_infinite and comparable([plus, minus])):
+            loss, losses = base, record(Losses, (base, [plus], []))
+        if math.isfinite(loss + plus):
             rate = group["lr"]
             groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
             rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
@@ -223,7 +223,7 @@ class ForwardOptimizer(Loop):
         extra: int,
     ) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        usable, passes = finite(sum(tried)) if not self.takes_infinite else comparable(tried), len(tried) + extra
+        usable, passes = comparable(tried) if self.takes_infinite else finite(sum(tried)), len(tried) + extra
         if usable is False:
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
@@ -247,13 +247,11 @@ class ForwardOptimizer(Loop):
 
 
 def comparable(losses: list[Scalar]) -> Scalar:
-    """Whether losses can be ranked: some are finite, none is NaN or -inf, which nothing could be better than."""
-    some, none = False, False
+    """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
+    known, some = True, False
     for loss in losses:
-        some, none = some | finite(loss), none | ~(loss > -math.inf) if isinstance(loss, np.ndarray) else (
-            none or not loss > -math.inf
-        )
-    return some & ~none if isinstance(none, np.ndarray) else some and not none
+        known, some = known & (loss > -math.inf), some | finite(loss)
+    return known & some
 
 
 def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
