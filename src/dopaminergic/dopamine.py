@@ -122,8 +122,8 @@ def _regret_errors(
 ) -> tuple[tuple[Scalar, ...], list[Scalar], Scalar, Scalar, Scalar]:
     """The memory after these losses, prediction errors of regrets, their scale, whether they are strange, and `anew`.
 
-    A memory is the first five fields of a state. `anew` says that all trials before were outliers: they count in the unit of this one,
-    or, if their losses were usual and their regrets were not, no longer.
+    A memory is the first five fields of a state. `anew` says that all trials before were outliers. Their memory is then
+    put into the unit of this loss, or forgotten if only their regrets were unusual.
     """
     # Equations: algorithms.md, "Outliers".
     regret, root, size, trials, doubt = memory
