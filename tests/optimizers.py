@@ -5,6 +5,7 @@ A new optimizer gets a row here and is then covered by every test that takes the
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -276,6 +277,14 @@ def copies(parameters: Any) -> list[Tensor]:
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal bit for bit (and none holds NaN)."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def through_a_file(state: Any) -> Any:
+    """The same state, saved and loaded as something that is not trusted."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def drawn(optimizer: ForwardOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0) -> Tensor:

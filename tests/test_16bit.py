@@ -29,6 +29,7 @@ class Half:
         return ((self.x @ (self.w.double() - self.true)) ** 2).mean().detach()
 
 
+@pytest.mark.filterwarnings("ignore:.*a second probe:RuntimeWarning")
 @dtypes
 def test_hundreds_of_probes_do_not_move_a_bit(any_row: Row, dtype: torch.dtype) -> None:
     half = Half(dtype)

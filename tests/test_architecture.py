@@ -14,14 +14,14 @@ import dopaminergic
 from optimizers import ROWS, Regression, same
 
 ROOT = Path(dopaminergic.__file__).parent
-LEAVES = ("lab", "integrations")  # nobody inside imports them
+LEAVES = ("lab",)  # nobody inside imports them
 ENTRANCE = ROOT / "__main__.py"  # `python -m dopaminergic` is the lab's command line
 CORE = [
     path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
 ]
 ALLOWED = {"torch", "numpy", "dopaminergic"} | set(sys.stdlib_module_names)
 OWN = {"noise/cpu": {"numba", "llvmlite"}, "noise/gpu": {"triton"}, "jax.py": {"jax"}}  # only when they are there
-LAB = ["matplotlib", "rich", "pandas", "scipy", "sklearn", "statsmodels", "pyarrow", "jinja2", "optuna"]
+LAB = ["matplotlib", "rich", "pandas", "scipy", "sklearn", "statsmodels", "pyarrow", "jinja2"]
 
 
 def imported(path: Path) -> set[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,13 @@ RETURNS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a numpy number": lambda p, y: np.float64(((p - y) ** 2).mean().item()),
     "a 0-d tensor": lambda p, y: ((p - y) ** 2).mean(),
     "losses per sample": lambda p, y: ((p - y) ** 2).flatten(),
+    "an array without dimensions": lambda p, y: np.array(((p - y) ** 2).mean().item()),
+    "an array of losses": lambda p, y: ((p - y) ** 2).flatten().numpy(),
+    "an array from the end, of the other byte order": lambda p, y: ((p - y) ** 2).flatten().numpy().astype(">f8")[::-1],
+    "a list of floats": lambda p, y: ((p - y) ** 2).flatten().tolist(),
+    "a list of tensors": lambda p, y: list(((p - y) ** 2).flatten()),
+    "a sparse tensor": lambda p, y: ((p - y) ** 2).flatten().to_sparse(),
+    "losses with a gradient": lambda p, y: ((p - y) ** 2).flatten().requires_grad_(),
     "one loss in a vector": lambda p, y: ((p - y) ** 2).mean()[None],
     "squared_error": squared_error,
     "outcome": lambda p, y: outcome(p, lambda p: ((p - y) ** 2).flatten()),
@@ -45,8 +54,49 @@ def test_every_form_of_the_same_loss_gives_the_same_run(row: Row, form: str) -> 
 def test_numbers_of_other_kinds_are_losses() -> None:
     w = nn.Parameter(randn(3))
     optimizer = WeightPerturbation([w], lr=0.0)
-    for value in (2, np.float32(2), np.int64(2), torch.tensor(2), torch.tensor(2.0, dtype=torch.float16)):
+    values = (2, np.float32(2), np.int64(2), np.array(2), torch.tensor(2), torch.tensor(2.0, dtype=torch.float16))
+    for value in (*values, Fraction(2), Decimal(2), [2], [3, np.float32(1)], torch.tensor(2.0).to(torch.float8_e5m2)):
         assert optimizer.step(lambda value=value: value) == 2.0  # pyright: ignore[reportArgumentType]
+
+
+def test_errors_yes_or_no_are_losses() -> None:
+    w = nn.Parameter(randn(3))
+    optimizer = WeightPerturbation([w], lr=0.0)
+    for value in (True, np.bool_(True), torch.tensor(True), [True, True], np.array([True]), torch.ones(2) == 1):
+        assert optimizer.step(lambda value=value: value) == 1.0  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+def test_a_number_beyond_all_floats_is_an_infinite_loss(row: Row) -> None:
+    w = nn.Parameter(randn(3))
+    optimizer = row.make([w])
+    optimizer.step(lambda: 10**5000)
+    assert optimizer.skipped_steps == 1
+
+
+def test_a_simulator_may_answer_in_numpy(any_row: Row) -> None:
+    """A run by numbers of numpy is that by the same numbers of torch, also of a rule that learns from all of them."""
+    goal, ends = randn(3).numpy(), []
+    for make in (torch.from_numpy, lambda x: x, lambda x: x.tolist()):
+        w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        optimizer = any_row.make([w])
+        for _ in range(3):
+            optimizer.step(lambda w=w, make=make: make((w.detach().numpy() - goal) ** 2))
+        ends.append(copies([w]))
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
+
+
+def test_a_fleets_losses_may_be_of_numpy(any_row: Row) -> None:
+    ends = []
+    for make in (lambda x: x, lambda x: x.numpy(), lambda x: x.tolist()):
+        w = nn.Parameter(randn(3, 4))
+        optimizer = any_row.make([w], seed=[1, 2, 3])
+        for _ in range(2):
+            optimizer.step(lambda w=w, make=make: make(w.detach().square().sum(1)))
+        ends.append(copies([w]))
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -123,6 +173,58 @@ def test_gradients_it_computes_are_neither_needed_nor_used(row: Row) -> None:
         assert all((p.grad is not None) is backward for p in problem.model.parameters())
         ends.append(problem.weights())
     assert same(*ends)
+
+
+@pytest.mark.parametrize("settings", [{}, {"directions": 8}], ids=str)
+def test_a_closure_that_asks_for_gradients_is_told_to_return_the_loss(any_row: Row, settings: Any) -> None:
+    problem = Regression()
+    optimizer = any_row.make(problem.model.parameters(), **settings)
+    optimizer.step(problem.loss)
+    old, before = problem.weights(), str(optimizer.state_dict())
+
+    def backward() -> Tensor:
+        optimizer.zero_grad()
+        loss = problem.loss()
+        loss.backward()
+        return loss
+
+    def grad() -> Tensor:
+        loss = problem.loss()
+        torch.autograd.grad(loss, list(problem.model.parameters()))
+        return loss
+
+    for closure in (backward, grad):
+        for half in (optimizer.step, optimizer.probe):
+            with pytest.raises(RuntimeError, match=rf"{any_row.name}: .*leave backward\(\) out") as caught:
+                half(closure)
+            assert len(str(caught.value)) <= 300
+            assert isinstance(caught.value.__cause__, RuntimeError)
+            assert same(problem.weights(), old)
+            assert str(optimizer.state_dict()) == before
+    optimizer.step(problem.loss)
+
+
+def test_a_step_without_a_closure_says_what_frameworks_do(any_row: Row) -> None:
+    problem = Regression()
+    optimizer = any_row.make(problem.model.parameters())
+    for call in (optimizer.step, lambda: optimizer.step(None), lambda: optimizer.step(closure=None)):
+        with pytest.raises(RuntimeError, match=rf"{any_row.name}\.step\(\).*needs a probe first.*accelerate") as caught:
+            call()
+        assert len(str(caught.value)) <= 300
+    assert optimizer.forward_passes == 0
+
+
+def test_a_second_probe_without_a_step_is_warned_of_once(any_row: Row) -> None:
+    problem = Regression()
+    optimizer = any_row.make(problem.model.parameters())
+    for _ in range(3):
+        optimizer.probe(problem.loss)
+        optimizer.step()
+    optimizer.probe(problem.loss)
+    with pytest.warns(RuntimeWarning, match=rf"{any_row.name}: a second probe .*inside one closure"):
+        optimizer.probe(problem.loss)
+    optimizer.probe(problem.loss)
+    optimizer.step()
 
 
 def test_it_may_switch_gradients_on_for_good() -> None:

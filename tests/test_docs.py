@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import dopaminergic
 from dopaminergic.lab import cli
@@ -28,6 +30,19 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     text = page.read_text()
     found = BLOCK.finditer(text)
     return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found if m[1] == language]
+
+
+def prose(text: str) -> str:
+    """A page without its code and its comments."""
+    text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which a page's headings can be linked."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in headings}
 
 
 def commands() -> list[list[str]]:
@@ -57,6 +72,94 @@ def test_commands_have_their_options(words: list[str], capsys: pytest.CaptureFix
     assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     named = [value for option, value in itertools.pairwise(words) if option == "--task"]
     assert set(named) <= set(TASKS)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
+        place, _, anchor = target.partition("#")
+        if not place.startswith("https://"):
+            other = page.parent / place if place else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_nothing_is_taken_for_html(page: Path) -> None:
+    """A browser shows nothing of `<J, J>` in plain text."""
+    assert re.findall(r"</?[A-Za-z][^\n]{0,20}", prose(page.read_text())) == []
+
+
+def test_nothing_in_docstrings_of_the_reference_is_taken_for_html() -> None:
+    listed = re.findall(r"^::: (dopaminergic\.\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    for name in listed:
+        found = pkgutil.resolve_name(name) if not name.startswith("dopaminergic.jax") else None
+        public = (
+            [each for key, each in vars(found).items() if not key.startswith("_")] if inspect.isclass(found) else []
+        )
+        members = [found, *public]
+        for text in (inspect.getdoc(each) for each in members if each is not None):
+            assert not re.search(r"</?[A-Za-z]", prose(text or "")), name
+
+
+def test_commands_named_in_the_text_exist() -> None:
+    texts = [page.read_text() for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]]
+    named = {word for text in texts for word in re.findall(r"`dopaminergic ([a-z]+)", text)}
+    assert named <= set(cli.COMMANDS)
+    listed = re.findall(r"`dopaminergic (\w+(?: \| \w+)+)`", "\n".join(texts))
+    assert listed
+    assert {word for each in listed for word in each.split(" | ")} <= set(cli.COMMANDS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_map_of_the_tree_names_every_module() -> None:
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```text\nsrc/dopaminergic/\n")[1].split("```")[0]
+    core = ROOT / "src/dopaminergic"
+    modules = {path.name for path in core.glob("*.py") if not path.name.startswith("_")}
+    folders = {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
+    assert {name for name in modules | folders if name not in drawn} == set()
+    named = set(re.findall(r"\b\w+\.py", drawn)) - {"optimizers.py", "reference.py"}
+    assert named <= {path.name for path in core.rglob("*.py")}
+
+
+def default_sigma(row: Row, dtype: torch.dtype) -> float:
+    """The sigma of a rule that was given none, once it has made a step."""
+    model = nn.Linear(3, 2, dtype=dtype)
+    optimizer = row.make(model.parameters())
+    inputs = torch.ones(4, 3, dtype=dtype)
+    optimizer.step(lambda: model(inputs).square().mean(1))
+    return optimizer.param_groups[0]["sigma"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_default_sigmas_are_those_of_the_code(row: Row) -> None:
+    page = (ROOT / "docs/algorithms.md").read_text()
+    [(usual, short)] = re.findall(rf"^\| `{row.name}` \| (\S+) \| (.+) \|$", page, re.MULTILINE)
+    assert float(usual) == default_sigma(row, torch.float32) == default_sigma(row, torch.float64)
+    if row.name == "VectorDopamine":
+        for kind, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+            [divisor] = re.findall(rf"any\s(?:weights )?are {kind} √d / (\d+)", page)
+            assert default_sigma(row, dtype) == pytest.approx(8**0.5 / int(divisor), rel=1e-5)
+            assert f"√d / {divisor} ({kind})" in (ROOT / "docs/choosing.md").read_text()
+    else:
+        assert float(short) == default_sigma(row, torch.bfloat16) == default_sigma(row, torch.float16)
+
+
+def test_sigmas_in_the_guide_are_those_of_the_table() -> None:
+    guide = " ".join((ROOT / "docs/choosing.md").read_text().split())
+    assert "0.0125 in `Dopamine` and `Dopamine2`, 0.01 in the other scalar rules" in guide
+    assert "its usual 0.0003 `Dopamine` learns nothing" in guide
+    assert "0.0125 for `Dopamine` and `Dopamine2`" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_a_function_returns_is_one_sentence_in_the_reference() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert "docstring_options: {returns_multiple_items: false}" in settings  # else each line is a value of its own
+    [extra] = re.findall(r"^docs = .*$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert '"ruff' in extra  # mkdocstrings formats signatures with it, one argument a line
 
 
 def test_every_public_name_is_in_the_reference() -> None:

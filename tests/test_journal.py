@@ -156,6 +156,7 @@ def test_a_group_that_is_added_before_the_end(path: Path) -> None:
     assert bits(fresh) == bits(problem)
 
 
+@pytest.mark.filterwarnings("ignore:.*a second probe:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["float64", "in place and 16-bit"])
 def test_probe_and_step_apart(any_row: Row, kind: str, path: Path) -> None:
     problem = PROBLEMS[kind]()

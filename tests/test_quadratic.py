@@ -216,7 +216,7 @@ def test_an_unknown_loss_is_an_error_that_says_what_to_do() -> None:
         quadratic(Outcome(values, values**2, "hinge", values), "Rule", None)
 
 
-@pytest.mark.parametrize("returned", [None, "loss", [1.0], torch.zeros(2, 2), torch.zeros(0)], ids=str)
+@pytest.mark.parametrize("returned", [None, "loss", (1.0,), [], torch.zeros(2, 2), torch.zeros(0)], ids=str)
 def test_what_is_no_loss_is_an_error_that_names_the_rule(returned: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="Rule"):
         quadratic(returned, "Rule", None)

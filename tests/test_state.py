@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import re
 import subprocess
@@ -17,7 +16,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
-from optimizers import ROWS, Regression, Row, same
+from optimizers import ROWS, Regression, Row, same, through_a_file
 
 SETTINGS: dict[str, Any] = {"directions": 2, "noise": "rademacher", "seed": 77, "weight_decay": 0.01}
 
@@ -25,13 +24,6 @@ SETTINGS: dict[str, Any] = {"directions": 2, "noise": "rademacher", "seed": 77, 
 def run(problem: Regression, optimizer: ForwardOptimizer, steps: int) -> None:
     for _ in range(steps):
         optimizer.step(problem.loss)
-
-
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def halfway(row: Row) -> tuple[Regression, ForwardOptimizer]:

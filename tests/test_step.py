@@ -371,6 +371,7 @@ def test_probe_leaves_weights_and_counters(row: Row) -> None:
     assert optimizer.forward_passes == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*a second probe:RuntimeWarning")
 def test_the_last_probe_counts(row: Row) -> None:
     one, two = Regression(), Regression()
     a, b = row.make(one.model.parameters()), row.make(two.model.parameters())

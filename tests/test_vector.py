@@ -194,7 +194,7 @@ def test_another_number_of_outcomes_within_a_step_is_an_error(batched: bool) -> 
     run(problem, optimizer, 1)
 
 
-@pytest.mark.parametrize("bad", [None, "loss", [0.5], torch.zeros(2, 2)], ids=str)
+@pytest.mark.parametrize("bad", [None, "loss", (0.5,), [None], torch.zeros(2, 2)], ids=str)
 @pytest.mark.parametrize("first", [False, True])
 def test_what_is_no_loss_is_an_error_at_any_call(bad: Any, first: bool) -> None:
     problem, calls = Fit("number"), 0

@@ -33,7 +33,7 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
     Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017. Equal losses get
     equal ranks, so that a constant loss moves nothing.
     """
-    losses = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in plus + minus])
+    losses = torch.stack([torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in plus + minus])
     below = (losses[None] < losses[:, None]).sum(1) - (losses[None] > losses[:, None]).sum(1)
     centred = below.to(torch.float64) / (2 * (len(losses) - 1))
     values: Any = list(centred.numpy()) if losses.ndim > 1 else centred.tolist()

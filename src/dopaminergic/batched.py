@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from dopaminergic.complaints import is_complaint
 from dopaminergic.noise import Combination, Multiple
 from dopaminergic.recurrent import RECURRENT
 from dopaminergic.weights import Weights
@@ -56,14 +58,49 @@ class Exchange(TorchFunctionMode):
 
     def __init__(self, old: list[Tensor], new: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.table = {id(o): n for o, n in zip(old, new, strict=True)}
+        self.table = Table({id(o): n for o, n in zip(old, new, strict=True)})
+        self._made: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Exchange the arguments and call, or call what stands for an operation that vmap does otherwise."""
         args = [exchanged(a, self.table) for a in args]
         kwargs = {key: exchanged(a, self.table) for key, a in kwargs.items()} if kwargs else {}
         call: Any = REPLACED.get(getattr(func, "__name__", ""), func)
-        return call(*args, **kwargs)
+        result = call(*args, **kwargs)
+        self._note(result)
+        return result
+
+    def _note(self, result: Any) -> None:
+        if isinstance(result, Tensor):
+            self._made.append(weakref.ref(result))
+        elif isinstance(result, list | tuple):
+            for entry in result:
+                self._note(entry)
+
+    def leaked(self) -> list[Tensor]:
+        """Tensors of the batch that code of others still holds, to be asked when the batch is over."""
+        alive = {id(t): t for ref in self._made if (t := ref()) is not None}
+        self._made = []  # a tensor can only be made another one where nobody has a weak reference to it
+        return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
+
+
+class Table(dict[int, Tensor]):
+    """Tensors by the `id` of those that they stand for.
+
+    Attributes:
+        used: the `id`s that were asked for and found.
+    """
+
+    def __init__(self, entries: dict[int, Tensor]) -> None:
+        super().__init__(entries)
+        self.used: set[int] = set()
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """As of any dict; what is found counts as used."""
+        found = super().get(key, default)
+        if found is not default:
+            self.used.add(key)
+        return found
 
 
 def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
@@ -71,6 +108,17 @@ def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
     if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
         return type(argument)([exchanged(a, table) for a in argument])
     return table.get(id(argument), argument)
+
+
+def revive(tensors: list[Tensor]) -> None:
+    """Make tensors that have outlived a batch plain ones, those of its first copy, for whoever holds them."""
+    functorch = _modes._functorch
+    for t in tensors:
+        with contextlib.suppress(RuntimeError):  # torch holds some of them itself
+            whole = functorch.get_unwrapped(t)
+            place = functorch.maybe_get_bdim(t)
+            plain = whole.select(place, 0).clone()
+            torch.utils.swap_tensors(t, plain)
 
 
 def leave_modes(depth: int | None) -> None:
@@ -143,12 +191,15 @@ class Batched:
         self.rule, self.memory = rule, memory
         self.checked, self.refused = checked, refused
         self._depth: int | None = None  # of torch's stack of modes before a batch
+        self._levels: int | None = None  # of vmap before a batch
+        self._hidden: list[tuple[Tensor, Tensor]] = []  # parameters that hold NaN for a moment, and their values
+        self._used: set[int] | None = None  # parameters that batches have handed over, by `id`
         self._copies: Copies | None = None
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies belong to the weights of this process.
-        return {**self.__dict__, "_copies": None, "_layout": None}
+        return {**self.__dict__, "_copies": None, "_layout": None, "_hidden": [], "_used": None}
 
     def __call__(
         self,
@@ -186,7 +237,7 @@ class Batched:
                     found = [trial]
                 else:
                     evaluations, found = count + 1, [trials.alone(0)]
-                    self._check(trial, found[0], base, weights)
+                    evaluations += self._check(trial, found[0], base, trials)
                     weights.restore(step)
                     weights.begin(step)
             while not self.refused and len(found) < count:
@@ -198,41 +249,103 @@ class Batched:
         """End the exchange; harmless at any time."""
         leave_modes(self._depth)
         self._depth = None
+        if self._levels is not None:
+            functorch = _modes._functorch
+            while (functorch.maybe_current_level() or 0) > self._levels:
+                functorch.pop_dynamic_layer_stack()
+            self._levels = None
+        while self._hidden:
+            p, value = self._hidden[-1]
+            p.detach().copy_(value)
+            self._hidden.pop()
 
     def _attempt(self, trials: Trials, first: int, size: int) -> Tensor:
-        """The next outcomes: as a batch or, where that fails though the closure does not, one in place."""
+        """The next outcomes: as a batch or, where torch cannot follow the closure in one, one in place."""
         try:
             return self._batch(trials, first, size)
-        except Exception as error:  # whatever a closure does that vmap cannot follow
+        except Exception as error:
+            if not is_complaint(error):
+                raise
             found = trials.alone(first)  # raises where the closure itself is at fault
-            self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200])
             return found
 
     def _batch(self, trials: Trials, first: int, size: int) -> Tensor:
+        trials.weights.check()
         copies = self._room(trials.weights)
         for i in range(size):
             copies.write(i, trials.numbers[first + i], trials.multiples, trials.step)
         rewind(trials.states)
+        exchanges: list[Exchange] = []
 
         def one(*replaced: Tensor) -> Tensor:
-            with Exchange(copies.parameters, replaced):
+            exchanges.append(Exchange(copies.parameters, replaced))
+            with exchanges[0]:
                 return trials.read(trials.closure())
 
         # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
         plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
         self._depth = _modes._len_torch_function_stack()
+        self._levels = _modes._functorch.maybe_current_level() or 0
         try:
             with plain:
-                return torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+                found = torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
         finally:
             self.leave()
+        self._look_after(exchanges[0], trials, size)
+        return found
 
-    def _check(self, batched: Tensor, alone: Tensor, base: Tensor, weights: Weights) -> None:
-        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding."""
+    def _look_after(self, exchange: Exchange, trials: Trials, size: int) -> None:
+        """Find tensors of a batch that are still held, and weights that are read without being handed over."""
+        leaked = exchange.leaked()
+        if leaked:
+            revive(leaked)
+            self._refuse(
+                f"it keeps {len(leaked)} tensors of an evaluation, a hidden state or a logged loss for example; keep "
+                "loss.item(), or values that step() returns"
+            )
+        if self._used is not None and not self._used <= exchange.table.used:
+            self.checked = False  # a weight is read in another way now
+        self._used = exchange.table.used
+
+    def _check(self, batched: Tensor, alone: Tensor, base: Tensor, trials: Trials) -> int:
+        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding.
+
+        Returns:
+            Further evaluations that this took.
+        """
         self.checked = True
+        weights = trials.weights
         dtypes = {base.dtype, *(p.dtype for block in weights.blocks for p in block.parameters)}
-        if not _alike(alone[0] - base, batched[0] - base, base, max(torch.finfo(dtype).eps for dtype in dtypes)):
-            self._refuse("it gives other results there (does the closure keep copies of the weights?)")
+        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+        if not _alike(alone[0] - base, batched[0] - base, base, eps):
+            again = trials.alone(0)
+            if torch.equal(again, alone):
+                self._refuse("it gives other results there (does the closure keep copies of the weights?)")
+            else:
+                self._refuse("it gives another outcome each time at the same weights (is a batch drawn inside it?)")
+            return 1
+        parameters = [p for block in weights.blocks for p in block.parameters]
+        unseen = [p for p in parameters if id(p) not in (self._used or ())]
+        if not unseen:
+            return 0
+        weights.restore(trials.step)
+        rewind(trials.states)
+        if not self._is_deaf_to(unseen, trials):
+            self._refuse("it reads weights past torch's operations, in scripted code for example")
+        return 1
+
+    def _is_deaf_to(self, parameters: list[Tensor], trials: Trials) -> bool:
+        """Whether the outcome stays finite while these parameters are NaN, so that nothing reads them."""
+        for p in parameters:
+            self._hidden.append((p, p.detach().clone()))
+        try:
+            for p in parameters:
+                p.detach().fill_(torch.nan)
+            found = trials.read(trials.closure())
+            return bool(found.isfinite().all())
+        finally:
+            self.leave()
 
     def _room(self, weights: Weights) -> Copies:
         if self._copies is None or self._layout is not weights.blocks:
@@ -264,5 +377,5 @@ def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return False
     finite = one.isfinite()
-    one, other, base = (x[finite].to(torch.float64) for x in (one, other, base))
+    one, other, base = (x[finite].cpu().to(torch.float64) for x in (one, other, base))
     return float((one - other).norm()) <= 1e-3 * float(one.norm()) + 32 * eps * float(base.norm())

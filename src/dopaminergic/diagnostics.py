@@ -148,7 +148,7 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
 
 def _judge(optimizer: ForwardOptimizer, model: Model, observed: Observed) -> EstimatorReport:
     probes, directions = len(observed.square), optimizer.settings["directions"]
-    rates = torch.tensor(observed.rates, dtype=torch.float64)
+    rates = torch.tensor(observed.rates, dtype=torch.float64, device="cpu")
     target = rates[model.group] * model.gradient  # minus the mean update, by theory
     size = float(target @ target)
     if size == 0.0 or float(observed.square.sum()) == 0.0:

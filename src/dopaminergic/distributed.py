@@ -303,6 +303,10 @@ def _hash(parameters: list[Tensor]) -> int:
     """Of the sum of the weights' bits times odd numbers, mod 2^64, which every change of one weight changes."""
     total = 0
     for p in map(local, parameters):
+        p = torch.view_as_real(p) if p.is_complex() else p  # frozen ones may be anything
+        p = p.int_repr() if p.is_quantized else p
+        if p.is_meta:
+            continue
         bits = p.reshape(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()])
         factors = _factors(min(CHUNK, bits.numel())).to(p.device)
         for start in range(0, bits.numel(), CHUNK):
@@ -314,7 +318,7 @@ def _hash(parameters: list[Tensor]) -> int:
 
 def _factors(count: int) -> Tensor:
     """Odd numbers, as good as random (the finalizer of splitmix64, Steele et al. 2014)."""
-    x = torch.arange(1, count + 1) * -0x61C8864680B583EB
+    x = torch.arange(1, count + 1, dtype=torch.int64, device="cpu") * -0x61C8864680B583EB
     x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
     return (x ^ (x >> 31)) | 1

@@ -10,12 +10,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-HELD_BACK = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+# The system sends these for faults of the program itself; their handlers must run at once, or never.
+FAULTS = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGKILL", "SIGSEGV", "SIGSTOP", "SIGSYS", "SIGTRAP")
+HELD_BACK = sorted(int(number) for number in signal.valid_signals() if getattr(number, "name", "") not in FAULTS)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C, alarms and SIGTERM back until the block is done; only the main thread receives them."""
+    """Hold every signal with a handler in Python back until the block is done.
+
+    Handlers run in the main thread alone. For example, Slurm's SIGUSR1 waits like Ctrl-C.
+    """
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))}
@@ -34,8 +39,18 @@ def uninterrupted() -> Iterator[None]:
         except BaseException:  # one signal may come as soon as its own handler is back, before the others are
             _handle(handlers)
             raise
-        for number, frame in received:
+        finally:
+            _pass_on(received, handlers)
+
+
+def _pass_on(received: list[tuple[int, Any]], handlers: dict[int, Any]) -> None:
+    """Call the handlers of the signals that came; each is called, also after one that raised."""
+    while received:
+        number, frame = received.pop(0)
+        try:
             handlers[number](number, frame)
+        finally:
+            _pass_on(received, handlers)
 
 
 def _handle(handlers: dict[int, Any]) -> None:

@@ -8,9 +8,13 @@ Whatever happens inside a step, the weights afterwards are those before the step
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import logging
+import math
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,22 +27,40 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
-from dopaminergic import checks
-from dopaminergic.batched import MEMORY, Batched
+from dopaminergic import autocast, checks, crowd, silence, states
+from dopaminergic.batched import MEMORY, Batched, rewind
+from dopaminergic.buffers import Buffers
+from dopaminergic.complaints import is_complaint
 from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.on_use import OnUse
 from dopaminergic.outcomes import Outcome
+from dopaminergic.plain import plain
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
+from dopaminergic.tracing import keep_tracers_out
 from dopaminergic.weights import Weights
+from dopaminergic.writes import WriteWatch, Written
 
 Closure = Callable[[], float | Tensor | Outcome]
 
 
 class Progress(NamedTuple):
-    """All that changes from step to step besides the weights; replaced as a whole when a step is done."""
+    """All that changes from step to step besides the weights; replaced as a whole when a step is done.
+
+    Attributes:
+        rule: the rule's own state.
+        step: number of steps so far, skipped ones included.
+        forward_passes: evaluations of the closure so far.
+        skipped_steps: steps without an update.
+        last_rpe: reward prediction error of the last step.
+        last_learning_rate: learning rate of gradient descent that the last update amounts to.
+        silent: steps in which no loss answered to a perturbation, less those in which one did.
+        answered: whether any loss has ever answered.
+        doublings: how many times sigma was doubled because none did.
+        chosen_sigma: the sigma that the library chose, which it may choose again; 0 if the user chose.
+    """
 
     rule: Any
     step: int = 0
@@ -46,6 +68,10 @@ class Progress(NamedTuple):
     skipped_steps: Any = 0
     last_rpe: Any = 0.0
     last_learning_rate: Any = 0.0
+    silent: int = 0
+    answered: bool = False
+    doublings: int = 0
+    chosen_sigma: float = 0.0
 
 
 class Change(NamedTuple):
@@ -61,6 +87,7 @@ class Loop(Optimizer):
 
     shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
     default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
+    _thread: int | None = None  # which thread is within a step
 
     def __init__(
         self,
@@ -76,30 +103,47 @@ class Loop(Optimizer):
         process_group: Any = None,
         **settings: Any,
     ) -> None:
-        self._rule_name = type(self).__name__
-        checks.directions(self._rule_name, directions)
-        checks.noise(self._rule_name, noise)
-        seeds = checks.seeds(self._rule_name, seed)
-        self._fleet = isinstance(seeds, list)
+        self._rule_name = rule = type(self).__name__
+        given = {"directions": directions, "noise": noise, "seed": seed, "batched": batched, **settings}
+        self.settings = checks.settings(rule, given)
+        self._fleet = isinstance(self.settings["seed"], list)
         self._ranks: Ranks | None = ranks_of(process_group)
         self._agreed = False  # whether the ranks have been compared since the start
-        self.settings = {"directions": directions, "noise": noise, "seed": seeds, "batched": batched, **settings}
-        params = checks.parameters(self._rule_name, params)
+        params = checks.parameters(rule, params)
+        chosen = 0.0
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
-            sigma = self._default_sigma(params)
-        super().__init__(params, {"lr": lr, "sigma": sigma, "weight_decay": weight_decay})
-        checks.some_trainable(self._rule_name, self.param_groups)
+            sigma = chosen = self._default_sigma(params)
+        given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
+        super().__init__(params, checks.rates(rule, given, self._replicas))
+        checks.some_trainable(rule, self.param_groups)
         self._batched = self._make_batched()
         self._on_use = OnUse(self._rule_name)
-        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64) if self._fleet else 0
-        self._progress = Progress(self._start(), skipped_steps=skipped)
+        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu") if self._fleet else 0
+        self._progress = Progress(self._start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._weights = self._make_weights()
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
-        self._warned = False
+        self._warned = self._warned_of_probes = False
+        self._floor = self.settings.get("loss_floor", -math.inf)
+        self._told_of: set[str] = set()  # warnings that are given once
+        self._buffers = Buffers()
+        self._casts: set[torch.dtype] = set()  # 16-bit dtypes in which the closure computes
 
-    def _default_sigma(self, params: Any) -> float:
-        return self.default_sigmas[checks.any_16_bits(params)]
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
+        """The perturbation scale for these parameters, in a closure that computes in some 16-bit dtypes."""
+        return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
+
+    def _choose_again(self) -> None:
+        """Choose sigma for the weights and the closure as they are now, where the library chose it before."""
+        chosen = self._progress.chosen_sigma
+        if not chosen:
+            return
+        sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**self._progress.doublings
+        if sigma != chosen:
+            for group in self.param_groups:
+                if group["sigma"] == chosen:
+                    group["sigma"] = sigma
+            self._progress = self._progress._replace(chosen_sigma=sigma)
 
     def _start(self) -> Any:
         """The rule's state before the first step."""
@@ -133,6 +177,8 @@ class Loop(Optimizer):
             shared=self.shares_sigma,
             keep_copies=keep,
             on_use=not self._on_use.refused,
+            rule=self._rule_name,
+            replicas=self._replicas,
         )
 
     def _make_batched(self, **known: bool) -> Batched:
@@ -204,29 +250,124 @@ class Loop(Optimizer):
         return self._guarded(self._probe_only, closure)
 
     def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
+        if self._thread is not None:
+            self._refuse_within_a_step("step")
         if self._weights.unfinished is not None:
             self._undo(self._progress)  # the last step could not be completed, for want of memory say
-        before, gradients = self._progress, torch.is_grad_enabled()
+        self._choose_again()
+        before = self._progress
+        gradients = torch.is_grad_enabled()
         try:
+            self._thread = crowd.steps[id(self)] = threading.get_ident()
             _set_grad_enabled(False)
             try:
-                loss = work(closure, before)
+                self._check_groups()
+                return work(closure, before)
             except BaseException:
                 self._undo(before)
                 raise
-            _set_grad_enabled(gradients)
-            return loss
-        except BaseException:
+        except BaseException as error:
             # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
-            self._undo(before)
-            _set_grad_enabled(gradients)
+            with _room_on_the_stack():
+                self._undo(before)
+            checks.explain(self._rule_name, error, closure)
             raise
+        finally:
+            _set_grad_enabled(gradients)
+            crowd.steps.pop(id(self), None)
+            self._thread = None
+
+    def _refuse_within_a_step(self, name: str) -> None:
+        """Raise if a step of this optimizer is in progress: in this thread's frames, or in another thread."""
+        thread = self._thread
+        if thread is None:
+            return
+        frame = sys._current_frames().get(thread)
+        while frame is not None:
+            if frame.f_code is Loop._guarded.__code__ and frame.f_locals.get("self") is self:
+                where = "its own closure" if thread == threading.get_ident() else "another thread"
+                raise RuntimeError(
+                    f"{self._rule_name}: {name} was called from {where} while a step is in progress, when weights are "
+                    "perturbed; call it between steps, or use an optimizer of its own for an inner loop"
+                )
+            frame = frame.f_back
+        self._thread = None  # an interruption came before the step could say that it had ended
+
+    def _check_groups(self) -> None:
+        """Raise if a schedule has made a setting of a group impossible, NaN for example."""
+        for group in self.param_groups:
+            if not checks.usable(group["lr"], group["sigma"], group["weight_decay"]):
+                group.update(checks.rates(self._rule_name, group, self._replicas))
 
     def _undo(self, before: Progress) -> None:
         self._batched.leave()
         self._on_use.leave()
         if self._progress is before:
             self._weights.restore(before.step)
+            self._buffers.undo()
+
+    def _watched(self, closure: Closure) -> Closure:
+        """The closure, with all that is looked after around each of its calls in one step."""
+        buffers = self._buffers
+        if buffers.known:
+            buffers.begin()
+
+        unknown = not buffers.known
+
+        def call_once() -> Any:
+            return self._looking_out_for_writes(closure) if unknown and self._weights.in_place else closure()
+
+        def call_first() -> Any:
+            if buffers.known:
+                found = call_once()
+                buffers.keep()
+                return found
+            with buffers.found(), autocast.watched() as casts:
+                found = call_once()
+            self._casts = casts
+            buffers.keep()
+            return found
+
+        def call() -> Any:
+            autocast.forget_casts()
+            first = not buffers.kept
+            try:
+                return call_first() if first else call_once()
+            finally:
+                autocast.forget_casts()
+                if not first:
+                    buffers.put_back()
+
+        return call
+
+    def _looking_out_for_writes(self, closure: Closure) -> Any:
+        """Call the closure; where it writes to weights that are perturbed in place, keep copies of them instead."""
+        weights = self._weights
+        states = [(generator, generator.get_state()) for generator in weights.generators]
+        watch = WriteWatch((place.storage.data_ptr() for place in weights.memory), stop=weights.displaced)
+        try:
+            with watch:
+                returned = closure()
+        except Written:
+            returned = None
+        except Exception as error:
+            if not is_complaint(error):
+                raise
+            rewind(states)  # code that torch cannot watch, compiled as one graph say, is taken on trust
+            return closure()
+        if not watch.seen:
+            return returned
+        logging.getLogger(__name__).warning(
+            "%s: the closure writes to weights in its forward pass (max_norm, clipping, a quantiser?), so a copy of "
+            "them is kept during a step",
+            self._rule_name,
+        )
+        stopped = weights.displaced
+        weights.copy_from_now_on()
+        if not stopped:
+            return returned
+        rewind(states)
+        return closure()
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
         self._pending = None
@@ -235,19 +376,78 @@ class Loop(Optimizer):
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        if self._pending is not None and not self._warned_of_probes:
+            self._warned_of_probes = True
+            warnings.warn(
+                f"{self._rule_name}: a second probe came before step(), so that what the first one found is lost, as "
+                "where a framework accumulates gradients; average the losses of all micro-batches inside one closure",
+                RuntimeWarning,
+                stacklevel=checks.levels_up(),
+            )
         self._pending = None
         losses, self._pending = self._evaluated(closure, before)
         self._weights.restore(before.step)
+        self._buffers.end()
         return self._mean(losses)
 
     def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         self._on_use.extra = 0
-        losses, change = self._evaluate(closure, before)
+        others = crowd.look(threading.get_ident())
+        losses, change = self._evaluate(self._watched(closure), before)
+        crowd.tell(self._rule_name, others)
+        change = self._heard(losses, change)
         # Ranks count alike, though not each of them may have evaluated anything.
         if not self._on_use.extra or self._ranks is not None:
             return losses, change
         passes = change.after.forward_passes + self._on_use.extra
         return losses, change._replace(after=change.after._replace(forward_passes=passes))
+
+    def _heard(self, losses: Losses, change: Change) -> Change:
+        """Note whether any loss answered to a perturbation, and say so where none has for long."""
+        self._look_at_floor(losses.mean())
+        silent = self._is_silent(losses, change)
+        after = change.after
+        if not silent:
+            if after.answered and after.silent == 0:
+                return change
+            return change._replace(after=after._replace(answered=True, silent=max(0, after.silent - 1)))
+        after = after._replace(silent=after.silent + 1)
+        tired = after.silent >= silence.PATIENCE
+        if tired:
+            self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
+        early = not after.answered and after.silent > 1  # one may be chance: both sides of a direction can be alike
+        if (tired or early) and self._may_look_farther():
+            after = after._replace(doublings=after.doublings + 1, silent=0 if after.answered else after.silent)
+        return change._replace(after=after)
+
+    def _is_silent(self, losses: Losses, change: Change) -> bool:
+        """Whether all losses of a step are the same bits, perturbed or not."""
+        found = [*losses.plus, *losses.minus]
+        if losses.base is not None:
+            found.append(losses.base)
+        return len(found) > 1 and all(bool(np.all(x == found[0])) for x in found)
+
+    def _may_look_farther(self) -> bool:
+        """Whether sigma may be doubled: the library chose it, and it is small beside the weights."""
+        if not self._progress.chosen_sigma or self._fleet:
+            return False
+        return 2.0 * max(self._weights.sigmas, default=math.inf) <= silence.farthest(self._weights)
+
+    def _look_at_floor(self, loss: Scalar) -> None:
+        floor = self.settings.get("loss_floor")
+        if floor is not None and np.any(np.less(loss, floor) & np.isfinite(loss)):
+            self._tell(
+                "floor",
+                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below loss_floor={floor:g}, where this "
+                "rule stands still. Pass the least loss that can be reached as loss_floor, or use Dopamine2, which "
+                "needs none (for example for rewards)",
+            )
+
+    def _tell(self, subject: str, text: str) -> None:
+        """Warn once of each subject."""
+        if subject not in self._told_of:
+            self._told_of.add(subject)
+            warnings.warn(text, RuntimeWarning, stacklevel=checks.levels_up())
 
     def _mean(self, losses: Losses) -> Any:
         if not self._fleet:
@@ -260,8 +460,9 @@ class Loop(Optimizer):
         change = self._pending
         if change is None:
             raise RuntimeError(
-                f"{self._rule_name}.step() without a closure needs a probe first: call opt.probe(closure), "
-                "or pass the closure as opt.step(closure)"
+                f"{self._rule_name}.step() without a closure needs a probe first: pass opt.step(closure), or call "
+                "opt.probe(closure) before it. accelerate and the Trainer of transformers call step() alone: write the "
+                "loop yourself, and of a wrapped optimizer use what it wraps, wrapped.optimizer"
             )
         self._apply(change)
 
@@ -269,6 +470,7 @@ class Loop(Optimizer):
         def commit() -> None:
             self._pending = None  # not before: a step that is interrupted can be tried again
             self._progress = change.after
+            self._buffers.end()
             for listener in self._listeners:
                 listener(change)
 
@@ -318,37 +520,58 @@ class Loop(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
+        saved = super().state_dict()
+        groups = [plain(group) for group in saved["param_groups"]]  # schedulers and users may have put anything there
+        return {**saved, "param_groups": groups, "forward": self._forward()}
+
+    def _forward(self) -> dict[str, Any]:
         progress = self._progress._asdict()
         rule = progress.pop("rule")
         memory = [as_tensor(x) for x in rule] if rule else None
-        forward = {"settings": dict(self.settings), "rule": memory, "progress": progress}
+        forward = {"settings": plain(self.settings), "rule": plain(memory), "progress": plain(progress)}
         forward["batched"] = {"checked": self._batched.checked, "refused": self._batched.refused}
         forward["on_use"] = {"checked": self._on_use.checked, "refused": self._on_use.refused}
-        return {**super().state_dict(), "forward": {**self._identity(), **forward}}
+        return {**self._identity(), **forward}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another optimizer of the same kind, over a model of the same shape, stopped.
 
         Raises:
-            ValueError: it is the state of another optimizer, model or dtype; nothing has changed then.
+            ValueError: it is the state of another optimizer, model or dtype, of parameters in another order, or holds
+                what no optimizer could have saved; nothing has changed then.
         """
-        checks.state_dict(self._rule_name, state_dict, self._identity())
-        forward = copy.deepcopy(state_dict["forward"])
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "forward"})
+        self._refuse_within_a_step("load_state_dict")
         start = self._start()
-        self.settings = forward["settings"]
-        self._fleet = isinstance(self.settings["seed"], list)
-        if start and isinstance(start[0], np.ndarray):
-            forward["rule"] = [as_array(x) for x in forward["rule"]]
-        self._progress = Progress(type(start)(*forward["rule"]) if start else None, **forward["progress"])
-        self._on_use = OnUse(self._rule_name, **forward.get("on_use", {}))
+        own = states.Own(self._rule_name, self._forward(), self.param_groups, start, self._replicas)
+        loaded = states.read(state_dict, own)
+        before = self.__dict__.copy()
+        try:
+            self._load(state_dict, loaded, start)
+        except BaseException:  # of a hook, or Ctrl-C
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
+        self._undo(self._progress)  # whatever a step could not take back, while it is known
+        known = {key: value for key, value in state_dict.items() if key != "forward"}
+        super().load_state_dict({**known, "param_groups": loaded.groups})
+        for group in self.param_groups:  # once more, since a hook may have exchanged them
+            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
+        self.settings = loaded.settings
+        rule = loaded.rule
+        if rule is not None and isinstance(start[0], np.ndarray):
+            rule = [as_array(x) for x in rule]
+        self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
+        self._floor = self.settings.get("loss_floor", -math.inf)
+        self._on_use = OnUse(self._rule_name, **loaded.on_use)
         self._weights, self._pending, self._agreed = self._make_weights(), None, False
-        self._batched = self._make_batched(**forward.get("batched", {}))
+        self._batched = self._make_batched(**loaded.batched)
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
         # whoever listens to this optimizer; a copy makes its own.
-        own = ("_weights", "_pending", "_listeners", "step")
+        own = ("_weights", "_pending", "_listeners", "_thread", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -359,17 +582,32 @@ class Loop(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
-        super().add_param_group(param_group)
+        self._refuse_within_a_step("add_param_group")
+        before = len(self.param_groups)
         try:
+            super().add_param_group(param_group)
             checks.group(self._rule_name, self.param_groups[-1], self._replicas)
             checks.apart(self._rule_name, self.param_groups)
             if self._ranks is not None:
                 self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
+        except BaseException:
+            del self.param_groups[before:]
             raise
+        self._pending = None  # a probe knew nothing of the new group
+
+
+@contextlib.contextmanager
+def _room_on_the_stack() -> Iterator[None]:
+    """Let cleaning up go deeper than the code whose recursion has reached the limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 200)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _hooked_step = Optimizer.profile_hook_step(Loop._step)  # pyright: ignore[reportPrivateUsage]
+keep_tracers_out(Loop.step, Loop.probe)

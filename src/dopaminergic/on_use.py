@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dopaminergic.batched import exchanged, leave_modes, rewind
+from dopaminergic.complaints import is_complaint
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Combination
 from dopaminergic.outcomes import Outcome
@@ -155,7 +156,7 @@ class Handing(TorchFunctionMode):
         if room is None:
             self.kept.rooms[:] = [r for r in self.kept.rooms if all(r is not f for f in free)]
             free.clear()  # before there is another
-            room = torch.empty(size, dtype=torch.int16)
+            room = torch.empty(size, dtype=torch.int16, device=like.device)
             self.kept.rooms.append(room)
         # `data`, for torch.matmul takes another way with a view, too.
         return room.view(like.dtype).as_strided(like.size(), like.stride()).data
@@ -200,7 +201,7 @@ class OnUse:
                 rewind(states)
                 why = self._check(weights, closure, found, handing)
         except Exception as error:  # whatever a closure does that does not bear with this
-            if self.checked:
+            if self.checked or not is_complaint(error):
                 raise
             why, handing = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
             found = None
@@ -277,4 +278,5 @@ def _numbers(returned: Any) -> list[Tensor]:
         return [returned.values.detach(), returned.losses.detach()]
     if isinstance(returned, Tensor):
         return [returned.detach()]
-    return [torch.tensor(returned)] if isinstance(returned, float) else [torch.tensor(math.nan)]
+    number = returned if isinstance(returned, float) else math.nan
+    return [torch.tensor(number, dtype=torch.float64, device="cpu")]

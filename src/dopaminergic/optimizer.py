@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dopaminergic import checks
+from dopaminergic import checks, crowd
+from dopaminergic.autocast import forget_casts
 from dopaminergic.batched import rewind
 from dopaminergic.loop import Change, Closure, Loop, Progress
 from dopaminergic.noise import Multiple
@@ -83,6 +84,9 @@ class ForwardOptimizer(Loop):
         plain = not (settings["batched"] or self._fleet or self.takes_infinite)
         if settings["directions"] > 1 or not plain or self._ranks is not None:
             return super()._probe_and_update(closure, before)
+        # What must be looked after in each evaluation is looked after there, and silence is counted there.
+        if self._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
+            return super()._probe_and_update(closure, before)
         if not weights.begin_again(step):
             weights.begin(step)
             if not weights.simple:
@@ -90,25 +94,40 @@ class ForwardOptimizer(Loop):
         self._pending, name, write = None, self._rule_name, weights.write or weights.move_one
         (group,), (sigma,), (size,), (generator,) = self.param_groups, weights.sigmas, weights.sizes, weights.generators
         random_state = generator.get_state()  # common random numbers: each evaluation starts here
+        forget_casts()
         base = mean_loss(closure(), name) if self.needs_base else None
+        weights.check()
+        write = weights.write or weights.move_one
         write(1.0, sigma, 0, step, 1)
         generator.set_state(random_state)
+        forget_casts()
         plus = mean_loss(closure(), name)
+        weights.check()
+        write = weights.write or weights.move_one
         if base is None:
             write(1.0, -sigma, 0, step, 1)
             generator.set_state(random_state)
+            forget_casts()
             minus = mean_loss(closure(), name)
+            weights.check()
+            write = weights.write or weights.move_one
             loss, losses = (plus + minus) / 2, record(Losses, (None, [plus], [minus]))
         else:
             loss, losses = base, record(Losses, (base, [plus], []))
+        forget_casts()
+        if loss < self._floor:
+            self._look_at_floor(loss)
+        answered = loss != plus
         if math.isfinite(loss + plus):
             rate = group["lr"]
             groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
             rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
             move *= -signal
-            if math.isfinite(move):
-                _, _, passes, skipped, _, _ = before
-                after, decay = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate)), group["weight_decay"]
+            if weights.takes([(0, [move])], None):
+                _, _, passes, skipped, _, _, _, _, *rest = before
+                silent = not answered
+                after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, *rest))
+                decay = group["weight_decay"]
                 if weights.write is None or decay or self._listeners:
                     self._apply(Change([(0, [move])], shrinks([decay], [rate], True) if decay else None, after))
                 else:
@@ -192,7 +211,8 @@ class ForwardOptimizer(Loop):
         random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
         if not base and not (self._batched.checked or self._batched.refused):
             base, extra = [self._loss(closure)], 1  # what the first batch is compared by
-        reference, found = torch.as_tensor(base[0] if base else 0.0, dtype=torch.float64).reshape(-1), []
+        first = base[0] if base else 0.0
+        reference, found = torch.as_tensor(first, dtype=torch.float64, device="cpu").reshape(-1), []
         for displacement in displacements:
             rewind(random_states)
             losses, evaluations = self._batched(
@@ -229,7 +249,10 @@ class ForwardOptimizer(Loop):
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
         share = -1.0 / len(signals)
         rows = [[step * share * signal for step in steps] for signal in signals]
-        usable = usable & finite(sum(map(sum, rows)))
+        decays = [group["weight_decay"] for group in self.param_groups]
+        scales = shrinks(decays, rates, True) if any(decays) else None
+        terms = list(zip(numbers, rows, strict=True))
+        usable = usable & self._weights.takes(terms, scales)
         if usable is False:
             return self._skip(before, passes)
         rate, skipped = rates[0], before.skipped_steps
@@ -240,8 +263,14 @@ class ForwardOptimizer(Loop):
                 rule, skipped = chosen(usable, rule, before.rule), skipped + as_tensor(~usable)
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
             rpe, rate = as_tensor(rpe), as_tensor(rate)
-        after = Progress(rule, before.step + 1, before.forward_passes + passes, skipped, rpe, rate)
-        decays = [group["weight_decay"] for group in self.param_groups]
+        after = before._replace(
+            rule=rule,
+            step=before.step + 1,
+            forward_passes=before.forward_passes + passes,
+            skipped_steps=skipped,
+            last_rpe=rpe,
+            last_learning_rate=rate,
+        )
         scales = shrinks(decays, rates, usable) if any(decays) else None
         return Change(list(zip(numbers, rows, strict=True)), scales, after)
 

@@ -2,8 +2,8 @@
 
 A closure answers one question, "how well do these weights do?", as richly as it can:
 
-- a `float` or a 0-d tensor: the mean loss, nothing else is known;
-- a 1-d tensor of `n` losses, one per sample: their mean is the loss;
+- a `float`, a number of another library or a 0-d tensor: the mean loss, nothing else is known;
+- a 1-d tensor of `n` losses, one per sample, or an array or a list of them: their mean is the loss;
 - `squared_error(prediction, target)` or `cross_entropy(logits, labels)`: the predictions themselves with a loss that is
   a known convex function of them.
 
@@ -12,14 +12,17 @@ The scalar rules use the mean loss of each; rules that learn from a vector of pr
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from dopaminergic.plain import as_float, number_of, shown
 
 IGNORED = -100  # as torch has it
 
@@ -134,36 +137,34 @@ def mean_loss(returned: Any, rule: str) -> float:
     kind = type(returned)  # what most closures return comes first, since to ask for all that they may takes a while
     if kind is float:
         return returned
-    if kind is Tensor and returned.ndim == 0 and type(loss := returned.item()) is float:
-        return loss
-    losses = returned.losses if isinstance(returned, Outcome) else returned
-    if isinstance(losses, Tensor) and losses.ndim == 0:
-        loss = losses.item()  # unlike float(losses), without a warning where a closure wants gradients
-        if not isinstance(loss, complex):
-            return float(loss)
-    elif isinstance(losses, Tensor) and not losses.is_complex():
-        if losses.numel() == 0 or (losses.ndim > 1 and losses is returned):
-            raise ValueError(
-                f"{rule}: the closure returned a tensor of shape {tuple(losses.shape)}; return a number, a 1-d tensor "
-                "of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
-            )
-        if not losses.is_floating_point():
-            losses = losses.to(torch.float64)
-        return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
-    if isinstance(losses, numbers.Real):
-        return float(losses)
-    hint = (
-        "it has no return statement; add `return loss`" if losses is None else "return a number or a tensor of losses"
-    )
-    kind = f"{losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
-    raise TypeError(f"{rule}: the closure returned {losses!r} of type {kind}; {hint}")
+    if kind is Tensor and returned.ndim == 0:
+        try:
+            loss = returned.item()
+        except RuntimeError:
+            if not returned.is_meta:  # of which `readable` says more
+                raise
+        else:
+            if type(loss) is float:
+                return loss
+    found = readable(returned, rule)
+    losses = found.losses if isinstance(found, Outcome) else found
+    if not isinstance(losses, Tensor):
+        return losses
+    if losses.ndim == 0:
+        return float(losses.item())  # unlike float(losses), without a warning where a closure wants gradients
+    if losses.numel() == 0 or (losses.ndim > 1 and losses is found):
+        raise ValueError(
+            f"{rule}: the closure returned a tensor of shape {shown(tuple(losses.shape))}; return a number, a 1-d "
+            "tensor of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
+        )
+    return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
 
 
 def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
     """The losses of a fleet in what its closure returned.
 
     Args:
-        returned: an `Outcome` or a tensor whose first dimension is the replica.
+        returned: an `Outcome`, or a tensor (or what can be read as one) whose first dimension is the replica.
         rule: the optimizer's name, for errors.
         replicas: number R of replicas.
 
@@ -174,19 +175,19 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
         TypeError: it is neither an `Outcome` nor a tensor.
         ValueError: its first dimension is not the replica.
     """
-    losses = returned.losses if isinstance(returned, Outcome) else returned
-    if not isinstance(losses, Tensor):
+    if not isinstance(returned, Tensor | np.ndarray) and number_of(returned) is not None:
         raise TypeError(
-            f"{rule}: the closure of a fleet returned {type(losses).__name__}; return a tensor of {replicas} losses"
+            f"{rule}: the closure of a fleet returned {type(returned).__name__}; return a tensor of {replicas} losses"
         )
-    if losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
+    found = readable(returned, rule)
+    losses = found.losses if isinstance(found, Outcome) else found
+    if not isinstance(losses, Tensor) or losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
+        shape = shown(tuple(losses.shape)) if isinstance(losses, Tensor) else "()"
         raise ValueError(
-            f"{rule}: the closure of a fleet of {replicas} returned shape {tuple(losses.shape)}; its first dimension "
-            f"must be {replicas}"
+            f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first dimension must be "
+            f"{replicas}"
         )
-    if not losses.is_floating_point():
-        losses = losses.to(torch.float64)
-    return losses.reshape(replicas, -1).mean(1).to("cpu", torch.float64)
+    return as_double(losses.reshape(replicas, -1).mean(1))
 
 
 def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
@@ -203,6 +204,109 @@ def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
     if replicas is not None:
         return mean_losses(returned, rule, replicas)
     losses = returned.losses if isinstance(returned, Outcome) else returned
-    if isinstance(losses, Tensor) and losses.is_floating_point() and (losses.ndim < 2 or losses is not returned):
-        return losses.detach().reshape(1, -1).mean(1).to("cpu", torch.float64)
-    return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64)
+    if isinstance(losses, Tensor) and losses.dtype in COUNTED and (losses.ndim < 2 or losses is not returned):
+        return as_double(losses.reshape(1, -1).mean(1))
+    return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64, device="cpu")
+
+
+def as_double(x: Tensor) -> Tensor:
+    """float64 on the CPU, and converted there: not every device knows float64."""
+    return x.detach().cpu().to(torch.float64)
+
+
+# ---- what closures return --------------------------------------------------------------------------------------------
+
+
+def readable(returned: Any, rule: str) -> float | Tensor | Outcome:
+    """What a closure returned in one of three forms: a number, a dense tensor of real numbers, or an `Outcome`.
+
+    Numbers of any library are numbers, and arrays and lists of numbers are losses, one for each sample. A tuple is
+    none: `return loss, accuracy` would be taken for two samples.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if isinstance(returned, Outcome):
+        if isinstance(returned.values, Tensor) and _is_real(returned.losses):
+            return returned
+        losses, values = _real_tensor(returned.losses, rule), _real_tensor(returned.values, rule)
+        return replace(returned, values=values, losses=losses)
+    if isinstance(returned, bool):  # an error, yes or no
+        return float(returned)
+    if not isinstance(returned, Tensor | np.ndarray | np.generic) and (number := number_of(returned)) is not None:
+        return as_float(number)
+    return _real_tensor(returned, rule)
+
+
+def _is_real(losses: Any) -> bool:
+    return isinstance(losses, Tensor) and losses.dtype in COUNTED and losses.layout == torch.strided
+
+
+def _real_tensor(returned: Any, rule: str) -> Tensor:
+    if isinstance(returned, list):
+        returned = _listed(returned, rule)
+    if not isinstance(returned, Tensor):
+        return torch.from_numpy(_real_array(returned, rule))
+    if returned.is_meta:
+        raise TypeError(
+            f"{rule}: the closure returned a tensor on the meta device, which has no numbers; give the model memory, "
+            "model.to_empty(device='cpu'), or name the device of tensors that the closure makes"
+        )
+    if returned.is_complex() or returned.is_nested:
+        raise _no_loss(returned, rule)
+    if returned.layout != torch.strided:
+        returned = returned.to_dense()
+    if returned.is_quantized:
+        returned = returned.dequantize()
+    if returned.dtype in COUNTED:
+        return returned
+    return as_double(returned.to(torch.float32) if returned.is_floating_point() else returned)
+
+
+def _listed(returned: list[Any], rule: str) -> Tensor:
+    """Losses of samples in a list, whose entries may be numbers of any kind."""
+    found = [float(x) if isinstance(x, bool | np.bool_) else number_of(x) for x in returned]
+    if any(x is None for x in found):
+        raise _no_loss(returned, rule)
+    return torch.tensor([as_float(x) for x in found], dtype=torch.float64, device="cpu")
+
+
+def _real_array(returned: Any, rule: str) -> np.ndarray:
+    """What numpy takes for an array of real numbers, in a dtype that torch knows; a copy."""
+    if not hasattr(returned, "__array__") or np.ma.isMaskedArray(returned) or isinstance(returned, type):
+        raise _no_loss(returned, rule)
+    try:
+        array = np.asarray(returned)
+    except Exception as error:  # of another library, whose arrays are on its device say
+        raise _no_loss(returned, rule) from error
+    if array.dtype.kind not in "biuf":
+        raise _no_loss(returned, rule)
+    dtype = np.float32 if array.dtype.newbyteorder("=") == np.float32 else np.float64
+    return np.array(array, dtype=dtype, order="C")
+
+
+def _no_loss(returned: Any, rule: str) -> TypeError:
+    if inspect.iscoroutine(returned):
+        returned.close()  # or Python would warn that nobody has awaited it
+    hint = "return a number or a tensor of losses"
+    for kinds, other in HINTS:
+        if isinstance(returned, kinds):
+            hint = other
+            break
+    kind = str(returned.dtype) if isinstance(returned, Tensor) else type(returned).__name__[:40]
+    what = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else shown(returned)
+    return TypeError(f"{rule}: the closure returned {what} of type {kind}; {hint}")
+
+
+COUNTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # dtypes that torch takes means of
+HINTS: list[tuple[Any, str]] = [
+    (type(None), "it has no return statement; add `return loss`"),
+    (tuple, "return the loss alone, say the first of these; losses of samples may be a list or a tensor"),
+    (Mapping, "return the loss in it alone, output['loss'] or output.loss say"),
+    (str | bytes, "return the number, not its text"),
+    (Coroutine, "it is `async def`; make it a plain function that waits for the result itself"),
+    (Generator, "it has a `yield`; return the loss instead"),
+    (torch.nn.Module, "call the module and return the loss of what it predicts"),
+    (complex | np.complexfloating, "return a real number, its abs() say"),
+    (np.ma.MaskedArray, "return the losses that count, losses.compressed()"),
+]

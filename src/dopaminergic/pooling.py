@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.distributed import CHECKS, Check, Ranks
+from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.subspace import Subspace
 
@@ -127,11 +128,12 @@ def project(
     slope = torch.where(used, slope, 0.0)
     matrices = []
     for half in (products, outputs, moments):
-        full = torch.zeros(replicas, count, count, dtype=torch.float64)
+        full = torch.zeros(replicas, count, count, dtype=torch.float64, device="cpu")
         full[:, row, column] = half
         full[:, column, row] = half
         matrices.append(torch.where(used[:, None] & used[..., None], full, 0.0))
-    space = Subspace(slope, matrices[0], matrices[1], matrices[2], torch.eye(count, dtype=torch.float64)[None], 0)
+    identity = torch.eye(count, dtype=torch.float64, device="cpu")
+    space = Subspace(slope, matrices[0], matrices[1], matrices[2], identity[None], 0)
     return Projection(space, steepness[:, 0], (taken > 0) & used, used)
 
 
@@ -161,7 +163,7 @@ def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, 
     def numbers() -> np.ndarray:
         kinds[:] = [tried(ranks.part(count))]  # (R, k, n)
         padded = torch.nn.functional.pad(kinds[0], (0, outcomes - kinds[0].shape[2]))
-        return padded.transpose(0, 1).flatten().to("cpu", torch.float64).numpy()
+        return as_double(padded.transpose(0, 1).flatten()).numpy()
 
     parts = [ranks.part(count, share) for share in range(ranks.shares)]
     rows = ranks.exchange(numbers, max(map(len, parts)) * replicas * outcomes)

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.outcomes import IGNORED, Outcome, mean_loss, mean_losses
+from dopaminergic.noise.reference import WITHOUT_DOUBLE
+from dopaminergic.outcomes import IGNORED, Outcome, as_double, mean_loss, mean_losses, readable
 
 SOLVED = 0.1  # of the mean loss: samples below it are all alike
 
@@ -63,6 +64,7 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one, or an outcome whose loss is not known.
     """
+    returned = readable(returned, rule)
     loss = _loss(returned, rule, replicas)
     if not isinstance(returned, Outcome):
         values = read(returned, replicas or 1)
@@ -84,11 +86,14 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
 
 def read(returned: Any, replicas: int) -> Tensor:
     """The outcome o in what a closure returned, shape `(R, n)`, in float32 or float64."""
-    values = returned.values if isinstance(returned, Outcome) else torch.as_tensor(returned)
+    if isinstance(returned, float):
+        returned = torch.tensor(returned, dtype=torch.float32, device="cpu")
+    values = returned.values if isinstance(returned, Outcome) else returned
     if isinstance(returned, Outcome) and returned.kind == "cross_entropy":
         # What is not scored must not look like an outcome that has saturated.
         values = values.masked_fill((returned.truth == IGNORED)[..., None], 0.0)
-    values = values.detach().reshape(replicas, -1)
+    # A copy, since the outcome may be a weight itself, which the next perturbation changes.
+    values = values.detach().reshape(replicas, -1).clone()
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
 
@@ -96,9 +101,10 @@ def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
     checked = mean_losses(returned, rule, replicas) if replicas else mean_loss(returned, rule)
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if not isinstance(losses, Tensor):
-        return torch.tensor([checked], dtype=torch.float64)
+        return torch.tensor([checked], dtype=torch.float64, device="cpu")
     # Improvements near the end are smaller than what a float32 mean can resolve.
-    return losses.detach().to(torch.float64).reshape(replicas or 1, -1).mean(1).cpu()
+    losses = as_double(losses) if losses.device.type in WITHOUT_DOUBLE else losses.detach().to(torch.float64)
+    return losses.reshape(replicas or 1, -1).mean(1).cpu()
 
 
 def _black_box(losses: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     if isinstance(x, np.ndarray):
         return np.minimum(np.maximum(x, low), high)
     if isinstance(x, Tensor):
-        return x.clamp(torch.as_tensor(low, dtype=x.dtype), torch.as_tensor(high, dtype=x.dtype))
+        return x.clamp(*(torch.as_tensor(limit, dtype=x.dtype, device=x.device) for limit in (low, high)))
     if _is_of_jax(x):
         return _functions(x).minimum(_functions(x).maximum(x, low), high)
     return low if x < low else high if x > high else x
@@ -94,7 +94,8 @@ def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
     if isinstance(condition, np.ndarray):
         return np.where(condition, yes, no)
     if isinstance(condition, Tensor):  # two plain numbers would make a float32 tensor
-        return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64) for x in (yes, no)))
+        device = condition.device
+        return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64, device=device) for x in (yes, no)))
     if _is_of_jax(condition):
         return _functions(condition).where(condition, yes, no)
     return yes if condition else no

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.batched import MEMORY
+from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.scalars import TINY
 
@@ -147,7 +148,7 @@ def subspace(regrets: Tensor, loss: Quadratic, gram: Tensor) -> Subspace:
     """
 
     def product(one: Tensor, other: Tensor) -> Tensor:
-        return (one @ other).to("cpu", torch.float64)
+        return as_double(one @ other)
 
     across, parts = regrets.mT, _parts(regrets, loss)
     return Subspace(
@@ -221,9 +222,10 @@ def _trace(x: Tensor) -> Tensor:
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing, NaN if not finite."""
     scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()[..., None]
-    unit = matrix * scale * scale.mT + 1e-14 * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    unit = matrix * scale * scale.mT + 1e-14 * identity
     sound = unit.isfinite().all(-1).all(-1)[:, None, None]  # one replica's NaN would be an error of all
-    unit = torch.where(sound, unit, torch.eye(matrix.shape[-1], dtype=matrix.dtype))
+    unit = torch.where(sound, unit, identity)
     factor, failed = torch.linalg.cholesky_ex(unit)
     solution = torch.cholesky_solve(right * scale, factor)
     if bool(failed.any()):  # rounding has made it indefinite: the least-squares solution is sound all the same

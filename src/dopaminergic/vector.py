@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from dopaminergic.batched import MEMORY, rewind
 from dopaminergic.loop import Change, Closure, Loop, Progress
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
-from dopaminergic.outcomes import Outcome, mean_loss, mean_losses
+from dopaminergic.outcomes import Outcome, as_double, mean_loss, mean_losses, readable
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.quadratic import Quadratic, quadratic, read
 from dopaminergic.rule import Losses
@@ -143,14 +143,15 @@ class VectorDopamine(ForwardOptimizer):
         unchecked = not (self._batched.checked or self._batched.refused)
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
-    def _default_sigma(self, params: Any) -> float:
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
         usual, most = self.default_sigmas
-        if not checks.any_16_bits(params):
+        tensors = checks.tensors(params)
+        dtypes = {*casts, *(p.dtype for p in tensors)}
+        if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
             return usual
         # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
-        tensors = checks.tensors(params)
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
-        parts = 80.0 if any(p.dtype == torch.bfloat16 for p in tensors) else 200.0
+        parts = 80.0 if torch.bfloat16 in dtypes else 200.0
         return min(most, math.sqrt(max(1.0, size)) / parts)
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
@@ -159,7 +160,7 @@ class VectorDopamine(ForwardOptimizer):
         return min(self.settings["directions"], weights)
 
     def _start(self) -> VectorState:
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64)
+        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
@@ -184,6 +185,7 @@ class VectorDopamine(ForwardOptimizer):
         loss, usable, outcomes, portions = measure(ranks, first, check, replicas)
         self._agreed = True
         losses = Losses(self._own(loss.loss), [], [])
+        self._seen_any = True  # unless the directions tell otherwise
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
         # Here, since later the weights may be perturbed.
@@ -198,6 +200,7 @@ class VectorDopamine(ForwardOptimizer):
 
         seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
         tried = evaluations[0] if ranks is None else count
+        self._seen_any = bool(seen.taken.any())
         state, proposal = self._propose(before.rule, loss, seen, before.step)
         # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
         usable = usable & proposal.coefficients.isfinite().all(1)
@@ -211,10 +214,15 @@ class VectorDopamine(ForwardOptimizer):
         def last() -> tuple[Tensor, Tensor]:
             weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
             rewind(random_states)
+            self._buffers.expect_trial()
             return quadratic(closure(), self._rule_name, self._replicas).loss, squares
 
         trial, pooled = judged(ranks, last, portions, replicas)
         return losses, self._judge(before, state, loss, proposal, rates, trial, pooled, usable, tried + 2)
+
+    def _is_silent(self, losses: Losses, change: Change) -> bool:
+        """Whether no direction changed any outcome."""
+        return not self._seen_any
 
     def _scales(self, before: Progress) -> list[Tensor]:
         """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
@@ -227,6 +235,7 @@ class VectorDopamine(ForwardOptimizer):
             return loss.values[:, None][:, :0], 0
 
         def values(returned: Any) -> Tensor:
+            returned = readable(returned, self._rule_name)
             if self._replicas:
                 mean_losses(returned, self._rule_name, self._replicas)  # raises what is no loss
             elif not isinstance(returned, Outcome | Tensor):
@@ -260,8 +269,8 @@ class VectorDopamine(ForwardOptimizer):
             # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
-        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64)[None])
-        steepness = loss.slope.square().sum(1).to("cpu", torch.float64)
+        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None])
+        steepness = as_double(loss.slope.square().sum(1))
         return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
 
     def _propose(
@@ -289,10 +298,11 @@ class VectorDopamine(ForwardOptimizer):
         """
         count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
-            return torch.eye(count, dtype=torch.float64)[None]
+            return torch.eye(count, dtype=torch.float64, device="cpu")[None]
         z = self._weights.directions(count, self._weights.sigmas, step)
         gram, taken = z @ z.mT, taken.to(torch.float64)
-        gram = torch.where(torch.eye(count, dtype=torch.bool), gram, gram * taken[:, None] * taken[..., None])
+        own = torch.eye(count, dtype=torch.bool, device="cpu")
+        gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
     def _terms(self, coefficients: Tensor, rates: list[Tensor], before: Progress) -> list[Term]:
@@ -320,6 +330,8 @@ class VectorDopamine(ForwardOptimizer):
         expected, actual = torch.where(usable, proposal.expected(share), 0.0), loss.loss - trial
         actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
         accepted = usable & (actual > 0.0)
+        if bool(accepted.all()):
+            self._buffers.accept_trial()
         after = next_damping(state, expected, actual)
         if self._weights.saved_all:
             after = next_reach(state, after, actual, first=self.settings["damping"])
@@ -329,13 +341,13 @@ class VectorDopamine(ForwardOptimizer):
         if not bool(usable.all()):
             self._warn()
         after = chosen(usable, after, before.rule)
-        progress = Progress(
-            after,
-            before.step + 1,
-            before.forward_passes + passes,
-            before.skipped_steps + (~usable if self._fleet else 0),
-            self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
-            self._own(torch.where(usable, rates[0], before.last_learning_rate)),
+        progress = before._replace(
+            rule=after,
+            step=before.step + 1,
+            forward_passes=before.forward_passes + passes,
+            skipped_steps=before.skipped_steps + (~usable if self._fleet else 0),
+            last_rpe=self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
+            last_learning_rate=self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
         proposal = proposal._replace(coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0))
         scales = self._shrinks(proposal, rates, accepted, squares, before)
@@ -359,7 +371,10 @@ class VectorDopamine(ForwardOptimizer):
         # Ranks and fleets add the squares in other orders, which must not show.
         left = kept(proposal, sum(self._weights.sizes), moved, squares.float().double())
         factor = torch.where(accepted, left, 1.0)
-        scales = [torch.as_tensor(scale) * factor for scale in shrinks(decays, rates, accepted)]
+        scales = [
+            torch.as_tensor(scale, dtype=torch.float64, device="cpu") * factor
+            for scale in shrinks(decays, rates, accepted)
+        ]
         return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 
     def _own(self, x: Tensor) -> Scalar:

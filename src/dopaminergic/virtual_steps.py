@@ -14,7 +14,7 @@ from dopaminergic.baselines import SPSA, WeightPerturbation
 from dopaminergic.loop import Closure, Progress
 from dopaminergic.noise import reference
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.outcomes import Outcome
+from dopaminergic.outcomes import Outcome, as_double
 from dopaminergic.rule import Decision, Group, Losses
 
 SETTLING = 50  # virtual steps in which running scales forget that they started from one regret
@@ -125,7 +125,7 @@ def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) ->
                 f"check_estimator: autograd cannot differentiate the closure's loss ({error}); does the closure call "
                 "loss.backward() itself?"
             ) from error
-    gradient = torch.cat([part.double().cpu().flatten() for part in parts])
+    gradient = torch.cat([as_double(part).flatten() for part in parts])
     loss, size = float(losses.detach().mean()), float(gradient.norm())
     if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
         raise ValueError(
@@ -136,8 +136,8 @@ def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) ->
 
 
 def _model(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
-    group = torch.cat([torch.full((p.numel(),), number) for number, _, p in members])
-    sigmas = torch.tensor([float(g["sigma"]) for g in optimizer.param_groups], dtype=torch.float64)
+    group = torch.cat([torch.full((p.numel(),), number, dtype=torch.int64, device="cpu") for number, _, p in members])
+    sigmas = _doubles([g["sigma"] for g in optimizer.param_groups])
     return Model(members, group, sigmas[group], gradient)
 
 
@@ -180,7 +180,7 @@ def _virtual_step(
         raise ValueError(
             "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or other weights"
         )
-    changes = [(p.detach().double() - o.double()).cpu().flatten() for (_, _, p), o in zip(members, old, strict=True)]
+    changes = [(as_double(p) - as_double(o)).flatten() for (_, _, p), o in zip(members, old, strict=True)]
     _put_back(members, old)
     return torch.cat(changes)
 
@@ -208,22 +208,26 @@ def promises_a_scale(optimizer: ForwardOptimizer) -> bool:
 
 
 def _projected(update: Tensor, optimizer: ForwardOptimizer, model: Model) -> tuple[Tensor, float]:
-    along = torch.zeros(len(optimizer.param_groups), dtype=torch.float64)
+    along = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device="cpu")
     return along.index_add_(0, model.group, update * model.gradient), float(update @ update)
 
 
 def _columns(rows: list[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([along for along, _ in rows]), torch.tensor([square for _, square in rows], dtype=torch.float64)
+    return torch.stack([along for along, _ in rows]), _doubles([square for _, square in rows])
 
 
 def _linear_update(optimizer: ForwardOptimizer, model: Model, step: int) -> Tensor:
     """The update if the loss were linear, from the definition of the noise: -mean_k (g . sigma z_k) lr / sigma z_k."""
     settings = optimizer.settings
     draw = reference.rademacher if settings["noise"] == "rademacher" else reference.gaussian
-    rates = torch.tensor([float(group["lr"]) for group in optimizer.param_groups], dtype=torch.float64)[model.group]
+    rates = _doubles([group["lr"] for group in optimizer.param_groups])[model.group]
     total = torch.zeros_like(model.gradient)
     for k in range(settings["directions"]):
         numbers = {"seed": settings["seed"], "step": step, "direction": k}
         z = torch.cat([draw(p.numel(), **numbers, parameter=i) for _, i, p in model.members]).double()
         total -= (model.gradient @ (model.sigma * z)) * rates / model.sigma * z
     return total / settings["directions"]
+
+
+def _doubles(values: list[Any]) -> Tensor:
+    return torch.tensor([float(x) for x in values], dtype=torch.float64, device="cpu")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,13 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dopaminergic import checks, footing
 from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
+from dopaminergic.noise.reference import WITHOUT_DOUBLE
 from dopaminergic.noise.terms import along_one, difference, equal, negative, nonzero, scaled
 from dopaminergic.sharding import first_element, is_sharded, local, parts
 
 SAVED_BYTES = 1 << 20
 PIECE = 1 << 16  # weights
+NORMAL_MOST = 6.7  # the largest normal number that 32 bits give, sqrt(64 ln 2)
 SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
 
 _KIND = operator.attrgetter("dtype", "requires_grad", "shape")
@@ -56,6 +60,8 @@ class Weights:
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
         keep_copies: of all weights during a step, however many there are.
         on_use: large 16-bit weights are perturbed where they are used; the closure is called by `OnUse`.
+        rule: the optimizer's name, for errors.
+        replicas: R of a fleet; None for one model.
 
     Attributes:
         sizes: number of trainable weights of one replica in each group.
@@ -86,7 +92,10 @@ class Weights:
         shared: bool = False,
         keep_copies: bool = False,
         on_use: bool = False,
+        rule: str = "Weights",
+        replicas: int | None = None,
     ) -> None:
+        self.rule, self.replicas = rule, replicas
         self.groups, self.seeds, self.kind, self.shared = groups, seeds, kind, shared
         self.keep_copies, self.on_use, self.sharded, self.saved_all = keep_copies, on_use, False, True
         self.on_use_blocks: list[Block] = []
@@ -102,6 +111,8 @@ class Weights:
         self.generators: list[torch.Generator] = []
         self.traces: list[list[Term]] | None = None
         self.step = 0
+        self._places: list[footing.Place] = []
+        self._room = 0.0  # how far any weight can still move before its dtype must be looked at
         # One for the parameters of each group that are alike: same dtype, same device.
         self._saved: list[Combination] = []
         self._in_place: list[Combination] = []
@@ -113,7 +124,8 @@ class Weights:
         self._displaced: list[tuple[list[Term], list[Multiple] | None]] = []
         self._waiting: list[list[Term]] = []  # what is still to be added to each of them, before all else
         self._grids: list[float] | None = None  # on which those blocks lie; None: as they come
-        self._versions: list[int] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._versions: list[float] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        self._untold = False  # torch counts no versions of some, which were made in torch.inference_mode()
 
     def begin(self, step: int) -> None:
         """Look at the parameters as they are now; afterwards all attributes are up to date.
@@ -131,6 +143,8 @@ class Weights:
         if self._grids is not None and self._versions != self._version_numbers():
             with uninterrupted():
                 self._write_in_place([], None, always=True)
+        if self._grids is None:
+            self._versions = self._version_numbers()
 
     def begin_again(self, step: int) -> bool:
         """Begin where the weights of a small model lie as `begin` saw them last, in less time; False: call that.
@@ -148,6 +162,140 @@ class Weights:
                 return False
         self.step = step
         return True
+
+    def check(self) -> None:
+        """Look whether the weights still lie where they lay, after code of others has run.
+
+        Where they do not, they are brought back in the memory that they have now, and the step goes on there.
+
+        Raises:
+            RuntimeError: a parameter has lost its memory or its shape; all others are those before the step.
+        """
+        if not footing.stand(self._places):
+            self._regain()
+        elif self._in_place and self._versions != self._version_numbers():
+            if self._is_displaced():
+                self._take_back_after_writing()
+            else:
+                self.copy_from_now_on()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether any weights are displaced in place."""
+        return bool(self._in_place)
+
+    @property
+    def displaced(self) -> bool:
+        """Whether any of them are displaced at the moment."""
+        return self._is_displaced()
+
+    @property
+    def memory(self) -> list[Any]:
+        """Storages of all trainable weights, with their address."""
+        return self._places
+
+    def copy_from_now_on(self) -> None:
+        """Keep a copy of all weights during a step; a displacement stays as it is."""
+        terms = next((terms for terms, _ in self._displaced if terms), None)
+        with uninterrupted():
+            if terms is not None:
+                self._write_in_place([], None)
+                self._leave_trace([])
+        self.keep_copies = True
+        self._layout, self._seen = [], None
+        self.begin(self.step)
+        if terms is not None:
+            self.move(terms)
+
+    def _regain(self) -> None:
+        lost = []
+        with uninterrupted():
+            for combine in self._saved:
+                if combine.saved[0] == self.step:
+                    pairs = zip(combine.owners, combine.copies or [], strict=True)
+                    lost += [footing.put(p, copy) for p, copy in pairs]
+                    combine.saved[0] = -1
+            if self._is_displaced():
+                lost += self._regain_in_place()
+        self._layout, self._seen, self._places = [], None, []
+        reasons = [why for why in lost if why]
+        if reasons:
+            raise RuntimeError(
+                f"{self.rule}: the closure moved weights away while they were perturbed: {reasons[0]}. All others are "
+                "those before the step; move, cast or free a model between steps only"
+            )
+        self.begin(self.step)
+
+    def _regain_in_place(self) -> list[str]:
+        """Undo the displacement in the memory that was displaced, wherever it is now, and copy it to the parameters."""
+        lost = []
+        moved = []
+        for i, old in enumerate(self._in_place):
+            there = [footing.has_memory(t) for t in old.targets]
+            for p, found in zip(old.owners, there, strict=True):
+                lost += [] if found else [f"a parameter of shape {tuple(p.shape)} has no memory any more"]
+            if any(there):
+                self._in_place[i] = old.moved(there)
+                moved.append(self._in_place[i])
+            else:
+                self._displaced[i] = ([], None)
+                self._waiting[i] = []
+        self._grids = None  # a write brings weights back here, and nowhere else
+        self._write_in_place([], None)
+        self._leave_trace([])
+        for combine in moved:
+            for p, t in zip(combine.owners, combine.targets, strict=True):
+                if local(p).data_ptr() != t.data_ptr():
+                    lost.append(footing.put(p, t))
+        return lost
+
+    def _take_back_after_writing(self) -> None:
+        """The closure wrote to weights that were displaced in place: there is no exact way back."""
+        with uninterrupted():
+            self._write_in_place([], None)
+            self._leave_trace([])
+        self.keep_copies = True
+        self._layout, self._seen = [], None
+        self.begin(self.step)
+        warnings.warn(
+            f"{self.rule}: the closure wrote to weights while they were perturbed (max_norm, clipping or a quantiser "
+            "in its forward pass?). They were taken back to within about sigma; from now on a copy of the weights "
+            "is kept during a step",
+            RuntimeWarning,
+            stacklevel=checks.levels_up(),
+        )
+
+    def takes(self, terms: list[Term], scales: list[Multiple] | None) -> Any:
+        """Whether an update leaves every weight finite in its own dtype: a bool, or bools `(R,)` of a fleet.
+
+        A look at the weights themselves, one pass, is needed only where they may have come near the largest number.
+        """
+        if scales is not None and not all(np.all(np.isfinite(scale)) for scale in scales):
+            return False
+        most = NORMAL_MOST if self.kind == "gaussian" else 1.0
+        moves = [most * sum(np.abs(m[g]) for _, m in terms) for g in range(len(self.groups))] if terms else []
+        farthest = max((float(np.max(move)) for move in moves), default=0.0)
+        if farthest < self._room:
+            self._room -= farthest
+            return True
+        return self._takes_beside_weights(moves)
+
+    def _takes_beside_weights(self, moves: list[Any]) -> Any:
+        sound: Any = True
+        room = math.inf
+        for group, parameters, _ in self.blocks:
+            limit = torch.finfo(parameters[0].dtype).max
+            for p in parameters:
+                held = local(p).reshape(len(self.seeds), -1)
+                if held.shape[1] == 0:
+                    continue
+                least, greatest = (x.double().cpu().numpy() for x in torch.aminmax(held, dim=1))
+                reached = np.maximum(-least, greatest) + moves[group]
+                sound = sound & (reached < limit * (1.0 - 2.0**-10))
+                room = min(room, float(np.min(limit - reached)) / 2)
+        if np.all(sound):
+            self._room = max(0.0, room) if math.isfinite(room) else 0.0
+        return sound if len(self.seeds) > 1 else bool(np.all(sound))
 
     def _see(self) -> tuple[float, list[tuple[int, int]]] | None:
         """What `begin_again` compares; None where it would not tell, say bfloat16 from float16 in one memory."""
@@ -186,6 +334,7 @@ class Weights:
             terms: the steps along each direction.
             as_update: 16-bit weights are rounded as `update` would round them.
         """
+        self.check()
         self.held_rounding = rounding = 0 if as_update else 1 + terms[0][0]
         for combine in self._saved:
             combine(terms, None, self.step, rounding)
@@ -210,16 +359,19 @@ class Weights:
 
     def squares(self, replicas: int) -> Tensor:
         """Sum of the squares of the trainable weights of each replica; the mean over ranks, where they hold shards."""
-        total = torch.zeros(replicas, dtype=torch.float64)
+        total = torch.zeros(replicas, dtype=torch.float64, device="cpu")
         for p in (p for block in self.blocks for p in block.parameters):
             # In pieces, since each is converted to float64 as a whole.
             for piece in local(p).reshape(replicas, -1).split(max(1, PIECE // replicas), dim=1):
+                piece = piece.cpu() if piece.device.type in WITHOUT_DOUBLE else piece
                 total += parts(p) * torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64).square().cpu()
         return total
 
     def restore(self, step: int) -> None:
         """Bring the weights back to what they were when `step` began; harmless when they are there already."""
         self.held = None
+        if self.unfinished is None:
+            self.check()
         with uninterrupted():
             if self.unfinished is not None:
                 self.unfinished()
@@ -242,6 +394,7 @@ class Weights:
             commit: called once all weights are written; an interruption before it lets `restore` bring the old weights
                 back, after it the step has happened.
         """
+        self.check()
         for combine in self._saved:
             combine(terms, scales, self.step)
         if not self._in_place and not self._on_use:
@@ -280,7 +433,8 @@ class Weights:
         parts = []
         for group, parameters, indices in self.blocks:
             blank = [
-                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64) for p in parameters
+                torch.zeros(len(self.seeds), p.numel() // len(self.seeds), dtype=torch.float64, device="cpu")
+                for p in parameters
             ]
             made, rows = [torch.zeros_like(b) for b in blank], []
             combine = Combination(made, indices, self.seeds, self.kind, blank, 0)
@@ -331,12 +485,16 @@ class Weights:
         if written:
             self._versions = self._version_numbers()
 
-    def _version_numbers(self) -> list[int]:
+    def _version_numbers(self) -> list[float]:
+        if self._untold:
+            return [float("nan")]  # which equals no other: the grid is looked after in each step
         return [t._version for combine in self._in_place for t in combine.targets]
 
     def _arrange(self) -> None:
         """Sort the trainable parameters by kind; a parameter keeps its index whoever else is frozen."""
+        checks.thawed(self.rule, self.groups, self.replicas)
         trainable = [p for group in self.groups for p in group["params"] if p.requires_grad]
+        self._untold = any(p.is_inference() for p in trainable)
         self.sharded = any(map(is_sharded, trainable))
         self.bytes = sum(p.numel() * p.element_size() for p in trainable)  # of a sharded parameter, all of it
         small = self.bytes <= SAVED_BYTES or self.keep_copies
@@ -362,12 +520,17 @@ class Weights:
             if not held:  # another rank has all of them
                 continue
             tensors, indices, firsts = [list(column) for column in zip(*held, strict=True)]
+            owners = [p for p, _ in pairs if local(p).numel() > 0]
             copies = [torch.empty_like(t) for t in tensors] if way == "saved" else None
             combine = Combination(tensors, indices, self.seeds, self.kind, copies, group, firsts)
+            combine.owners = owners
             {"saved": self._saved, "in place": self._in_place, "on use": self._on_use}[way].append(combine)
             self._displaced += [([], None)] * (way == "in place")
             self._waiting += [[]] * (way == "in place")
             self.on_use_blocks += [block] * (way == "on use")
+        owners = [p for block in self.blocks for p in block.parameters]
+        self._places = footing.places(owners)
+        self._room = min((torch.finfo(p.dtype).max for p in owners), default=0.0) * 2.0**-10
         self.simple = bool(self.blocks) and not self.on_use_blocks and len(self.groups) == len(self.generators) == 1
         self.write = self._saved[0].one if self.simple and len(self.blocks) == len(self._saved) == 1 else None
 

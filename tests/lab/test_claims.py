@@ -218,7 +218,16 @@ def test_v1_compares_passes_where_there_is_a_threshold_and_a_run_that_never_meet
     assert word("V1", unpaired) == "not seen"
 
 
-def test_few_seeds_make_a_verdict_provisional() -> None:
+def test_a_verdict_is_provisional_where_small_groups_decide_it() -> None:
+    large = runs("dopamine", "lorenz", near(0.1)) + runs("wp", "lorenz", near(0.2))
+    agrees = runs("dopamine", "rossler", near(0.1, 3)) + runs("wp", "rossler", near(0.2, 3))
+    differs = runs("dopamine", "rossler", near(0.2, 3)) + runs("wp", "rossler", near(0.1, 3))
+    firm, shaky = verdict("C1", large + agrees), verdict("C1", large + differs)
+    assert (firm.verdict, firm.n, firm.provisional) == ("holds", 3, False)
+    assert (shaky.verdict, shaky.n, shaky.provisional) == ("not seen", 3, True)
+
+
+def test_few_seeds_alone_make_a_verdict_provisional() -> None:
     records = runs("dopamine", "lorenz", near(0.1, 4)) + runs("wp", "lorenz", near(0.2, 30))
     found = verdict("C1", records)
     assert (found.verdict, found.n, found.provisional) == ("holds", 4, True)

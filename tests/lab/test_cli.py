@@ -116,3 +116,31 @@ def test_help_has_examples(command: list[str]) -> None:
     )
     assert "examples:\n  dopaminergic " in shown.stdout
     assert max(len(line) for line in shown.stdout.splitlines()) <= 100
+
+
+def test_numbers_are_read_as_people_write_them_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    from dopaminergic.lab.cli import COMMANDS, parser
+
+    read = parser(COMMANDS).parse_args(
+        ["train", "--task", "lorenz", "--budget", "1e4", "--seed", "9223372036854775807"]
+    )
+    assert (read.budget, read.seed) == (10_000, (1 << 63) - 1)
+    for option, value in (("--budget", "1.5"), ("--seed", str(1 << 64)), ("--seed", "-1"), ("--lr", "nan")):
+        assert option in error_of(capsys, "train", "--task", "lorenz", "--optimizer", "adam", option, value)
+    few = error_of(capsys, "train", "--task", "lorenz", "--optimizer", "adam", "--budget", "1")
+    assert "the first step of Adam takes 3 forward passes here, got 1" in few
+    for setting in ("batch_size=0", "hidden=-1", "hidden=2.5", "hidden=true"):
+        assert setting.split("=")[0] in error_of(capsys, "train", "--task", "lorenz", "--set", setting)
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_any_terminal_is_served(columns: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": columns}
+    command = [sys.executable, "-m", "dopaminergic", "tasks"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "Rossler" in shown.stdout
+    assert max(len(line) for line in shown.stdout.splitlines()) <= int(columns)
+
+
+def test_control_characters_of_others_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\\x1b" in error_of(capsys, "report", "a\x1b]52;c;eA==\x07")

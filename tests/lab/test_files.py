@@ -28,7 +28,7 @@ from dopaminergic.lab.runner import Job, Replica, run_job
 from dopaminergic.lab.tasks import make_task
 from dopaminergic.lab.training import train
 
-RECORDS = [{"task": "xor", "seed": seed, "error": 0.125 + seed, "curve": [1.5, None]} for seed in range(4)]
+RECORDS = [{"task": "xor", "seed": seed, "error": 0.125 + seed, "values": [1.5, None]} for seed in range(4)]
 
 
 def trained(folder: Path, resume: bool = True) -> dict[str, Any]:
@@ -56,8 +56,10 @@ def test_a_flipped_bit_costs_a_line_and_never_changes_one(tmp_path: Path) -> Non
 
 def test_a_flipped_bit_in_the_costs_is_found(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    write_whole(path, sealed({"rows": [{"seconds": 0.5}]}))
-    assert read_costs(path) == {"rows": [{"seconds": 0.5}]}
+    row = {"optimizer": "wp", "task": "lorenz", "passes_per_step": 2, "time_over_two_forwards": 0.5}
+    costs = {"rows": [row | {"peak_memory_over_inference": None}]}
+    write_whole(path, sealed(costs))
+    assert read_costs(path) == costs
     write_whole(path, path.read_bytes().replace(b"0.5", b"0.7"))
     with pytest.raises(ValueError, match="damaged"):
         read_costs(path)

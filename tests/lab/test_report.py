@@ -14,12 +14,14 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from dopaminergic.lab import plots
+from dopaminergic.lab.claims import judge
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import _pictures, draw_all, plan_all
 from dopaminergic.lab.pictures import departure_time
 from dopaminergic.lab.records import append_records, read_records
-from dopaminergic.lab.report import tables, write_report
+from dopaminergic.lab.report import missing, write_report
 from dopaminergic.lab.results import LABELS, by_task
+from dopaminergic.lab.tables import tables
 
 HOSTILE = "<script>alert('1')</script>"
 METHODS = (("dopamine", "default"), ("dopamine", "tuned"), ("wp", "tuned"), ("adam", "tuned"))
@@ -132,7 +134,8 @@ def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.tags.count("img") == len(list((folder / "figures").glob("*.png"))) == 16
-    for words in ("The paper's claims, and one of this library's, judged", "n = 3 to 4 seeds: fewer than the 20",
+    for words in ("The paper's claims, and one of this library's, judged",
+                  "Fewer than 20 seeds on 3 of 3 tasks: Lorenz (n = 3); ",
                   "dopaminergic reproduce --seeds 3",
                   "abc123", "2.13.0", "lr 0.100, sigma 0.00100", "threads"):  # fmt: skip
         assert words in page.words, words
@@ -192,16 +195,82 @@ def test_the_summary_has_the_medians(folder: Path) -> None:
 
 def test_the_best_of_a_row_is_marked() -> None:
     errors, others = tables(results())
-    assert errors.columns == ["Dopamine, default", "Dopamine, tuned", "WP", "Adam"]
+    assert errors.columns == ["Adam", "Dopamine, default", "Dopamine, tuned", "WP"]
     (name, unit, cells), (_, _, rossler) = errors.rows
-    assert (name, unit, [cell.text for cell in cells]) == ("Lorenz", "NRMSE", ["0.300", "0.200", "0.400", "0.100"])
-    assert [cell.best for cell in cells] == [False, False, False, True]
-    assert [cell.best_without_gradients for cell in cells] == [False, True, False, False]
-    assert rossler[2].text == "diverges"
-    assert [cell.best for cell in rossler] == [True, True, False, True]
+    assert (name, unit, [cell.text for cell in cells]) == ("Lorenz", "NRMSE", ["0.100", "0.300", "0.200", "0.400"])
+    assert [cell.best for cell in cells] == [True, False, False, False]
+    assert [cell.best_without_gradients for cell in cells] == [False, False, True, False]
+    assert rossler[3].text == "diverges"
+    assert [cell.best for cell in rossler] == [True, True, True, False]
     # Valid prediction time is 1 / error here: the highest is best.
-    assert [cell.text for cell in others.rows[0][2]] == ["3.33", "5", "2.50", "10"]
-    assert [cell.best for cell in others.rows[0][2]] == [False, False, False, True]
+    assert [cell.text for cell in others.rows[0][2]] == ["10", "3.33", "5", "2.50"]
+    assert [cell.best for cell in others.rows[0][2]] == [True, False, False, False]
+
+
+def test_numbers_that_look_equal_are_marked_alike() -> None:
+    errors = dict(zip(METHODS, (0.39129, 0.39131, 0.5, 0.39133), strict=True))
+    cells = tables([run("lorenz", method, 0, error) for method, error in errors.items()])[0].rows[0][2]
+    assert [cell.text for cell in cells] == ["0.391", "0.391", "0.391", "0.500"]
+    assert [cell.best for cell in cells] == [True, True, True, False]
+    assert [cell.best_without_gradients for cell in cells] == [False, True, True, False]
+
+
+def sunspots(part: str = "") -> list[dict[str, Any]]:
+    """Two methods that end at .2 and .1, beside a persistence of .4 and an autoregression of .15."""
+    return [
+        run("sunspots", method, seed, error, metrics={
+            "error": error, "persistence": 0.4, "linear_ar": 0.15,
+            f"error{part}": 2 * error, f"persistence{part}": 0.8, f"linear_ar{part}": 0.5,
+        })
+        for method, error in ((VECTOR, 0.2), (("adam", "tuned"), 0.1)) for seed in range(3)
+    ]  # fmt: skip
+
+
+def test_references_are_a_table_of_their_own_and_say_who_is_worse() -> None:
+    found = {table.title: table for table in tables(sunspots("_1956_1979"))}
+    references = found["Forecasts without a network"]
+    assert references.columns == ["Persistence", "Linear autoregression", "Medians above the autoregression"]
+    rows = [(unit, [cell.text for cell in cells]) for _, unit, cells in references.rows]
+    assert rows == [
+        ("error", ["0.400", "0.150", "VectorDopamine"]),
+        ("error, 1956–79", ["0.800", "0.500", "none"]),  # noqa: RUF001
+    ]
+    assert [unit for _, unit, _ in found["Other measures at the end of a run"].rows] == [rows[1][0]]
+    assert not any(cell.best for _, _, cells in references.rows for cell in cells)
+
+
+def test_a_series_of_the_users_own_is_not_told_of_the_papers_claims(tmp_path: Path) -> None:
+    append_records(tmp_path / "records.jsonl", [each for each in sunspots() if each["optimizer"] == "vector"])
+    words = Page(write_report(tmp_path).read_text("utf-8")).words
+    for each in ("judged", "Not measured", "No forecasting task", "C1"):
+        assert each not in words, each
+    assert "VectorDopamine never computes a gradient" in words
+    both = tmp_path / "both"
+    both.mkdir()
+    append_records(both / "records.jsonl", sunspots())
+    words = Page(write_report(both).read_text("utf-8")).words
+    assert "A claim of this library's, judged" in words
+    assert "V1This library's own" in words
+    assert "weight perturbation (WP)" not in words
+
+
+def test_few_seeds_are_told_of_the_tasks_that_have_them() -> None:
+    many = [run("lorenz", method, seed, 0.1) for method in (METHODS[0], METHODS[2]) for seed in range(20)]
+    few = [run("rossler", method, seed, 0.1) for method in (METHODS[0], METHODS[2]) for seed in range(3)]
+    assert not any("seeds" in note for note in missing(many, {}, [], [], 0))
+    [note] = [note for note in missing(many + few, {}, judge(many + few, {}), [], 0) if "seeds" in note]
+    assert note == ("Fewer than 20 seeds on 1 of 2 tasks: Rössler (n = 3); no verdict depends on them.")
+    [note] = [note for note in missing(few, {}, judge(few, {}), [], 0) if "seeds" in note]
+    assert note.endswith("; C1 and C6 are provisional for it.")
+
+
+def test_tuning_and_environment_are_told_in_words(folder: Path) -> None:
+    costs = json.loads((folder / "costs.json").read_text())
+    costs["environment"] = {"versions": {"torch": "2.13.0", "python": "3.11.7"}}
+    (folder / "costs.json").write_text(json.dumps(costs))
+    words = " ".join(Page(write_report(folder).read_text("utf-8")).words.split())
+    assert "costs: versionstorch 2.13.0, python 3.11.7" in words
+    assert "an unsolved run counts as twice the budget (PAR2); on the others, the least median final error" in words
 
 
 def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Path) -> None:
@@ -250,7 +319,7 @@ def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
     write_report(folder)
     text = Page((folder / "report.html").read_text("utf-8")).words
     assert "V1This library's own: VectorDopamine beats backpropagation" in text
-    assert "Dopamine, VectorDopamine and WP never compute a gradient" in text
+    assert "VectorDopamine, Dopamine and WP never compute a gradient" in text
     cells = by_task(read_records(folder / "records.jsonl").records)["Lorenz"]
     axes = plots.learning_curves(cells).axes[0]
     assert COLOURS["vector"] in [line.get_color() for line in axes.lines]

@@ -70,7 +70,7 @@ def changed(column: str, row: int, value: object) -> pandas.DataFrame:
     [
         (wave(), "levle", "no column 'levle'; it has 'time', 'level', 'flow'. Did you mean 'level'"),
         (changed("level", 17, "n/a?"), "level", "1 cells that are not numbers, the first 'n/a\\?' in row 18"),
-        (changed("level", 4, None), "level", "1 missing or infinite values, the first in row 5; fill them first"),
+        (changed("level", 4, None), "level", "1 missing or infinite values, the first in row 5 .line 6.; fill"),
         (changed("flow", 9, float("inf")), "flow", "missing or infinite values, the first in row 10"),
         (wave(40), "level", "40 rows, but at least 41 are needed"),
         (wave().assign(level=1.0), "level", "column 'level' never changes"),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dopaminergic.files import shown
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.noise.reference import MAX_DIRECTIONS
 
@@ -27,6 +28,8 @@ KINDS = {HEADER: "header", STEP: "step", SKIPPED: "skipped", SIGMA: "sigma", SNA
 HAS_SCALES, ALL_EQUAL, NUMBERED, HAS_TRACES = 1, 2, 4, 8  # flags of a step
 BACK, AS_UPDATE, WRITTEN_OUT, ALONG = range(4)  # codes of a trace, the last one and all above it name a direction
 MOST_EQUAL = 1 << 16  # directions that one stored number may stand for
+MOST_BYTES = 128 << 20  # of a record; one with more could not be read within 1 GiB
+MOST_MEMORY = 384 << 20  # bytes that the numbers of a record may take as Python's objects
 CHECKSUM_BYTES, DIGEST_BYTES = 4, 32
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.int64, torch.bool)}
 
@@ -96,6 +99,8 @@ def scan(file: BinaryIO, start: int, size: int, checksum: int) -> Iterator[Raw]:
         end = start + len(head) + length + CHECKSUM_BYTES
         if end > size:  # before anything of this length is read
             raise Damage(start, f"a record of {end - start:,} bytes is cut off after {size - start:,}")
+        if length > MOST_BYTES:
+            raise Damage(start, f"a record of {length:,} bytes is longer than any may be, {MOST_BYTES:,}")
         payload = file.read(length)
         checksum = zlib.crc32(payload, zlib.crc32(head, checksum))
         if file.read(CHECKSUM_BYTES) != checksum.to_bytes(CHECKSUM_BYTES, "little"):
@@ -143,6 +148,7 @@ class Codec:
         self.groups, self.replicas = groups, replicas
         self.width = 8 * groups * (replicas or 1)  # bytes of the multiples of a direction
         self.displacement = b""
+        self._spent = 0
 
     def step(self, terms: list[Term], scales: list[Multiple] | None, traces: list[list[Term]]) -> bytes:
         """The payload of a step."""
@@ -157,11 +163,15 @@ class Codec:
     def read_step(self, data: bytes) -> Step:
         """The step that a payload stands for."""
         flags, (count, at) = data[0] if data else 0, read_varint(data, 1)
+        self._spent = 0
         scales, at = self._floats(data, at, 1) if flags & HAS_SCALES else (None, at)
         if flags & ALL_EQUAL:
             if count > MOST_EQUAL or at + 8 > len(data):
                 raise JournalError(f"a step claims {count:,} equal directions")
-            rows, at = self._floats(data[at : at + 8] * (count * self.width // 8), 0, count)[0], at + 8
+            # One row for all of them: written out, some bytes would stand for gigabytes.
+            self._spend(self.width)
+            row = self._floats(data[at : at + 8] * (self.width // 8), 0, 1)[0][0]
+            rows, at = [row] * count, at + 8
         else:
             rows, at = self._floats(data, at, count)
         directions, at = self._directions(data, at, count) if flags & NUMBERED else (range(count), at)
@@ -191,6 +201,7 @@ class Codec:
 
     def read_traces(self, data: bytes) -> list[list[Term]]:
         """The payload of writes that no step followed."""
+        self._spent = 0
         traces, at = self._read_traces(data, 0, [])
         if at != len(data):
             raise JournalError(f"{len(data) - at} bytes too many in a trace")
@@ -198,9 +209,11 @@ class Codec:
 
     def _read_traces(self, data: bytes, at: int, update: list[Term]) -> tuple[list[list[Term]], int]:
         traces: list[list[Term]] = []
+        shared: dict[bytes, list[Multiple]] = {}  # a trace of a byte gets no numbers of its own
         count, at = read_varint(data, at)
         for _ in range(count):
             code, at = read_varint(data, at)
+            self._spend(160)
             if code in (BACK, AS_UPDATE):
                 traces.append(update if code == AS_UPDATE else [])
             elif code == WRITTEN_OUT:
@@ -215,7 +228,9 @@ class Codec:
                 row = self._negative(self.displacement) if backwards else self.displacement
                 if direction >= MAX_DIRECTIONS:
                     raise JournalError(f"there is no direction {direction}")
-                traces.append([(direction, self._floats(row, 0, 1)[0][0])])
+                if row not in shared:
+                    shared[row] = self._floats(row, 0, 1)[0][0]
+                traces.append([(direction, shared[row])])
         return traces, at
 
     def _bytes(self, rows: Sequence[list[Multiple]]) -> bytes:
@@ -229,6 +244,7 @@ class Codec:
         end = at + count * self.width
         if end > len(data):
             raise JournalError(f"{count:,} directions do not fit into {len(data):,} bytes")
+        self._spend(count * (200 + 144 * self.groups + self.width))
         if self.replicas is None:
             numbers, n = struct.unpack_from(f"<{count * self.groups}d", data, at), self.groups
             return [list(numbers[i : i + n]) for i in range(0, len(numbers), n)], end
@@ -246,6 +262,12 @@ class Codec:
             directions.append(direction)
         return directions, at
 
+    def _spend(self, memory: int) -> None:
+        """Count the memory that a record asks for, before it gets it."""
+        self._spent += memory
+        if self._spent > MOST_MEMORY:
+            raise JournalError(f"its numbers would take more than {MOST_MEMORY >> 20} MiB of memory")
+
     @staticmethod
     def _negative(row: bytes) -> bytes:
         return (-np.frombuffer(row, "<f8")).tobytes() if row else b""
@@ -261,13 +283,24 @@ def to_json(value: Any) -> bytes:
 
 def from_json(data: bytes) -> dict[str, Any]:
     """What `to_json` wrote; it must be a dict."""
+    if json_memory(data) > MOST_MEMORY:
+        raise JournalError(
+            f"a text record of {len(data):,} bytes would take more than {MOST_MEMORY >> 20} MiB of memory"
+        )
     try:
         value = _full(json.loads(data))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
-        raise JournalError(f"a text record cannot be read ({type(error).__name__}: {error})") from None
+        said = shown(" ".join(str(error).split()), 100)
+        raise JournalError(f"a text record cannot be read ({type(error).__name__}: {said})") from None
     if not isinstance(value, dict):
         raise JournalError("a text record is not a JSON object")
     return value
+
+
+def json_memory(data: bytes) -> int:
+    """At most so many bytes of memory are what JSON stands for, read and then turned into tensors and tuples."""
+    containers, values = data.count(b"[") + data.count(b"{"), data.count(b",") + data.count(b":")
+    return 144 * containers + 64 * values + 4 * len(data)
 
 
 def _plain(value: Any) -> Any:
@@ -291,7 +324,7 @@ def _plain(value: Any) -> Any:
 
 def _full(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"tensor", "shape", "values"}:
-        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]]).reshape(value["shape"])
+        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]], device="cpu").reshape(value["shape"])
     if isinstance(value, dict) and set(value) == {"tuple"}:
         return tuple(_full(v) for v in value["tuple"])
     if isinstance(value, dict):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from dopaminergic.files import open_file, shown
 from dopaminergic.journal.format import (
     DIGEST_BYTES,
     HEADER,
@@ -21,9 +23,15 @@ from dopaminergic.journal.format import (
     JournalError,
     Raw,
     from_json,
+    json_memory,
     scan,
 )
 
+MOST_HELD = 384 << 20  # bytes of all headers and snapshots together
+SNAPSHOT_MEMORY = 400
+TOO_MANY = (
+    "it has more headers and snapshots than are kept in memory (384 MiB); replay it with more distance between them"
+)
 PERTURBATION = ("shared", "keep_copies")  # options of `Weights`, of which a header may hold those that it knows
 
 
@@ -129,13 +137,13 @@ class Contents(NamedTuple):
 
     def records(self, after: Snapshot | None = None) -> Iterator[Raw]:
         """The whole records, from the first one or from the one after a snapshot."""
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             start, checksum = (after.end, after.checksum) if after else (len(START), zlib.crc32(START))
             yield from scan(file, start, self.size, checksum)
 
     def state(self, snapshot: Snapshot) -> dict[str, Any]:
         """The optimizer's state in a snapshot: `groups`, `rule`, `progress` and `batched`."""
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(snapshot.start)
             raw = file.read(snapshot.end - snapshot.start)
         return from_json(raw[raw.index(bytes.fromhex(snapshot.weights)) + DIGEST_BYTES : -4])
@@ -152,7 +160,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
         OSError: there is no such file, or it cannot be read.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         _check_start(path, file)
         return _contents(path, file, size)
@@ -173,6 +181,7 @@ def _contents(path: Path, file: BinaryIO, size: int) -> Contents:
     headers: list[Header] = []
     snapshots: list[Snapshot] = []
     steps, skipped, end, damage, kinds = 0, 0, len(START), None, dict.fromkeys(KINDS.values(), 0)
+    held = 0  # memory of what is kept
     try:
         for raw in scan(file, end, size, zlib.crc32(START)):
             if raw.kind == HEADER:
@@ -181,14 +190,21 @@ def _contents(path: Path, file: BinaryIO, size: int) -> Contents:
                 raise Damage(raw.start, "the first record is not a header")
             elif raw.kind in (STEP, SKIPPED):
                 steps, skipped = steps + 1, skipped + (raw.kind == SKIPPED)
+            elif raw.kind == SNAPSHOT and len(raw.payload) < DIGEST_BYTES:
+                raise Damage(raw.start, f"a snapshot of {len(raw.payload)} bytes, the digest alone has {DIGEST_BYTES}")
             elif raw.kind == SNAPSHOT:
                 digest = raw.payload[:DIGEST_BYTES].hex()
                 snapshots.append(Snapshot(steps, headers[-1], digest, raw.start, raw.end, raw.checksum))
+            held += json_memory(raw.payload) if raw.kind == HEADER else SNAPSHOT_MEMORY * (raw.kind == SNAPSHOT)
+            if held > MOST_HELD:
+                raise JournalError(TOO_MANY)
             kinds[KINDS[raw.kind]] += raw.end - raw.start
             end = raw.end
     except Damage as found:
         damage = found
     except JournalError as error:
+        if held > MOST_HELD:  # no damage, which `resume` would cut off
+            raise JournalError(f"{path}: {error}") from None
         damage = Damage(end, str(error))
     if not snapshots:
         raise JournalError(f"{path}: damaged {damage or f'at byte {end}: it ends'}, before its first step")
@@ -200,14 +216,36 @@ def header_of(raw: Raw) -> Header:
     data = from_json(raw.payload)
     try:
         header = Header(**{name: data[name] for name in Header._fields})
-        seeds, sigmas, parameters = header.seeds, header.sigmas, header.parameters
-        sound = bool(seeds and sigmas) and all(type(s) is int and 0 <= s < 1 << 63 for s in [header.step, *seeds])
-        sound = sound and all(n in PERTURBATION and type(x) is bool for n, x in header.perturbation.items())
-        sound = sound and all(type(s) is float and s > 0 for s in sigmas)
-        sound = sound and all(type(p["shape"]) is list and type(p["trainable"]) is bool for p in parameters)
-        sound = sound and all(type(text) is str for text in [header.weights, *(p["dtype"] for p in parameters)])
+        wrong = _wrong(header)
     except (AttributeError, KeyError, TypeError) as error:
-        raise Damage(raw.start, f"the header is not complete ({type(error).__name__}: {error})") from None
-    if not sound:
-        raise Damage(raw.start, "the header holds something that it must not")
+        said = shown(f"{type(error).__name__}: {error}", 100)
+        raise Damage(raw.start, f"the header is not complete ({said})") from None
+    if wrong:
+        raise Damage(raw.start, f"the header holds something that it must not, in {wrong}")
     return header
+
+
+def _wrong(header: Header) -> str:
+    """The part of a header that is of the wrong kind; "" if none is."""
+    seeds, parameters = header.seeds, header.parameters
+    sound = {
+        "step": _below(header.step, 1 << 63),
+        "settings": bool(seeds) and all(_below(seed, 1 << 63) for seed in seeds),
+        "groups": bool(header.groups) and all(type(s) is float and 0 < s < math.inf for s in header.sigmas),
+        "perturbation": all(n in PERTURBATION and type(x) is bool for n, x in header.perturbation.items()),
+        "parameters": all(map(_parameter, parameters)),
+        "library, optimizer and weights": all(
+            type(text) is str for text in (header.library, header.optimizer, header.weights)
+        ),
+    }
+    return next((name for name, well in sound.items() if not well), "")
+
+
+def _below(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def _parameter(p: dict[str, Any]) -> bool:
+    shape = type(p["shape"]) is list and all(_below(size, 1 << 48) for size in p["shape"])
+    name = p.get("name") is None or type(p["name"]) is str
+    return shape and name and type(p["trainable"]) is bool and type(p["dtype"]) is str

@@ -8,6 +8,7 @@ import os
 import struct
 import time
 import warnings
+import weakref
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dopaminergic import checks
 from dopaminergic._version import __version__
+from dopaminergic.files import appear, discard_leftovers, open_file, open_temporary, shown
 from dopaminergic.journal.format import (
     HEADER,
     SIGMA,
@@ -33,7 +35,9 @@ from dopaminergic.journal.format import (
 from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
 from dopaminergic.journal.replaying import digest, replay
 from dopaminergic.loop import Change
+from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.weights import Weights
 
 try:
     import fcntl
@@ -91,12 +95,15 @@ class Journal:
         self.optimizer, self.path, self.every = optimizer, Path(path), int(every)
         self.steps, self._since, self._closed = 0, 0, False
         self._waiting, self._synced = bytearray(), -SYNC_EVERY
+        self._traces: list[list[Term]] = []
+        self._process = os.getpid()
         if resume and self.path.exists():
             self._continue()
         else:
             self._begin()
         self._watch()
         optimizer._listeners.append(self._record)
+        _opened.add(self)
 
     def __enter__(self) -> Journal:
         """The journal itself."""
@@ -118,12 +125,15 @@ class Journal:
             return
         with contextlib.suppress(ValueError):
             self.optimizer._listeners.remove(self._record)
+        if self._process != os.getpid():  # a fork: the journal is its parent's
+            self._finish()
+            return
         try:
             if self._follows(self._first + self.steps):
-                if self._weights.traces:  # of a step that failed
-                    self._put(TRACE, self._codec.traces(self._weights.traces, []))
+                if self._traces:  # of a step that failed
+                    self._put(TRACE, self._codec.traces(self._traces, []))
+                    self._traces.clear()
                     self._since = 1
-                self._weights.traces = None
                 if self._since:
                     self._snapshot()
             self._write()
@@ -136,42 +146,51 @@ class Journal:
         self._finish()
 
     def _finish(self) -> None:
-        self._weights.traces, self._closed = None, True
+        _leave(self._weights, self._traces)
+        self._closed = True
         self._file.close()
 
     # ---- opening -----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Header and first snapshot appear at once, so that a journal that exists can be resumed."""
-        if self.path.exists():
-            raise FileExistsError(
-                f"{self.path} exists; pass resume=True to go on with it, give another path, or remove it"
-            )
-        new = self.path.with_name(self.path.name + ".new")
+        if os.path.lexists(self.path):
+            raise self._exists()
         header = self._header(digest(self._parameters()), self.optimizer._progress.step)
         self._noted, self._sigmas = self._groups(), self._current_sigmas()
         self._checksum, self._codec = zlib.crc32(START), self._new_codec()
+        discard_leftovers(self.path.parent, self.path.name)
         try:
-            self._file = open(new, "wb", buffering=0)  # noqa: SIM115
+            self._file, new = open_temporary(self.path, buffering=0)
         except OSError as error:
-            raise type(error)(
-                error.errno, f"the journal cannot be written ({error.strerror}); give another path", str(self.path)
-            ) from error
+            raise self._unwritable(error) from error
         try:
             self._lock()
             self._waiting += START
             self._put(HEADER, header)
             self._snapshot()
-            os.replace(new, self.path)
+            appear(new, self.path)  # to one of several that begin it at once
+        except FileExistsError:
+            self._file.close()
+            raise self._exists() from None
         except BaseException:
             self._file.close()
+            raise
+        finally:
             with contextlib.suppress(OSError):
                 new.unlink()
-            raise
         _sync_folder(self.path.parent)
 
+    def _exists(self) -> FileExistsError:
+        path = shown(str(self.path))
+        return FileExistsError(f"{path} exists; pass resume=True to go on with it, give another path, or remove it")
+
+    def _unwritable(self, error: OSError) -> OSError:
+        words = f"the journal cannot be written ({error.strerror}); give another path"
+        return type(error)(error.errno, words, str(self.path))
+
     def _continue(self) -> None:
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        self._file = open_file(self.path, "r+b")
         try:
             self._lock()
             contents = read(self.path)
@@ -245,7 +264,7 @@ class Journal:
         """Remember what the optimizer must not change unnoticed."""
         step = self.optimizer._progress.step
         self._first, self._weights, self._blocks = step - self.steps, self.optimizer._weights, None
-        self._weights.traces = []
+        _share(self._weights, self._traces)
 
     def _follows(self, step: int) -> bool:
         """Whether the weights are those that the journal leads to, as far as the optimizer knows."""
@@ -253,6 +272,11 @@ class Journal:
 
     def _record(self, change: Change) -> None:
         weights, step = self._weights, change.after.step - 1
+        if self._process != os.getpid():
+            raise JournalError(
+                f"{shown(str(self.path), 100)} is written by process {self._process}, of which this one is a fork: the "
+                "step has happened, unrecorded, and the journal is whole. Here, call close() and begin another journal"
+            )
         if not self._follows(self._first + self.steps + 1):
             raise JournalError(
                 f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a step was lost, after "
@@ -260,11 +284,12 @@ class Journal:
             )
         self._note_settings(step, weights.blocks is not self._blocks)
         self._blocks = weights.blocks
-        if change.terms or change.scales or weights.traces:
-            self._put(STEP, self._codec.step(change.terms, change.scales, weights.traces or []))
+        if change.terms or change.scales or self._traces:
+            self._put(STEP, self._codec.step(change.terms, change.scales, self._traces))
         else:
             self._put(SKIPPED, b"")
-        weights.traces, self.steps, self._since = [], self.steps + 1, self._since + 1
+        self._traces.clear()
+        self.steps, self._since = self.steps + 1, self._since + 1
         if self.steps % self.every == 0:
             self._snapshot()
         else:
@@ -351,6 +376,45 @@ class Journal:
             {name: getattr(optimizer._weights, name) for name in PERTURBATION if hasattr(optimizer._weights, name)},
         )
         return to_json(header._asdict())
+
+
+class _Traces(list[list[Term]]):
+    """What weights have written in place, handed to each journal of them: none takes what another needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[list[list[Term]]] = []
+
+    def append(self, terms: list[Term]) -> None:
+        """Hand it on; nothing is kept here."""
+        for reader in self.readers:
+            reader.append(terms)
+
+
+def _share(weights: Weights, reader: list[list[Term]]) -> None:
+    if not isinstance(weights.traces, _Traces):
+        weights.traces = _Traces()
+    weights.traces.readers.append(reader)
+
+
+def _leave(weights: Weights, reader: list[list[Term]]) -> None:
+    if isinstance(weights.traces, _Traces):
+        weights.traces.readers[:] = [each for each in weights.traces.readers if each is not reader]
+        if not weights.traces.readers:
+            weights.traces = None
+
+
+_opened: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: its copies of the files would hold the locks when the parent has long let them go."""
+    for journal in list(_opened):
+        journal._file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _description(name: str | None, p: Tensor) -> dict[str, Any]:

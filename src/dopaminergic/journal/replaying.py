@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dopaminergic.files import open_file, shown
 from dopaminergic.journal.format import (
     DIGEST_BYTES,
     HEADER,
@@ -138,7 +139,8 @@ def revert(
 def load(path: Path) -> dict[str, Tensor]:
     """The `state_dict` in a file that `torch.save` wrote; a file from others can run no code."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -172,9 +174,10 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
     for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
         if not _fits(p, w):
             raise JournalError(
-                f"{contents.path}: parameter {w.get('name') or i} was {w['dtype']} of shape {w['shape']}, that given "
-                f"is {_dtype(p)} of shape {list(p.shape)}; build the same model, and pass its parameters in the same "
-                "order (an optimizer over model.named_parameters() writes names, and the order does not matter then)"
+                f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
+                f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; build the same model, "
+                "and pass its parameters in the same order (an optimizer over model.named_parameters() writes names, "
+                "and the order does not matter then)"
             )
     return found
 
@@ -200,6 +203,10 @@ def _subsequence(tensors: list[Tensor], wanted: list[dict[str, Any]]) -> list[Te
         if len(found) < len(wanted) and _fits(tensor, wanted[len(found)]):
             found.append(tensor)
     return found
+
+
+def _name(wanted: dict[str, Any], index: int) -> str:
+    return shown(str(wanted.get("name") or index), 60)
 
 
 def _fits(p: Tensor, wanted: dict[str, Any]) -> bool:
@@ -255,26 +262,29 @@ class _Replay:
         try:
             self.step = int(state["progress"]["step"])
             self._set_sigmas([float(group["sigma"]) for group in state["groups"]])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise JournalError(f"{contents.path}: the snapshot at byte {start.start} lacks the state") from None
 
     def run(self, stop: int, progress: Callable[[int, int], None] | None) -> None:
         records = self.contents.records(self.start)
         while self.steps < stop:
             raw = next(records)
-            try:
-                self._take(raw)
-            except JournalError as error:
-                raise JournalError(f"{self.contents.path}: the record at byte {raw.start}: {error}") from None
+            self._take_named(raw)
             if progress is not None and self.steps % 100 == 0:
                 progress(self.steps, stop)
         # A snapshot of this very step, if there is one, is a last check.
         for raw in records:
             if raw.kind == SNAPSHOT:
-                self._check(raw.payload[:DIGEST_BYTES].hex())
+                self._take_named(raw)
             if raw.kind != TRACE:
                 break
+            self._take_named(raw)
+
+    def _take_named(self, raw: Raw) -> None:
+        try:
             self._take(raw)
+        except JournalError as error:
+            raise JournalError(f"{self.contents.path}: the record at byte {raw.start}: {error}") from None
 
     def _take(self, raw: Raw) -> None:
         if raw.kind == STEP:
@@ -314,9 +324,10 @@ class _Replay:
             groups.append({"params": members, "sigma": group["sigma"]})
         kind = header.settings.get("noise")
         if kind not in ("rademacher", "gaussian"):
-            raise JournalError(f"there is no noise {kind!r}")
+            raise JournalError(f"{self.contents.path}: there is no noise {shown(repr(kind), 60)}")
         self.groups = groups
-        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **header.perturbation)
+        perturbation: dict[str, Any] = header.perturbation
+        self.weights = Weights(groups, np.array(header.seeds, np.uint64), kind, **perturbation)
 
     def _set_sigmas(self, sigmas: list[float]) -> None:
         for group, sigma in zip(self.groups, sigmas, strict=True):
@@ -343,6 +354,6 @@ class _Replay:
         if digest(self.parameters[:count]) != recorded:
             raise JournalError(
                 f"the weights after {self.steps:,} steps are not those that were recorded; either something but the "
-                "optimizer changed them between this snapshot and the one before, or this machine draws other Gaussian "
-                "directions (to a unit in the last place; Rademacher directions are the same everywhere)"
+                "optimizer changed them since the snapshot before, or this machine draws other Gaussian directions (in "
+                "the last place; Rademacher ones are the same everywhere)"
             )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from dopaminergic import __version__
+from dopaminergic.lab.terminal import clean
 
 EXAMPLES = """examples:
   dopaminergic reproduce                      both experiments of the paper, and a report
   dopaminergic reproduce --quick              a look, in under a minute
   dopaminergic reproduce xor --full           the XOR experiments of record
   dopaminergic train --task lorenz --optimizer vector
-  dopaminergic train --csv sales.csv --column units --optimizer dopamine
+  dopaminergic train --csv sales.csv --column units
   dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam
   dopaminergic report runs/reproduce
   dopaminergic tasks
@@ -25,6 +29,14 @@ Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, str, str], argparse.ArgumentParser]  # a command: its name, what it does, examples
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors show no control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and error, and end with status 2."""
+        super().error(clean(message))
+
+
 def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of the command line, which leaves in `run` what the command is to call.
 
@@ -32,7 +44,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         commands: what to call, by the name of the command.
     """
     keep = argparse.RawDescriptionHelpFormatter
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="dopaminergic",
         description="Train neural networks with nothing but forward passes, and see how that compares.",
         epilog=EXAMPLES,
@@ -82,16 +94,16 @@ def _train(add: Add) -> None:
         "train",
         "train one network on one task",
         "  dopaminergic train --task lorenz --optimizer vector --set hidden=32\n"
-        "  dopaminergic train --csv sales.csv --column units --optimizer dopamine --budget 5000\n"
+        "  dopaminergic train --csv sales.csv --column units --budget 5000\n"
         "  dopaminergic train --task rossler-vpt --optimizer vector --set forcing=0.5\n"
         "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
     )
     _add_task(sub)
-    sub.add_argument("--optimizer", default="dopamine", help="see `dopaminergic tasks` (dopamine)")
-    sub.add_argument("--lr", type=float, help="learning rate (the optimizer's default, or the middle of its grid)")
-    sub.add_argument("--seed", type=int, default=0, help="of weights, batches and directions (0)")
+    sub.add_argument("--optimizer", help="see `dopaminergic tasks` (dopamine; with --csv dopamine2)")
+    sub.add_argument("--lr", type=_rate, help="learning rate (the optimizer's default, or the middle of its grid)")
+    sub.add_argument("--seed", type=_seed, default=0, help="of weights, batches and directions (0)")
     _add_budget(sub)
-    sub.add_argument("--out", type=Path, help="folder for checkpoint, record and report (runs/train-TASK-OPTIMIZER)")
+    sub.add_argument("--out", type=Path, help="folder for record and checkpoint (runs/train-TASK-OPTIMIZER)")
     sub.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
     )
@@ -111,8 +123,8 @@ def _compare(add: Add) -> None:
         default="dopamine,dopamine2,vector,wp,sgd,adam",
         help="names, separated by commas (all but spsa, es)",
     )
-    sub.add_argument("--seeds", type=_positive, default=5, help="reported runs of each (5)")
-    sub.add_argument("--tuning-seeds", type=_positive, default=2, help="runs of each of the seven learning rates (2)")
+    sub.add_argument("--seeds", type=_count, default=5, help="reported runs of each (5)")
+    sub.add_argument("--tuning-seeds", type=_count, default=2, help="runs of each of the seven learning rates (2)")
     _add_budget(sub)
     sub.add_argument("--out", type=Path, help="folder for records and report (runs/compare-TASK)")
     _add_workers(sub)
@@ -142,10 +154,10 @@ def _journal(add: Add) -> None:
     )
     sub.add_argument("action", choices=("show", "verify", "replay"), help="what to do")
     sub.add_argument("file", type=Path, help="a file that Journal wrote")
-    sub.add_argument("--last", type=_positive, default=5, help="show: so many of the last steps (5)")
+    sub.add_argument("--last", type=_count, default=5, help="show: so many of the last steps (5)")
     sub.add_argument("--base", type=Path, metavar="FILE", help="replay: the initial state_dict, written by torch.save")
     sub.add_argument("--out", type=Path, metavar="FILE", help="replay: where to write the state_dict of the step")
-    sub.add_argument("--upto", type=int, metavar="N", help="replay: steps from the start of the journal (all)")
+    sub.add_argument("--upto", type=_number, metavar="N", help="replay: steps from the start of the journal (all)")
     _add_json(sub)
 
 
@@ -154,22 +166,53 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="parallel processes (all cores)")
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=_positive, help="forward passes (the task's)")
+    parser.add_argument("--budget", type=_count, help="forward passes (the task's)")
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="see `dopaminergic tasks`")
-    parser.add_argument("--csv", metavar="FILE", help="your own series, CSV or Parquet, instead of a task")
-    parser.add_argument("--column", action="append", help="a column of that file; repeat for several")
+    parser.add_argument("--csv", metavar="FILE", help="your own series, CSV (also compressed) or Parquet")
+    parser.add_argument("--column", action="append", help="a column of that file, if it has more; repeat for several")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
+MOST = (1 << 32) - 1  # steps, and so passes, are counted in 32 bits
+MOST_SEED = (1 << 63) - 1
+WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*(\.[0-9]*)?([eE]\+?[0-9]{1,3})?")
+
+
+def _number(text: str) -> int:
+    """A whole number as people write it: 10000, 10_000 or 1e4."""
+    value = float(text) if WHOLE.fullmatch(text.strip()) else math.nan
+    if not math.isfinite(value) or value != int(value):
+        raise argparse.ArgumentTypeError(f"expected a whole number, such as 10000 or 1e4, got {text[:40]!r}")
+    plain = text.strip().replace("_", "")
+    return int(plain) if plain.lstrip("+-").isdigit() else int(value)
+
+
+def _count(text: str) -> int:
+    value = _number(text)
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"must be {'>= 1' if value < 1 else f'<= {MOST}'}, got {text[:40]}; try 10000")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _number(text)
+    if not 0 <= value <= MOST_SEED:
+        raise argparse.ArgumentTypeError(f"must be >= 0 and below 2^63, got {text[:40]}; try 0")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, such as 0.01, got {text[:40]!r}")
     return value

@@ -52,7 +52,7 @@ from dopaminergic.lab.results import (
 )
 
 HOLDS, PARTLY, NOT_SEEN, NOT_MEASURED = "holds", "holds partly", "not seen", "not measured"
-ENOUGH_SEEDS = 20  # fewer make a verdict provisional
+ENOUGH_SEEDS = 20  # a verdict that needs smaller groups is provisional
 COMPARABLE = 1.25  # ratio of median errors up to which two methods count as comparable
 
 
@@ -67,6 +67,7 @@ class Verdict:
         evidence: a summary, then one sentence per task or measure, with numbers.
         rule: how the verdict follows from the data.
         n: runs in the smallest group that was compared; 0 where nothing was.
+        provisional: whether the groups of at least 20 seeds alone give another verdict, or none.
     """
 
     claim: str
@@ -75,11 +76,7 @@ class Verdict:
     evidence: tuple[str, ...]
     rule: str
     n: int
-
-    @property
-    def provisional(self) -> bool:
-        """Whether fewer than 20 seeds are behind a verdict from runs."""
-        return self.verdict != NOT_MEASURED and self.n < ENOUGH_SEEDS
+    provisional: bool
 
 
 class Finding(NamedTuple):
@@ -106,8 +103,25 @@ def judge(records: Iterable[Record], costs: Mapping[str, Any]) -> list[Verdict]:
     for claim, (statement, rule) in CLAIMS.items():
         finding = rule(tasks, costs)
         text = " ".join((inspect.getdoc(rule) or "").split())
-        verdicts.append(Verdict(claim, statement, finding.verdict, tuple(finding.evidence), text, finding.n))
+        provisional = finding.verdict != NOT_MEASURED and not _is_firm(finding, rule(_well_seeded(tasks), costs))
+        verdicts.append(
+            Verdict(claim, statement, finding.verdict, tuple(finding.evidence), text, finding.n, provisional)
+        )
     return verdicts
+
+
+def _well_seeded(tasks: Tasks) -> Tasks:
+    """The groups of at least 20 seeds; tasks that have none are left out."""
+    kept = {
+        title: {method: runs for method, runs in cells.items() if len(runs) >= ENOUGH_SEEDS}
+        for title, cells in tasks.items()
+    }
+    return {title: cells for title, cells in kept.items() if cells}
+
+
+def _is_firm(finding: Finding, from_enough: Finding) -> bool:
+    """Whether the small groups decide nothing: without them the verdict is the same."""
+    return finding.verdict == from_enough.verdict and from_enough.n >= ENOUGH_SEEDS
 
 
 # --- the rules ---

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dopaminergic.lab.arguments import parser
+from dopaminergic.lab.terminal import clean, show_all_signs
+
+if TYPE_CHECKING:
+    from dopaminergic.lab.tasks import Task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,16 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
     """
+    show_all_signs()
     options = parser(COMMANDS).parse_args(arguments)
     options.line = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that is gone can be told from a failure
+        return status
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing finished is lost; run the same command again to continue", file=sys.stderr)
+        print(f"\ninterrupted{_how_to_continue(options)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError as error:
+        if not _readers_are_gone():
+            return _fail(f"another process of this run is gone ({error}); run the same command again to continue")
+        # `head`, say, has had enough; nothing is missing unless runs were still to be made.
+        return 1 if options.command in ("reproduce", "train", "compare") else 0
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; the command line needs: pip install 'dopaminergic[fast,lab]'")
     except (ValueError, TypeError, RuntimeError, OSError) as error:
@@ -40,9 +53,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
 
 
+def _readers_are_gone() -> bool:
+    """Whether nobody reads what this process writes; then what is still to be written is dropped."""
+    nothing, gone = os.open(os.devnull, os.O_WRONLY), False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
+            os.dup2(nothing, stream.fileno())
+        except (AttributeError, ValueError):  # closed, or none at all
+            continue
+    os.close(nothing)
+    return gone
+
+
 def _fail(message: str) -> int:
-    print(f"dopaminergic: error: {message}", file=sys.stderr)
+    print(f"dopaminergic: error: {clean(message)}", file=sys.stderr)
     return 2
+
+
+def _how_to_continue(options: argparse.Namespace) -> str:
+    """The command that goes on where this one was interrupted; a plain one starts `train` again."""
+    if options.command not in ("reproduce", "train", "compare"):
+        return ""
+    line = ["dopaminergic", *options.line]
+    if options.command == "train" and not options.resume:
+        line.append("--resume")
+    return f": nothing finished is lost; to continue: {clean(shlex.join(line))}"
+
+
+def _tell(notes: Sequence[str]) -> None:
+    """Say on standard error what the user should know of the data."""
+    for note in notes:
+        print(f"dopaminergic: note: {clean(note)}", file=sys.stderr)
 
 
 # ---- the commands; imports wait until they are needed, so that --help answers at once -------------------------------
@@ -52,11 +96,13 @@ def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     for pair in options.set:
         name, equals, text = pair.partition("=")
+        if name in settings:
+            raise ValueError(f"--set {pair}: {name} is set twice; give it once")
         if not equals:
             raise ValueError(f"--set {pair}: write NAME=VALUE, such as --set hidden=32")
         try:
             settings[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = text
     if options.csv is None:
         if options.column:
@@ -67,7 +113,20 @@ def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.task is not None:
         raise ValueError("give either --task or --csv, not both")
     columns = options.column[0] if options.column and len(options.column) == 1 else options.column
+    for name, flag in (("path", "--csv"), ("column", "--column")):
+        if name in settings:
+            raise ValueError(f"--set {name}: give the {name} by {flag} instead")
     return "series", {"path": options.csv, **({"column": columns} if columns else {}), **settings}
+
+
+def _make(options: argparse.Namespace) -> tuple[str, dict[str, Any], Task]:
+    """The task of the options: its name, its settings, tied to the data as they are now, and itself."""
+    from dopaminergic.lab.tasks import make_task
+
+    name, settings = _task_of(options)
+    task = make_task(name, **settings)
+    _tell(task.notes)
+    return name, {**settings, **task.pinned}, task
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -117,15 +176,17 @@ def _finish(folder: Path, options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from dopaminergic.lab.progress import Progress
     from dopaminergic.lab.records import writable
-    from dopaminergic.lab.training import train
+    from dopaminergic.lab.tasks.real import compare_with_rivals
+    from dopaminergic.lab.training import default_optimizer, train
 
-    task, settings = _task_of(options)
-    folder = options.out or Path("runs") / f"train-{task}-{options.optimizer}"
+    name, settings, task = _make(options)
+    optimizer = options.optimizer or default_optimizer(name)
+    folder = options.out or Path("runs") / f"train-{name}-{optimizer}"
     with Progress(quiet=options.json) as progress:
         record = train(
-            task,
+            name,
             settings,
-            options.optimizer,
+            optimizer,
             lr=options.lr,
             seed=options.seed,
             budget=options.budget,
@@ -136,11 +197,19 @@ def _train(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(record))
         return 0
-    print(f"{task}, {options.optimizer}, lr {record['settings']['lr']:g}, {record['forward_passes']:,} forward passes")
-    for name, value in record["metrics"].items():
-        print(f"  {name.replace('_', ' '):32} {'not finite' if value is None else format(value, '.4g')}")
-    print(f"records and checkpoint in {folder}; `dopaminergic report {folder}` draws them")
+    rate = record["settings"]["lr"]
+    print(f"{clean(task.title)}, {optimizer}, lr {rate:g}, {record['forward_passes']:,} forward passes")
+    for metric, value in record["metrics"].items():
+        print(f"  {metric.replace('_', ' '):24} {'not finite' if value is None else format(value, '.4g')}")
+    for line in compare_with_rivals(task, record["metrics"]):
+        print(textwrap.fill(clean(line), _columns()))
+    where = clean(str(folder))
+    print(f"record: {where}{os.sep}records.jsonl\nto draw it: dopaminergic report {clean(shlex.quote(str(folder)))}")
     return 0
+
+
+def _columns() -> int:
+    return min(100, max(20, shutil.get_terminal_size().columns))
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -148,17 +217,18 @@ def _compare(options: argparse.Namespace) -> int:
     from dopaminergic.lab.optimizers import find_method
     from dopaminergic.lab.progress import Progress
     from dopaminergic.lab.records import writable
-    from dopaminergic.lab.tasks import make_task
+    from dopaminergic.lab.training import check_budget
 
-    name, settings = _task_of(options)
     optimizers = tuple(dict.fromkeys(each.strip() for each in options.optimizers.split(",") if each.strip()))
     for optimizer in optimizers:
         find_method(optimizer)
     if not optimizers:
         raise ValueError("--optimizers: give at least one, such as --optimizers dopamine,adam")
-    task = make_task(name, **settings)
-    folder = writable(options.out or Path("runs") / f"compare-{name}")
+    name, settings, task = _make(options)
     budget = options.budget or task.budget
+    for optimizer in optimizers:
+        check_budget(task, optimizer, budget)
+    folder = writable(options.out or Path("runs") / f"compare-{name}")
     study = Study(name, settings, budget, options.tuning_seeds, options.seeds, optimizers)
     with Progress(quiet=options.json) as progress:
         run_studies([study], folder, options.workers, progress)

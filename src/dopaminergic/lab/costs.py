@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from torch import nn
 
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.files import shown
 from dopaminergic.lab.allocator import give_memory_back
 from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.runner import environment
@@ -145,7 +147,7 @@ def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None
     """Peak memory of training steps over that of inference, both above what the process held before the model.
 
     Measured in a process of its own, on a perceptron of about `weights` weights; None where the system does not tell
-    (it is read from Linux's /proc).
+    (it is read from Linux's /proc), or that process was killed, which the log says.
 
     Args:
         name: in `METHODS`.
@@ -155,10 +157,20 @@ def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None
     if not Path("/proc/self/clear_refs").exists():
         return None
     command = [sys.executable, "-m", "dopaminergic.lab.costs", name, str(weights), dtype]
-    output = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    return json.loads(output.stdout)
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
+    try:
+        if done.returncode == 0:
+            return float(json.loads(done.stdout))
+    except (TypeError, ValueError):
+        pass
+    said = shown((done.stderr.strip().splitlines() or [""])[-1], 100)
+    logging.getLogger(__name__).warning(
+        "the process that measures the memory of %s ended with code %d (killed, out of memory?)%s; its memory is left "
+        "out of the report: to measure it again, delete costs.json and run the same command",
+        name, done.returncode, f": {said}" if said else "",
+    )  # fmt: skip
+    return None
 
 
 def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -> dict[str, Any]:

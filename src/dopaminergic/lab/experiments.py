@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dopaminergic.lab.crew import Crew
 from dopaminergic.lab.optimizers import METHODS, find_method
-from dopaminergic.lab.records import read_records
-from dopaminergic.lab.runner import Crew, Job
-from dopaminergic.lab.tuning import report_jobs, tuning_job
+from dopaminergic.lab.runner import Job, recorded, unfinished
+from dopaminergic.lab.tuning import fleet_count, report_jobs, tuning_job
 
 # Tuning seeds count from 0 and reported ones from here, so that they never meet; the default settings of Dopamine and
 # Dopamine2 were chosen on seeds from 1000 to 1400, which are not reported either.
@@ -45,6 +45,11 @@ class Study(NamedTuple):
         seeds = range(REPORT_SEEDS, REPORT_SEEDS + self.report_seeds)
         study = (self.task, self.settings)
         return [job for name in self.optimizers for job in report_jobs(records, *study, name, seeds, self.budget)]
+
+    def report_count(self) -> int:
+        """How many jobs `report_jobs` will give, before any rate is tuned."""
+        size = (self.task, self.settings)
+        return sum(fleet_count(*size, name, self.report_seeds) for name in self.optimizers)
 
 
 def studies(part: str, size: str) -> list[Study]:
@@ -103,9 +108,11 @@ def run_studies(
         workers: parallel processes.
         progress: called with the phase, the replica-passes done and in all, and the running jobs.
     """
-    with Crew(workers) as crew:
-        tuning = [job for study in plan for job in study.tuning_jobs()]
+    tuning = [job for study in plan for job in study.tuning_jobs()]
+    # A process takes seconds to start and 250 MB: there are never more than jobs.
+    most = max(len(unfinished(tuning, folder)), sum(study.report_count() for study in plan))
+    with Crew(min(workers, most)) as crew:
         crew.run(tuning, folder, lambda *now: progress("tuning", *now))
-        records = read_records(folder / "records.jsonl").records
+        records = list(recorded(folder).values())
         reported = [job for study in plan for job in study.report_jobs(records)]
         crew.run(reported, folder, lambda *now: progress("reported runs", *now))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dopaminergic.lab import plots
 from dopaminergic.lab.drawing import save
 from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
-from dopaminergic.lab.records import Record, read_costs, read_records
+from dopaminergic.lab.records import REQUIRED, Record, read_costs, read_records
 from dopaminergic.lab.results import (
     LABELS,
     Cells,
@@ -33,6 +33,7 @@ BOUNDARIES = "What was learned of XOR"
 SENSITIVITY = "Sensitivity to the learning rate"
 TRACES = "Prediction errors and learning rates"
 COSTS = "Cost of a step"
+LONGEST_SLUG = 80  # characters of a file name, which a path in the title would make too long
 
 
 class Drawing(NamedTuple):
@@ -78,7 +79,7 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
     """
     source, target = Path(folder_in), Path(folder_out)
     target.mkdir(parents=True, exist_ok=True)
-    records = read_records(source / "records.jsonl").records
+    records = read_records(source / "records.jsonl", REQUIRED).records
     pictures = read_records(source / "pictures.jsonl", ("name", "task", "optimizer")).records
     drawings = []
     for number, plan in enumerate(plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1):
@@ -118,7 +119,8 @@ def count(cells: Mapping[Any, Sequence[Record]]) -> str:
 
 def _slug(title: str) -> str:
     ascii_title = title.lower().replace("ö", "o").replace("é", "e")
-    return "-".join("".join(one if one.isascii() and one.isalnum() else " " for one in ascii_title).split())
+    words = "-".join("".join(one if one.isascii() and one.isalnum() else " " for one in ascii_title).split())
+    return words[:LONGEST_SLUG].rstrip("-")
 
 
 def _task(cells: Cells) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dopaminergic.files import open_file, shown
 from dopaminergic.lab.optimizers import find_method
 from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.tasks import Task
 
 TRACE_POINTS = 200
+COUNTS = ("steps", "evaluated", "kept", "traced")
 HEADER = b"dopaminergic checkpoint 1, sha256 "
 
 
@@ -122,23 +125,42 @@ class Fleet:
             CheckpointError: not what `save` wrote; the fleet is as before.
             ValueError: the checkpoint belongs to other runs.
         """
-        # torch itself does not notice a flipped bit in a tensor.
-        content = path.read_bytes()
-        body = content[content.find(b"\n") + 1 :]
-        if not content.startswith(_header(body)):
-            raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
+        state = _read(path)
+        self._check(path, state)
+        # The parts are loaded one after another: if a later one is refused, the earlier ones are put back.
+        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
         try:
-            state = torch.load(io.BytesIO(body), weights_only=True)
-        except Exception as error:  # half a dozen kinds, where another version of torch wrote it
-            raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
-        if state["seeds"] != self.seeds or state["task"] != [self.task.name, self.task.settings]:
-            raise ValueError(f"{path}: the checkpoint belongs to {state['task'][0]} with seeds {state['seeds']}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("steps", "evaluated", "kept", "traced", "solved_at"):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # whatever kinds torch has for it
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            said = shown(" ".join(str(error).split()), 150)
+            raise CheckpointError(f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})") from error
+        for name in (*COUNTS, "solved_at"):
             setattr(self, name, state[name])
         self.curve = [(passes, errors) for passes, errors in state["curve"]]
         self.traces = [(passes, rpe, rate) for passes, rpe, rate in state["traces"]]
+
+    def _check(self, path: Path, state: dict[str, Any]) -> None:
+        """Raise unless a checkpoint is of these runs, and all that this class keeps in it is of the right kind."""
+        if state.get("seeds") != self.seeds or state.get("task") != [self.task.name, self.task.settings]:
+            said = shown(str(state.get("task"))[:200], 80)
+            raise ValueError(f"{path}: it belongs to other runs, of {said}; delete it, or give another --out")
+        replicas, solved = len(self.seeds), state.get("solved_at")
+        sound = {
+            **{name: _whole(state.get(name)) for name in COUNTS},
+            "curve": _rows(state.get("curve"), lambda row: _whole(row[0]) and _reals(row[1], replicas), 2),
+            "traces": _rows(state.get("traces"), lambda row: _whole(row[0]) and _reals(list(row[1:]), 2), 3),
+            "solved_at": isinstance(solved, Tensor)
+            and solved.dtype == torch.float64
+            and solved.shape == self.solved_at.shape,
+            "model": isinstance(state.get("model"), dict),
+            "optimizer": isinstance(state.get("optimizer"), dict),
+        }
+        for name, well in sound.items():
+            if not well:
+                raise CheckpointError(f"{path}: not a readable checkpoint, its {name!r} is missing or of another kind")
 
     def _own(self) -> dict[str, Any]:
         names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
@@ -147,3 +169,35 @@ class Fleet:
 
 def _header(body: bytes) -> bytes:
     return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The dict in a checkpoint, once its bytes are known to be as they were written."""
+    with open_file(path) as file:
+        content = file.read()
+    # torch itself does not notice a flipped bit in a tensor.
+    body = content[content.find(b"\n") + 1 :]
+    if not content.startswith(_header(body)):
+        raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
+    try:
+        state = torch.load(io.BytesIO(body), weights_only=True)
+    except Exception as error:  # half a dozen kinds, where another version of torch wrote it
+        said = shown(" ".join(str(error).split()), 150)
+        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}: {said})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a readable checkpoint, it holds no dict but a {type(state).__name__}")
+    return state
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and -1 <= value < 1 << 62
+
+
+def _reals(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(type(each) is float for each in value)
+
+
+def _rows(value: Any, test: Callable[[Any], bool], length: int) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, list | tuple) and len(row) == length and test(row) for row in value
+    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from dopaminergic.files import replacing, shown
 from dopaminergic.journal import Contents, JournalError, read, replay
 from dopaminergic.journal.format import DIGEST_BYTES, HEADER, SKIPPED, SNAPSHOT, STEP, TRACE, from_json
 from dopaminergic.journal.reading import header_of
@@ -50,7 +52,7 @@ def verify(path: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"sound": not reason, "steps": contents.steps, "bytes": contents.size, "damage": reason}))
     else:
-        print(reason or f"{path}: {contents.steps:,} steps, {contents.size:,} bytes, all sound")
+        print(shown(reason) or f"{path}: {contents.steps:,} steps, {contents.size:,} bytes, all sound")
     return 1 if reason else 0
 
 
@@ -61,21 +63,24 @@ def rebuild(path: Path, base: Path | None, out: Path | None, upto: int | None, q
     if out.resolve() == base.resolve():
         raise ValueError(f"--out {out} is the base itself, which is needed to replay again; give another file")
     contents = read(path)
-    new = out.with_name(out.name + ".new")
-    try:
-        new.touch()  # before a long replay, not after it
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write there ({error.strerror}); give another path") from error
-    try:
+    with _written(out) as file:  # before a long replay, not after it
         state = load(base)
         with Progress(quiet) as progress:
             steps = replay(state, contents, upto, progress=lambda done, total: progress("replay", done, total, []))
-        torch.save(state, new)
-        os.replace(new, out)
-    finally:
-        new.unlink(missing_ok=True)
+        torch.save(state, file)
     print(json.dumps({"steps": steps, "out": str(out)}) if quiet else f"weights after {steps:,} steps: {out}")
     return 0
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[BinaryIO]:
+    """The file that is to be `out`, which is made anew and never through a link."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(replacing(out))
+        except OSError as error:
+            raise ValueError(f"--out {out}: cannot write there ({error.strerror}); give another path") from error
+        yield file
 
 
 def _facts(contents: Contents) -> dict[str, Any]:
@@ -132,5 +137,4 @@ def _described(number: int, step: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= 300 else text[:297] + "..."
+    return shown(f"{value:,}" if isinstance(value, int) else str(value), 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
+
+from dopaminergic.lab.terminal import clean
 
 LINE_EVERY = 15.0  # seconds between lines where the output is not a terminal
 
@@ -23,15 +28,16 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet, emoji=False)
         self.bar = progress.Progress(
-            progress.TextColumn("{task.description:24}"),
+            # No markup: names of columns and files are not ours.
+            progress.TextColumn("{task.description:24}", markup=False),
             progress.BarColumn(),
             progress.TaskProgressColumn(),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[now]}"),
+            progress.TextColumn("{task.fields[now]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -51,48 +57,59 @@ class Progress:
 
     def __call__(self, phase: str, done: int, total: int, running: list[str]) -> None:
         """Show that `done` of `total` units of a phase are finished, and what is running."""
-        now = ", ".join(running)
+        phase, now = clean(phase), clean(", ".join(running))
         if not self.console.is_terminal:
             finished = done >= total
             if finished or time.monotonic() - self.last_line > LINE_EVERY:
                 self.last_line = time.monotonic()
-                self.console.print(f"{phase}: {100 * done / max(total, 1):.0f} %  {now}", highlight=False)
+                line = f"{phase}: {100 * done / max(total, 1):.0f} %  {now}"
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
         if phase not in self.tasks:
             self.tasks[phase] = self.bar.add_task(phase, total=total, now=now)
         self.bar.update(self.tasks[phase], completed=done, total=total, now=now)
 
 
+WIDE = 100  # columns that a table of tasks takes; narrower terminals get a paragraph for each row
+
+
 def print_tasks(listing: dict[str, Any]) -> None:
     """Print what `dopaminergic tasks` lists."""
-    tasks = Table("task", "what it is", "measure", "passes", "settings", title="Tasks", title_justify="left", box=None)
-    for task in listing["tasks"]:
-        tasks.add_row(task["name"], task["title"], task["metric"], f"{task['budget']:,}", task["settings"])
-    optimizers = Table(
-        "optimizer",
-        "name",
-        "passes a step, at most",
-        "default lr",
-        "tuned over",
-        title="Optimizers",
-        title_justify="left",
-        box=None,
-    )
+    tasks = [
+        [each["name"], each["title"], each["metric"], f"{each['budget']:,}", each["settings"]]
+        for each in listing["tasks"]
+    ]
+    _print_table("Tasks", ["task", "what it is", "measure", "passes", "settings"], tasks)
+    optimizers: list[list[str]] = []
     for each in listing["optimizers"]:
         default = "-" if each["default_lr"] is None else f"{each['default_lr']:g}"
         grid = f"{each['grid'][0]:g} ... {each['grid'][-1]:g}" if len(each["grid"]) > 1 else "-"
-        optimizers.add_row(each["name"], each["label"], str(each["passes_per_step"]), default, grid)
-    console = Console(file=sys.stdout)
-    console.print(tasks)
-    console.print()
-    console.print(optimizers)
+        optimizers.append([each["name"], each["label"], str(each["passes_per_step"]), default, grid])
+    names = ["optimizer", "name", "passes a step, at most", "default lr", "tuned over"]
+    _print_table("\nOptimizers", names, optimizers)
 
 
 def print_summary(summary: dict[str, Any], page: Path) -> None:
     """Print the verdicts and where the report is."""
-    console = Console(file=sys.stdout)
-    table = Table("claim", "verdict", "evidence", title="The claims", title_justify="left", box=None)
-    for claim in summary.get("claims", []):
-        table.add_row(f"{claim['claim']} {claim['title']}", claim["verdict"], claim["evidence"])
+    rows = [
+        [f"{claim['claim']} {claim['title']}", str(claim["verdict"]), str(claim["evidence"])]
+        for claim in summary.get("claims", [])
+    ]
+    _print_table("The claims", ["claim", "verdict", "evidence"], rows)
+    print(f"\nreport: {clean(str(page))}")
+
+
+def _print_table(title: str, names: list[str], rows: list[list[str]]) -> None:
+    """A table, or on a narrow terminal a paragraph for each row; nothing in it is taken for markup."""
+    console = Console(file=sys.stdout, emoji=False, markup=False)
+    if console.width < WIDE and (console.is_terminal or "COLUMNS" in os.environ):
+        console.print(title, highlight=False)
+        for first, *others in rows:
+            console.print(clean(first), style="bold", highlight=False)
+            for name, cell in zip(names[1:], others, strict=True):
+                console.print(Padding(Text(clean(f"{name}: {cell}")), (0, 0, 0, 2)))
+        return
+    table = Table(*names, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
     console.print(table)
-    console.print(f"\nreport: {page}", soft_wrap=True, highlight=False)

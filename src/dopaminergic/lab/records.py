@@ -18,9 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dopaminergic.files import discard_leftovers, open_file, replacing, shown
+from dopaminergic.lab.schema import COST, RECORD, SchemaError, check, check_picture, cleaned
+
 SCHEMA = 1
 CHECK = b', "check": "%08x"}'
 MEBIBYTE = 1 << 20
+REQUIRED = ("task", "optimizer", "variant", "role", "seed", "settings", "budget", "curve")  # by the report
 
 Record = dict[str, Any]
 
@@ -65,9 +69,9 @@ def append_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, 
         ValueError: the file is a link out of its folder.
     """
     lines = b"".join(sealed(record) + b"\n" for record in records)
-    # Without a buffer, or closing the file would write once more what could not be written.
-    with open(within(Path(path).parent, Path(path).name), "ab+", buffering=0) as file:
-        size = file.tell()
+    # It has no buffer, or closing the file would write once more what could not be written.
+    with open_file(within(Path(path).parent, Path(path).name), "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
         if size > 0:
             file.seek(-1, os.SEEK_END)
             lines = lines if file.read(1) == b"\n" else b"\n" + lines
@@ -97,7 +101,7 @@ def opened(line: bytes) -> Record | None:
         line = body
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+    except (ValueError, RecursionError, MemoryError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         return None
     return record if isinstance(record, dict) else None
 
@@ -113,80 +117,60 @@ def within(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
-def read_records(path: str | os.PathLike[str], required: Iterable[str] = ("task",)) -> Records:
+def read_records(
+    path: str | os.PathLike[str], required: Iterable[str] = ("task",), *, as_written: bool = False
+) -> Records:
     """Every whole record of a file of JSON lines; damaged lines are skipped and counted; no file, no records.
 
     Args:
         path: the file.
         required: keys that every record has.
+        as_written: keep control characters in text, which are spelled out otherwise; only to compare, not to show.
 
     Raises:
-        ValueError: the file is something else: not one line is a JSON object, an object lacks a required key, or
-            it was written by a later version of this library. The message names the file and the line.
+        ValueError: the file is something else: not one line is a JSON object, an object lacks a required key or holds
+            what no record does, or it was written by a later version of this library. The message names the file and
+            the line.
     """
     if not Path(path).exists():
         return Records([], 0)
     records, damaged, ours = [], [], False
-    content = Path(path).read_bytes()
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        record = opened(line)
-        if record is None:
-            damaged.append(number)
-            ours = ours or line.startswith(b"{")
-            continue
-        _check(record, f"{path}, line {number}", required)
-        records.append(record)
+    name = shown(os.fspath(path), 120)
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            record = opened(line.rstrip(b"\n"))
+            if record is None:
+                damaged.append(number)
+                ours = ours or line.startswith(b"{")
+                continue
+            _check(record, f"{name}, line {number}", required)
+            # Without an escape there is nothing in ASCII to clean, but for one character.
+            plain_text = b"\\" not in line and b"\x7f" not in line and line.isascii()
+            records.append(record if as_written or plain_text else cleaned(record))
     if damaged and not records and not ours:
         raise ValueError(
-            f"{path}, line {damaged[0]}: not a JSON object, nor is any other line; give a file that "
+            f"{name}, line {damaged[0]}: not a JSON object, nor is any other line; give a file that "
             "`dopaminergic reproduce` wrote, or move this one away to start afresh"
         )
     return Records(records, len(damaged))
 
 
 def _check(record: Record, where: str, required: Iterable[str]) -> None:
-    missing = [key for key in required if key not in record]
-    if missing:
-        raise ValueError(f"{where}: a JSON object without {missing[0]!r}, so not a record; is this the right file?")
-    if not isinstance(record.get("schema", SCHEMA), int) or record.get("schema", SCHEMA) > SCHEMA:
-        raise ValueError(
-            f"{where}: record of schema {record['schema']!r}, this version reads up to {SCHEMA}; upgrade dopaminergic"
-        )
+    schema = record.get("schema", SCHEMA)
+    if type(schema) is not int or schema > SCHEMA:
+        said = shown(repr(schema) if not isinstance(schema, int) or schema < 1 << 80 else "a huge number", 40)
+        raise SchemaError(f"{where}: record of schema {said}, this version reads up to {SCHEMA}; upgrade dopaminergic")
+    check(record, RECORD, required, where)
+    if "name" in required:
+        check_picture(record, where)
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file in one step: a reader, or a run after a kill, sees the old content or the new, never a part."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:  # never through a link
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def discard_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove what `write_whole` left in a folder when its process was killed; files of living processes stay."""
-    for path in Path(folder).glob(".*.tmp"):
-        number = path.name.split(".")[-2]
-        if number.isascii() and number.isdigit() and not _alive(int(number)):
-            path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # of another user, or no number of a process
-        return True
-    return True
+    with replacing(path) as file:  # never through a link
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def writable(folder: Path) -> Path:
@@ -205,7 +189,13 @@ def read_costs(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object in `costs.json`, `{}` where there is no such file; ValueError where it is something else."""
     if not Path(path).exists():
         return {}
-    costs = opened(Path(path).read_bytes().strip())
-    if costs is None or not isinstance(costs.get("rows"), list):
-        raise ValueError(f"{path}: damaged, or not JSON with a list 'rows'; delete it and measure the costs again")
-    return costs
+    with open_file(path) as file:
+        costs = opened(file.read().strip())
+    name, way_out = shown(os.fspath(path), 120), "delete it and measure the costs again"
+    if costs is None or not isinstance(costs.get("rows"), list) or not isinstance(costs.get("environment", {}), dict):
+        raise ValueError(f"{name}: damaged, or not JSON with a list 'rows'; {way_out}")
+    for number, row in enumerate(costs["rows"], start=1):
+        if not isinstance(row, dict):
+            raise SchemaError(f"{name}, row {number}: not a JSON object; {way_out}")
+        check(row, COST, COST, f"{name}, row {number}")
+    return cleaned(costs)

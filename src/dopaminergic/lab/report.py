@@ -10,19 +10,18 @@ import platform
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from PIL import Image
 
 from dopaminergic.lab import statistics
-from dopaminergic.lab.claims import ENOUGH_SEEDS, Verdict, judge
+from dopaminergic.lab.claims import ENOUGH_SEEDS, NOT_MEASURED, Verdict, judge
 from dopaminergic.lab.drawing import GRADIENTS
 from dopaminergic.lab.figures import Drawing, draw_all, plural
-from dopaminergic.lab.records import Record, plain, read_costs, read_records, within, write_whole
+from dopaminergic.lab.records import REQUIRED, Record, plain, read_costs, read_records, within, write_whole
 from dopaminergic.lab.results import (
     LABELS,
-    METRICS,
     Cells,
     Method,
     by_task,
@@ -33,30 +32,10 @@ from dopaminergic.lab.results import (
     is_xor,
     method_title,
     metric_name,
-    metric_title,
     solved_at,
     unique,
 )
-
-HIGHER_IS_BETTER = ("vpt", "accuracy")
-
-
-class Cell(NamedTuple):
-    """A number of a table: its text, the smaller text below it, and whether it is the best of its row."""
-
-    text: str
-    below: str = ""
-    best: bool = False
-    best_without_gradients: bool = False
-
-
-class Table(NamedTuple):
-    """A table of methods in columns: heading, note, names of the columns, rows of (name, unit, cells)."""
-
-    title: str
-    note: str
-    columns: list[str]
-    rows: list[tuple[str, str, list[Cell]]]
+from dopaminergic.lab.tables import first_of, rank_of, solved_share, tables
 
 
 def write_report(
@@ -76,7 +55,7 @@ def write_report(
         ValueError: the folder has no records.
     """
     source, target = Path(folder), Path(folder if out is None else out)
-    found = read_records(source / "records.jsonl", ("task", "optimizer", "variant", "role", "seed", "curve"))
+    found = read_records(source / "records.jsonl", REQUIRED)
     if not found.records:
         raise ValueError(
             f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce` makes them "
@@ -112,7 +91,7 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
             middle = statistics.estimate(errors, statistic=statistics.interquartile_mean)
             row |= {"interquartile_mean": middle._asdict(), "diverged": sum(map(math.isinf, errors))}
             if timed:
-                row["solved"] = _solved(runs)._asdict()
+                row["solved"] = solved_share(runs)._asdict()
                 row["passes_to_threshold"] = statistics.estimate([solved_at(run) for run in runs])._asdict()
             rows.append(row)
     claims = [
@@ -123,135 +102,20 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
     return {"schema": 1, "claims": claims, "results": rows}
 
 
-def _solved(runs: Sequence[Record]) -> statistics.Estimate:
-    return statistics.wilson_interval(sum(math.isfinite(solved_at(run)) for run in runs), len(runs))
-
-
-def _range(found: statistics.Estimate) -> str:
-    if math.isnan(found.low):
-        return ""
-    low, high = compact(found.low), compact(found.high)
-    return low if low == high else f"{low}–\u200b{high}"  # noqa: RUF001 (a zero-width space lets narrow columns break)
-
-
-def _marked(cells: Sequence[Cell | None], ranks: Sequence[float], methods: Sequence[Method]) -> list[Cell]:
-    """The cells of a row with the best marked, the lowest rank being best; NaN is never best, None an empty cell."""
-    forward = [rank for rank, (name, _) in zip(ranks, methods, strict=True) if name not in GRADIENTS]
-    best, best_forward = _least(ranks), _least(forward)
-    return [
-        Cell("") if cell is None else cell._replace(
-            best=rank == best, best_without_gradients=rank == best_forward and name not in GRADIENTS
-        )
-        for cell, rank, (name, _) in zip(cells, ranks, methods, strict=True)
-    ]  # fmt: skip
-
-
-def _least(ranks: Sequence[float]) -> float | None:
-    finite = [rank for rank in ranks if math.isfinite(rank)]
-    return min(finite) if len(finite) > 1 else None
-
-
-def tables(records: Iterable[Record]) -> list[Table]:
-    """The tables of results: final errors, solved runs, other measures; empty ones are left out."""
-    tasks = by_task(records)
-    methods = sorted({method for cells in tasks.values() for method in cells}, key=_rank)
-    columns = [_column(method, methods) for method in methods]
-    errors, solved, others = [], [], []
-    for title, cells in tasks.items():
-        errors.append((title, _first(cells, metric_title), _error_row(cells, methods)))
-        if has_threshold(run for runs in cells.values() for run in runs):
-            solved.append((title, "solved; median passes", _solved_row(cells, methods)))
-        for name in dict.fromkeys(name for runs in cells.values() for run in runs for name in run.get("metrics", {})):
-            if name != metric_name(run for runs in cells.values() for run in runs):
-                others.append((title, METRICS.get(name, name.replace("_", " ")), _metric_row(cells, methods, name)))
-    bold = "Bold: the best of the row; underlined: the best without gradients."
-    return [
-        table
-        for table in (
-            Table(
-                "Final test error", f"Median over seeds, below it the bootstrap 95 % interval. {bold}", columns, errors
-            ),
-            Table(
-                "Runs that met the task's threshold",
-                "Share of runs, below it the median of forward passes to the threshold (∞: the median run never met "
-                f"it). The 95 % intervals are in summary.json. {bold}",
-                columns,
-                solved,
-            ),
-            Table("Other measures at the end of a run", f"Median over seeds. {bold}", columns, others),
-        )
-        if table.rows
-    ]
-
-
-def _rank(method: Method) -> tuple[int, str, str]:
-    return ([*LABELS, method[0]].index(method[0]), *method)
-
-
-def _column(method: Method, methods: Sequence[Method]) -> str:
-    both = sum(name == method[0] for name, _ in methods) > 1
-    return method_title(method) if both else method_title(method, bare=True)
-
-
-def _first(cells: Cells, describe: Any) -> str:
-    return describe([run for runs in cells.values() for run in runs])
-
-
-def _error_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
-    found = [
-        statistics.estimate([final_error(run) for run in cells[each]]) if each in cells else None for each in methods
-    ]
-    shown = [None if each is None else Cell("diverges" if math.isinf(each.value) else compact(each.value),
-             "" if math.isinf(each.value) else _range(each)) for each in found]  # fmt: skip
-    return _marked(shown, [math.nan if each is None else each.value for each in found], methods)
-
-
-def _solved_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
-    shown: list[Cell | None] = []
-    ranks = []
-    for method in methods:
-        if method not in cells:
-            shown.append(None)
-            ranks.append(math.nan)
-            continue
-        share = _solved(cells[method])
-        passes = float(statistics.median([solved_at(run) for run in cells[method]]))
-        shown.append(Cell(f"{share.value:.0%}", compact(passes)))
-        ranks.append(-share.value)
-    return _marked(shown, ranks, methods)
-
-
-def _metric_row(cells: Cells, methods: Sequence[Method], name: str) -> list[Cell]:
-    """Medians of a measure; a value that is missing from a run counts as the worst."""
-    sign = -1 if name in HIGHER_IS_BETTER else 1
-    shown: list[Cell | None] = []
-    ranks = []
-    for method in methods:
-        values = [run.get("metrics", {}).get(name) for run in cells.get(method, [])]
-        if all(value is None for value in values):
-            shown.append(None)
-            ranks.append(math.nan)
-            continue
-        middle = float(statistics.median([math.inf if value is None else sign * value for value in values]))
-        shown.append(Cell(compact(sign * middle) if math.isfinite(middle) else "diverges"))
-        ranks.append(middle)
-    return _marked(shown, ranks, methods)
-
-
 # --- words ---
 
 
 def lead(records: Sequence[Record]) -> str:
     """What was done, in two sentences."""
     shown = [record for record in records if record["role"] == "report"]
-    names = sorted({record["optimizer"] for record in records}, key=lambda name: _rank((name, "")))
+    names = sorted({record["optimizer"] for record in records}, key=lambda name: rank_of((name, "")))
     forward = [LABELS.get(str(name), str(name)) for name in names if name not in GRADIENTS]
     tuning = sorted({record["seed"] for record in records if record["role"] == "tuning"})
     tasks = plural(len(by_task(records, None)), "task")
     first = (
         f"{plural(len(shown), 'network')} {'was' if len(shown) == 1 else 'were'} trained on {tasks} by "
-        f"{plural(len(names), 'optimizer')}, each for a fixed budget of forward passes; {_list(forward)} never compute "
-        "a gradient."
+        f"{plural(len(names), 'optimizer')}, each for a fixed budget of forward passes; {_list(forward)} never "
+        f"compute{'s' if len(forward) == 1 else ''} a gradient."
     )
     second = (
         "Settings were tuned with the same effort for all that have any to tune on "
@@ -265,7 +129,13 @@ def _list(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def missing(records: Sequence[Record], costs: dict[str, Any], drawings: Sequence[Drawing], damaged: int) -> list[str]:
+def missing(
+    records: Sequence[Record],
+    costs: dict[str, Any],
+    verdicts: Sequence[Verdict],
+    drawings: Sequence[Drawing],
+    damaged: int,
+) -> list[str]:
     """What a reader must know is absent or thin."""
     tasks = by_task(records)
     notes = []
@@ -273,17 +143,14 @@ def missing(records: Sequence[Record], costs: dict[str, Any], drawings: Sequence
         notes.append(
             "Tuning seeds only: there is no run for a result, so no claim was judged and no error is tabulated."
         )
-    sizes = sorted({len(runs) for cells in tasks.values() for runs in cells.values()})
-    if sizes and sizes[0] < ENOUGH_SEEDS:
-        n = f"n = {plural(sizes[0], 'seed')}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]} seeds"
-        notes.append(f"{n}: fewer than the {ENOUGH_SEEDS} needed for a claim, so the verdicts are provisional.")
+    notes += _few_seeds(tasks, verdicts)
     if not any(record["role"] == "tuning" for record in records):
         notes.append("No tuning runs: the sensitivity to the learning rate is not shown.")
     kinds = (("forecasting", is_forecasting), ("XOR", is_xor))
     notes += [
         f"No {name} task was run."
         for name, kind in kinds
-        if tasks and not any(kind(record["task"]) for record in records)
+        if tasks and of_paper(records) and not any(kind(record["task"]) for record in records)
     ]
     if not any(drawing.section in ("Forecasts that run free", "What was learned of XOR") for drawing in drawings):
         notes.append("No pictures.jsonl: forecasts that run free and decision boundaries are not shown.")
@@ -294,6 +161,25 @@ def missing(records: Sequence[Record], costs: dict[str, Any], drawings: Sequence
     return notes
 
 
+def _few_seeds(tasks: dict[str, Cells], verdicts: Sequence[Verdict]) -> list[str]:
+    """Which tasks have groups of fewer than 20 seeds, and which verdicts would be others without them."""
+    smallest = {title: min(map(len, cells.values())) for title, cells in tasks.items()}
+    few = [f"{title} (n = {size})" for title, size in smallest.items() if size < ENOUGH_SEEDS]
+    if not few:
+        return []
+    provisional = [each.claim for each in verdicts if each.provisional]
+    verb = "is" if len(provisional) == 1 else "are"
+    effect = f"{_list(provisional)} {verb} provisional for it" if provisional else "no verdict depends on them"
+    return [
+        f"Fewer than {ENOUGH_SEEDS} seeds on {len(few)} of {plural(len(tasks), 'task')}: {'; '.join(few)}; {effect}."
+    ]
+
+
+def of_paper(records: Iterable[Record]) -> bool:
+    """Whether any task is of the two kinds that the paper's claims are about: chaotic series and XOR."""
+    return any(is_forecasting(record["task"]) or is_xor(record["task"]) for record in records)
+
+
 def settings_rows(records: Iterable[Record]) -> list[tuple[str, str, str]]:
     """(method, settings, tasks) of the runs shown; a default set is one row."""
     rows: dict[tuple[Method, str], list[str]] = {}
@@ -301,7 +187,7 @@ def settings_rows(records: Iterable[Record]) -> list[tuple[str, str, str]]:
         for method, runs in cells.items():
             for words in dict.fromkeys(_words(run["settings"]) for run in runs):
                 rows.setdefault((method, words), []).append(title)
-    ordered = sorted(rows, key=lambda row: _rank(row[0]))
+    ordered = sorted(rows, key=lambda row: rank_of(row[0]))
     return [(method_title(method), words, ", ".join(rows[method, words])) for method, words in ordered]
 
 
@@ -330,12 +216,16 @@ def environment_rows(
     rows += [("numbers", ", ".join(sorted({record.get("dtype", "unknown") for record in records})))]
     rows += [("training time", f"{compact(fleets)} s in all")]
     budgets = {
-        title: _first(cells, lambda runs: runs[0].get("budget", 0)) for title, cells in by_task(records, None).items()
+        title: first_of(cells, lambda runs: runs[0].get("budget", 0)) for title, cells in by_task(records, None).items()
     }
     rows += [("forward passes", "; ".join(f"{title} {compact(float(budget))}" for title, budget in budgets.items()))]
-    rows += [(f"costs: {name}", str(value)) for name, value in costs.get("environment", {}).items()]
+    rows += [(f"costs: {name}", _plain(value)) for name, value in costs.get("environment", {}).items()]
     rows += [("report drawn with", f"Python {platform.python_version()}")]
     return rows + [("command", command) for command in commands]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 # --- the page ---
@@ -361,10 +251,13 @@ def render(
         sections.setdefault(drawing.section, {}).setdefault(group, []).append(figure)
     dates = sorted(record["created"] for record in records if record.get("created"))
     return template.render(
+        title="Dopamine: training without gradients, measured" if of_paper(records) else "Training, measured",
+        enough=ENOUGH_SEEDS,
         lead=lead(records),
         date=dates[-1][:10] if dates else "undated",
-        missing=missing(records, costs, drawings, damaged),
-        verdicts=verdicts,
+        missing=missing(records, costs, verdicts, drawings, damaged),
+        of_paper=of_paper(records),
+        verdicts=[each for each in verdicts if of_paper(records) or each.verdict != NOT_MEASURED],
         tables=tables(records),
         sections=sections,
         settings=settings_rows(records),

@@ -65,6 +65,8 @@ METRICS = {
     "mse": "mean squared error",
     "error": "error",
     "error_rate": "error rate",
+    "error_1956_1979": "error, 1956–79",  # noqa: RUF001
+    "error_1980_2008": "error, 1980–2008",  # noqa: RUF001
     "train_error_rate": "Training error rate",
     "loss": "loss",
     "accuracy": "accuracy",

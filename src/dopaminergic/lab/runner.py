@@ -1,8 +1,7 @@
-"""Runs fleets to the end of their budget, in parallel processes, and writes a record for each replica.
+"""Runs a fleet to the end of its budget, and writes a record for each replica.
 
 Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are checkpoints beside it,
-and a rerun of the same plan skips the first and continues the second. Workers stop at a checkpoint on Ctrl-C, and when
-the process that started them is gone.
+and a rerun of the same plan skips the first and continues the second.
 """
 
 from __future__ import annotations
@@ -10,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +22,10 @@ import numpy as np
 import torch
 
 from dopaminergic import __version__
+from dopaminergic.files import discard_leftovers
 from dopaminergic.lab.allocator import keep_memory
 from dopaminergic.lab.fleet import CheckpointError, Fleet
-from dopaminergic.lab.records import SCHEMA, append_records, discard_leftovers, read_records, within
+from dopaminergic.lab.records import SCHEMA, append_records, read_records, within
 from dopaminergic.lab.tasks import make_task
 
 CHECKPOINT_SECONDS = float(os.environ.get("DOPAMINERGIC_CHECKPOINT_SECONDS", "15"))
@@ -77,20 +74,37 @@ class Job(NamedTuple):
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine: what a record says of where it was made."""
-    here = Path(__file__).parent
-    commit = None
-    try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
-    except (OSError, subprocess.CalledProcessError):
-        pass  # installed without git: the version must do
     versions = {
         "dopaminergic": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    return {"versions": versions, "commit": commit, "platform": platform.platform(), "threads": torch.get_num_threads()}
+    surroundings = {"platform": platform.platform(), "threads": torch.get_num_threads()}
+    return {"versions": versions, "commit": _commit(), **surroundings}
+
+
+def _commit() -> str | None:
+    """The commit of this library's own checkout; None where it is installed, within the repository of a user say."""
+    here = Path(__file__).resolve().parent
+    root = here.parents[2]
+    try:
+        ours = root / "src" / "dopaminergic" / "lab" == here
+        if not ours or 'name = "dopaminergic"' not in (root / "pyproject.toml").read_text("utf-8"):
+            return None
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None  # without git the version must do
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # A hook of git runs with the paths of another repository in its environment.
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
+    return done.stdout.strip()
 
 
 class Finished(NamedTuple):
@@ -202,7 +216,7 @@ def _short(values: Iterable[float]) -> list[float]:
 
 def _key(record: dict[str, Any]) -> str:
     settings = [record[k] for k in ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget")]
-    return json.dumps([*settings, record["settings"]["lr"]], sort_keys=True)
+    return json.dumps([*settings, record["settings"].get("lr")], sort_keys=True)
 
 
 def _keys(job: Job) -> list[str]:
@@ -213,7 +227,8 @@ def _keys(job: Job) -> list[str]:
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a folder by the key of their run."""
-    records = read_records(folder / "records.jsonl", ("task", "settings", "role", "seed", "budget")).records
+    required = ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget", "settings")
+    records = read_records(folder / "records.jsonl", required, as_written=True).records
     return {_key(record): record for record in records}
 
 
@@ -234,104 +249,3 @@ def checkpoint_folder(folder: Path) -> Path:
     checkpoints.mkdir(parents=True, exist_ok=True)
     discard_leftovers(checkpoints)
     return checkpoints
-
-
-class Crew:
-    """Worker processes that take one job after another, since starting one costs as much as a small job.
-
-    Args:
-        workers: how many processes, each of one thread.
-    """
-
-    def __init__(self, workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.stop = context.Event()
-        self.processes: dict[Connection, Any] = {}
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs, self.stop, os.getpid()), daemon=True)
-            process.start()
-            theirs.close()
-            self.processes[ours] = process
-
-    def __enter__(self) -> Crew:
-        """The crew itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Let every worker save a checkpoint and end."""
-        self.stop.set()
-        for connection, process in self.processes.items():
-            connection.close()
-            process.join()
-
-    def run(self, jobs: Iterable[Job], folder: Path, progress: Callable[[int, int, list[str]], None]) -> None:
-        """Run all jobs that are not done yet, and append their records.
-
-        Args:
-            jobs: what to run; see `unfinished`.
-            folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
-            progress: called with replica-passes done, replica-passes in all, and the names of the running jobs.
-
-        Raises:
-            RuntimeError: a worker failed; what is finished is kept.
-        """
-        jobs, checkpoints = list(jobs), checkpoint_folder(folder)
-        waiting, known = unfinished(jobs, folder), recorded(folder)
-        for job in jobs:  # a kill between the record and this had left it
-            if job not in waiting:
-                (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
-        total, finished = sum(job.work for job in waiting), 0
-        running: dict[Connection, Job] = {}
-        done: dict[Connection, int] = {}
-        while waiting or running:
-            for connection in [c for c in self.processes if c not in running][: len(waiting)]:
-                running[connection], done[connection] = waiting.pop(0), 0
-                connection.send((running[connection], checkpoints))
-            for connection in wait(list(running), timeout=1.0):
-                assert isinstance(connection, Connection)
-                job = running[connection]
-                message = self._receive(connection, job)
-                if isinstance(message, int):
-                    done[connection] = message * len(job.replicas)
-                    continue
-                message.keep(folder, known)
-                (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
-                finished += job.work
-                del running[connection], done[connection]
-            names = [f"{job.task} {job.optimizer}" for job in running.values()]
-            progress(finished + sum(done.values()), total, names)
-
-    def _receive(self, connection: Connection, job: Job) -> int | Finished:
-        try:
-            message = connection.recv()
-        except EOFError:
-            process = self.processes.pop(connection)
-            process.join()
-            raise RuntimeError(
-                f"the process running {job.name} ended with code {process.exitcode} (killed, or out of memory?); "
-                "run the same command again to continue"
-            ) from None
-        if isinstance(message, str):
-            raise RuntimeError(f"{job.name} failed: {message}")
-        return message
-
-
-def _worker(connection: Connection, stop: Any, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets `stop`
-    torch.set_num_threads(1)
-
-    def stopping() -> bool:
-        return stop.is_set() or os.getppid() != parent
-
-    while True:
-        try:
-            job, checkpoints = connection.recv()
-            finished = run_job(job, checkpoints, report=connection.send, stop=stopping)
-            if finished is None:
-                return
-            connection.send(finished)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # nothing more to do, or the parent is gone; the checkpoint is what remains
-        except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +14,31 @@ from typing import Any
 import torch
 
 from dopaminergic.lab.optimizers import find_method, grid_of
+from dopaminergic.lab.records import read_records
 from dopaminergic.lab.runner import Job, Replica, checkpoint_folder, record_of, run_job
-from dopaminergic.lab.tasks import make_task
+from dopaminergic.lab.tasks import Task, make_task
+
+
+def default_optimizer(task: str) -> str:
+    """The optimizer of `train` where none is named.
+
+    On series of one's own it is Dopamine2. Of seven, untuned, with 5,000 passes and 3 seeds, its median error was the
+    least on changes of El Nino and CO2, and within 5 % of it on yearly sunspots; it never diverged. It is not the best
+    everywhere: VectorDopamine had .007 on Lorenz where it had .104 (linear .057), and .564 on raw CO2 where it had .752
+    (linear .043). These are errors on the test rows, so the choice has seen them.
+    """
+    return "dopamine2" if task == "series" else "dopamine"
+
+
+def check_budget(task: Task, optimizer: str, budget: int) -> None:
+    """Raises ValueError where the budget is less than the first step takes, so that nothing would be learned."""
+    method = find_method(optimizer)
+    made = method.make(task.build([0]).parameters(), torch.ones(1, dtype=torch.float64), [0])
+    if budget < made.next_passes:
+        raise ValueError(
+            f"--budget: the first step of {method.label} takes {made.next_passes} forward passes here, got {budget}; "
+            f"give more, such as {task.budget:,}"
+        )
 
 
 def train(
@@ -49,15 +74,17 @@ def train(
         ValueError: an argument is wrong, or there is a checkpoint and `resume` is false.
     """
     method, built = find_method(optimizer), make_task(task, **settings)
+    settings = {**settings, **built.pinned}
     if lr is None:
         grid = grid_of(optimizer, task)
         lr = method.default if method.default is not None else grid[len(grid) // 2]
-    if seed < 0:
-        raise ValueError(f"--seed must be >= 0, got {seed}")
-    if lr < 0:
-        raise ValueError(f"--lr must be >= 0, got {lr:g}")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"--seed must be >= 0 and below 2^63, got {seed}; try 0")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"--lr must be finite and >= 0, got {lr:g}; try {grid_of(optimizer, task)[0]:g}")
     variant = "default" if lr == method.default else "tuned"
-    budget = budget or built.budget
+    budget = built.budget if budget is None else budget
+    check_budget(built, optimizer, budget)
     job = Job(task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True)
     out = folder()
     path = checkpoint_folder(out) / f"{job.name}.pt"
@@ -67,6 +94,10 @@ def train(
     if done is not None:
         path.unlink(missing_ok=True)
         return done
+    if resume and _has_other_contents(out, task, built):
+        logging.getLogger(__name__).warning(
+            "the data have changed since the runs in %s; this one starts from the beginning", out
+        )
     torch.set_num_threads(1)
     title, began = f"{built.title}, {method.label}", time.monotonic()
 
@@ -81,6 +112,17 @@ def train(
     path.unlink(missing_ok=True)
     progress(title, budget, budget, [])
     return finished.records[0]
+
+
+def _has_other_contents(folder: Path, task: str, built: Task) -> bool:
+    """Whether the folder has runs on the same file when it held something else."""
+    own = {key: built.settings.get(key) for key in ("path", "column")}
+    for record in read_records(folder / "records.jsonl").records:
+        theirs = record.get("task_settings", {})
+        same = record["task"] == task and {key: theirs.get(key) for key in own} == own
+        if built.pinned and same and theirs.get("contents") != built.pinned["contents"]:
+            return True
+    return False
 
 
 @contextlib.contextmanager

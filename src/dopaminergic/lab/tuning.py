@@ -55,6 +55,19 @@ def best_learning_rate(
     return min(scores, key=scores.__getitem__)
 
 
+def fleet_size(task: str, settings: dict[str, Any], optimizer: str, replicas: int) -> int:
+    """How many of so many replicas one fleet has at most."""
+    weights = make_task(task, **settings).parameter_count()
+    return max(1, min(replicas, find_method(optimizer).fleet_weights // weights))
+
+
+def fleet_count(task: str, settings: dict[str, Any], optimizer: str, seeds: int) -> int:
+    """How many fleets `report_jobs` gives for so many seeds."""
+    method = find_method(optimizer)
+    replicas = seeds * ((method.default is not None) + method.tunable)
+    return -(-replicas // fleet_size(task, settings, optimizer, replicas))
+
+
 def report_jobs(
     records: list[Record], task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int
 ) -> list[Job]:
@@ -67,6 +80,6 @@ def report_jobs(
     if method.tunable:
         tuned = best_learning_rate(records, task, settings, optimizer, budget)
         replicas += [Replica(s, tuned, "tuned", "report") for s in seeds]
-    size = max(1, min(len(replicas), method.fleet_weights // make_task(task, **settings).parameter_count()))
+    size = fleet_size(task, settings, optimizer, len(replicas))
     fleets = [tuple(replicas[first : first + size]) for first in range(0, len(replicas), size)]
     return [Job(task, settings, optimizer, budget, fleet, picture=fleet is fleets[0]) for fleet in fleets]

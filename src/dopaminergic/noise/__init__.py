@@ -142,6 +142,7 @@ class Combination:
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = self.launch = None
         self.one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
+        self.owners: list[Tensor] = []  # the parameters that the targets are the memory of
         self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         sources = targets if copies is None else copies
         if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
@@ -205,6 +206,19 @@ class Combination:
         else:
             self.fast(*self._whole, *rest, self.saved)
 
+    def moved(self, there: list[bool]) -> Combination:
+        """The same for tensors whose memory has moved; those that are not `there` are left out."""
+
+        def kept(entries: list[Any]) -> list[Any]:
+            return [entry for entry, found in zip(entries, there, strict=True) if found]
+
+        copies = None if self.copies is None else kept(self.copies)
+        new = Combination(
+            kept(self.targets), kept(self.parameters), self.seeds, self.kind, copies, self.group, kept(self.firsts)
+        )
+        new.owners = kept(self.owners)
+        return new
+
     def forget_tensors(self) -> bool:
         """Work from addresses alone: the memory is the caller's affair now, and `saved` must be the step of each call.
 
@@ -229,8 +243,9 @@ class Combination:
 
     def _save(self, step: int) -> None:
         if self.copies is not None and self.saved[0] != step:
-            for target, source in zip(self.targets, self.copies, strict=True):
-                source.copy_(target)
+            with torch.inference_mode():  # where torch lets one write to any tensor
+                for target, source in zip(self.targets, self.copies, strict=True):
+                    source.copy_(target)
             self.saved[0] = step
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
@@ -245,11 +260,14 @@ class Combination:
         sources = self.targets if self.copies is None else self.copies
         exact = self.targets[0].dtype if self.targets[0].dtype in FAST_DTYPES else torch.float32
         scales, multiples = (
-            torch.from_numpy(x).to(self.targets[0].device, exact)[..., None] for x in self._arrays(terms, scale)
+            torch.from_numpy(x).to(exact).to(self.targets[0].device)[..., None] for x in self._arrays(terms, scale)
         )
         change = Change([direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding)
-        for target, source, parameter, first in zip(self.targets, sources, self.parameters, self.firsts, strict=True):
-            self._combine_slowly(target, source, parameter, first, change)
+        with torch.inference_mode():  # where torch lets one write to any tensor
+            for target, source, parameter, first in zip(
+                self.targets, sources, self.parameters, self.firsts, strict=True
+            ):
+                self._combine_slowly(target, source, parameter, first, change)
 
     def _combine_slowly(self, target: Tensor, source: Tensor, parameter: int, first: int, change: Change) -> None:
         draw = reference.rademacher if self.signs else reference.gaussian

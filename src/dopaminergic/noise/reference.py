@@ -25,6 +25,8 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
+WITHOUT_DOUBLE = ("mps",)  # devices that do not know float64
+
 # What a counter is used for: streams never share a number, whatever the step or the direction.
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
@@ -69,7 +71,7 @@ def words(
     Returns:
         int64 words in [0, 2^32), shape `(4 blocks,)`, or `(R, 4 blocks)` for a tensor of seeds.
     """
-    seeds = torch.as_tensor(seed, dtype=torch.int64)  # on whichever device the seeds are
+    seeds = seed if isinstance(seed, Tensor) else torch.tensor(seed, dtype=torch.int64, device="cpu")
     key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
     block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
     fixed = [
@@ -103,7 +105,7 @@ def rademacher(
     """
     place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
     bits = _words_of(n, first, SIGNS_PER_BLOCK, stream=RADEMACHER, **place)
-    signs = (bits[..., None] >> torch.arange(32, device=bits.device)) & 1
+    signs = (bits[..., None] >> torch.arange(32, dtype=torch.int64, device=bits.device)) & 1
     return (2 * signs - 1).flatten(-2)[..., :n].to(torch.float32)
 
 
@@ -128,12 +130,14 @@ def gaussian(
     """
     place = {"seed": seed, "step": step, "direction": direction, "parameter": parameter}
     bits = _words_of(n, first, NORMALS_PER_BLOCK, stream=GAUSSIAN, **place)
+    device = bits.device
+    bits = bits.cpu() if device.type in WITHOUT_DOUBLE else bits
     radius_bits, angle_bits = bits[..., 0::2], bits[..., 1::2]
     uniform = ((radius_bits >> 9).double() + 0.5) * 2.0**-23  # in (0, 1)
     radius = torch.sqrt(-2.0 * torch.log(uniform))
     angle = (angle_bits >> 8).double() * (2.0**-24 * 2 * math.pi)
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return pairs.flatten(-2)[..., :n].to(torch.float32)
+    return pairs.flatten(-2)[..., :n].to(torch.float32).to(device)
 
 
 def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dopaminergic.lab.networks import ACTIVATIONS, Perceptron, Seeds
 from dopaminergic.lab.tasks.classification import Classification
-from dopaminergic.lab.tasks.task import Batch, Draws, choose
+from dopaminergic.lab.tasks.task import Batch, Draws, choose, counted
 
 TRAIN_ROWS = 1297
 
@@ -50,6 +50,8 @@ class Digits(DigitImages):
 
     def __init__(self, *, units: int = 64, hidden: str = "tanh", batch_size: int = 128, dtype: str = "float32") -> None:
         choose("hidden", hidden, tuple(ACTIVATIONS))
+        counted("units", units)
+        counted("batch_size", batch_size)
         settings: dict[str, Any] = {"units": units, "hidden": hidden, "batch_size": batch_size, "dtype": dtype}
         self._define("digits", "handwritten digits", 30_000, 750, settings)
         self._load(batch_size)

@@ -8,6 +8,7 @@ from typing import Any
 from dopaminergic.lab.convolution import Convolutional
 from dopaminergic.lab.networks import Seeds
 from dopaminergic.lab.tasks.digits import DigitImages
+from dopaminergic.lab.tasks.task import counted
 
 
 class ConvolutionalDigits(DigitImages):
@@ -23,6 +24,12 @@ class ConvolutionalDigits(DigitImages):
     def __init__(
         self, *, channels: Sequence[int] = (16, 32), units: int = 96, batch_size: int = 128, dtype: str = "float32"
     ) -> None:
+        if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) != 2:
+            raise ValueError(f"channels: expected two whole numbers, such as [16, 32], got {channels!r:.40}")
+        for count in channels:
+            counted("channels", count)
+        counted("units", units)
+        counted("batch_size", batch_size)
         settings: dict[str, Any] = {"channels": list(channels), "units": units, "batch_size": batch_size}
         title = "handwritten digits, convolutional"
         self._define("digits-conv", title, 30_000, 250, settings | {"dtype": dtype})

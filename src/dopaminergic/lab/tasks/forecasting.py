@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dopaminergic.lab.networks import GATES, Recurrent, Seeds, State
 from dopaminergic.lab.tasks.series import Series, quick_series
-from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, mean_over_samples
+from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, counted, mean_over_samples
 from dopaminergic.outcomes import Outcome, squared_error
 
 OUTPUTS = ("direct", "delta")
@@ -130,6 +130,8 @@ class QuickForecasting(SequenceTask):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
         settings = {"cell": cell, "hidden": hidden, "output": output, "batch_size": batch_size, "dtype": dtype}
         self._define(name, TITLES[name], 20_000, 500, settings)
         raw = quick_series(name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dopaminergic.lab.networks import GATES
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
 from dopaminergic.lab.tasks.series import SYSTEMS, long_series
-from dopaminergic.lab.tasks.task import Batch, Model, choose, limited, mean_over_samples, single
+from dopaminergic.lab.tasks.task import Batch, Model, choose, counted, limited, mean_over_samples, single
 from dopaminergic.noise.reference import gaussian, integers
 from dopaminergic.outcomes import Outcome, squared_error
 
@@ -71,7 +71,10 @@ class LongForecasting(SequenceTask):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
-        limited("input_noise", input_noise, 0)
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
+        counted("washout", washout, least=0, most=99)
+        limited("input_noise", input_noise, 0, 1e6)
         limited("forcing", forcing, 0, 1)
         settings: dict[str, Any] = {"cell": cell, "hidden": hidden, "output": output, "input_noise": input_noise}
         settings |= {"forcing": float(forcing), "batch_size": batch_size, "washout": washout, "dtype": dtype}

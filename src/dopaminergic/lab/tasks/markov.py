@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dopaminergic.lab.networks import Seeds, whole
 from dopaminergic.lab.tasks.classification import Classification
-from dopaminergic.lab.tasks.task import Batch, Draws, Model
+from dopaminergic.lab.tasks.task import MOST, Batch, Draws, Model, counted
 from dopaminergic.lab.transformer import Transformer
 from dopaminergic.noise.reference import integers
 
@@ -70,6 +70,10 @@ class Markov(Classification):
         batch_size: int = 32,
         dtype: str = "float32",
     ) -> None:
+        for name, count, most in (("tokens", tokens, 1024), ("length", length, MOST), ("width", width, MOST)):
+            counted(name, count, most=most)
+        for name, count in (("heads", heads), ("blocks", blocks), ("batch_size", batch_size)):
+            counted(name, count)
         network = {"tokens": tokens, "length": length, "width": width, "heads": heads, "blocks": blocks}
         settings: dict[str, Any] = {**network, "batch_size": whole("batch_size", batch_size), "dtype": dtype}
         self._define("markov-transformer", "second-order Markov chain, transformer", 30_000, 250, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dopaminergic.lab.networks import GATES
+from dopaminergic.lab.tasks.cells import shown
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
-from dopaminergic.lab.tasks.series import Series, read_series, sunspots
-from dopaminergic.lab.tasks.task import Model, choose
+from dopaminergic.lab.tasks.reading import Series, check_changes, normalised, read_data
+from dopaminergic.lab.tasks.series import sunspots
+from dopaminergic.lab.tasks.task import MOST, Model, Task, choose, counted
 
 
 def linear_errors(series: Series, train_rows: int, order: int) -> Series:
@@ -31,6 +33,9 @@ def linear_errors(series: Series, train_rows: int, order: int) -> Series:
     lags = np.concatenate([series[order - 1 - k : n - 1 - k] for k in range(order)] + [np.ones((n - order, 1))], axis=1)
     weights = np.linalg.lstsq(lags[: train_rows - order], series[order:train_rows], rcond=None)[0]
     return (lags @ weights - series[order:]).reshape(n - order, columns)
+
+
+RIVALS = {"linear_ar": "a linear autoregression", "persistence": "persistence, the last value,"}
 
 
 class RealForecasting(SequenceTask):
@@ -101,6 +106,10 @@ class Sunspots(RealForecasting):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
+        # The longest sequence leaves one start in the 221 years of training.
+        for name, value, least, most in (("hidden", hidden, 1, MOST), ("batch_size", batch_size, 1, MOST),
+                                         ("length", length, 11, 218), ("order", order, 1, 100)):  # fmt: skip
+            counted(name, value, least=least, most=most)
         settings: dict[str, Any] = {"cell": cell, "hidden": hidden, "output": output, "batch_size": batch_size}
         settings |= {"length": length, "order": order, "dtype": dtype}
         self._define("sunspots", "yearly sunspots", 20_000, 500, settings)
@@ -119,7 +128,8 @@ class UserSeries(RealForecasting):
 
     Args:
         path: the file; see `read_series`.
-        column: the name of a column, or several; all are forecast.
+        column: the name of a column, or several; all are forecast. None where the file has one only.
+        contents: the hash that the values must have, as a record has it; None for any.
         cell: `"tanh"`, `"gru"` or `"lstm"`.
         hidden: units.
         output: `"direct"` or `"delta"`.
@@ -130,7 +140,8 @@ class UserSeries(RealForecasting):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be used (see `read_series`), a column never changes, or a setting is out of range.
+        ValueError: the file cannot be used (see `read_series`) or is not the one of `contents`, a column never changes,
+            or a setting is out of range.
     """
 
     metric: ClassVar[str] = "nrmse"
@@ -140,7 +151,8 @@ class UserSeries(RealForecasting):
         self,
         *,
         path: str | Path,
-        column: str | Sequence[str],
+        column: str | Sequence[str] | None = None,
+        contents: str | None = None,
         cell: str = "tanh",
         hidden: int = 16,
         output: str = "direct",
@@ -151,19 +163,63 @@ class UserSeries(RealForecasting):
     ) -> None:
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
-        if length < 10 or order < 1:
-            raise ValueError(f"length, order: expected at least 10 and 1, got {length!r} and {order!r}")
-        columns = [column] if isinstance(column, str) else list(column)
-        settings: dict[str, Any] = {"path": str(path), "column": columns, "cell": cell, "hidden": hidden}
-        settings |= {"output": output, "batch_size": batch_size, "length": length, "order": order, "dtype": dtype}
-        self._define("series", f"{Path(path).name}: {', '.join(columns)}", 20_000, 500, settings)
+        counted("length", length, least=10)
+        counted("order", order)
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
+        data = read_data(path, column)
+        if contents not in (None, data.contents):
+            raise ValueError(
+                f"{shown(path)}: its contents are {data.contents}, but this run was begun with {contents}; put the old "
+                "file back, or begin a new run"
+            )
         # The training part must hold a sequence to cut, and more equations than the linear rival has unknowns.
-        needed = max(length + 3, order * (len(columns) + 1) + 2)
-        raw = read_series(path, columns, least=-(-10 * needed // 7) + 1)
+        needed = max(length + 3, order * (len(data.names) + 1) + 2)
+        raw = read_data(path, column, least=-(-10 * needed // 7) + 1).values
+        settings: dict[str, Any] = {"path": str(path), "column": data.names, "contents": data.contents, "cell": cell}
+        settings |= {"hidden": hidden, "output": output, "batch_size": batch_size, "length": length, "order": order}
+        title = f"{Path(path).name}: {', '.join(data.names)}"
+        self._define("series", title, 20_000, 500, settings | {"dtype": dtype})
+        self.notes, self.pinned = data.notes, {"column": data.names, "contents": data.contents}
         train_rows = int(0.7 * len(raw))
-        mean, deviation = raw[:train_rows].mean(0), raw[:train_rows].std(0)
-        for name, value in zip(columns, deviation, strict=True):
-            if not value > 0:
-                raise ValueError(f"{path}: column {name!r} never changes in its first 70 %; choose another column")
-        self._use((raw - mean) / deviation, train_rows, batch_size=batch_size, length=length, washout=5)
+        check_changes(path, data.names, raw, train_rows)
+        series = normalised(path, data.names, raw, train_rows)
+        self._use(series, train_rows, batch_size=batch_size, length=length, washout=5)
+        if output == "delta" and not (self.change > 1e-6).all():
+            raise ValueError("output: 'delta' needs a column whose change changes, got a straight line; use 'direct'")
         self._parts({"nrmse": (train_rows, len(raw))}, squared=False, scale=1.0)
+
+
+def compare_with_rivals(task: Task, metrics: Mapping[str, float | None]) -> list[str]:
+    """What the metrics of a real series mean, and plainly which rivals of the network are better.
+
+    Args:
+        task: the task; of others than `RealForecasting` there is nothing to say.
+        metrics: those of a record; None where a number was not finite.
+
+    Returns:
+        Sentences for the user.
+    """
+    if not isinstance(task, RealForecasting):
+        return []
+    said = []
+    for name, (first, last) in task.parts.items():
+        own, suffix = metrics.get(name), name.removeprefix(task.metric)
+        unit = "mean square over the variance" if task.squared else "root mean square in deviations of training"
+        said.append(
+            f"{name}: error one step ahead on rows {first + 1} to {last} of {len(task.series)}, which training has not "
+            f"seen; {unit}; lower is better."
+        )
+        beaten = [
+            f"{words} ({value:.4g})"
+            for rival, words in RIVALS.items()
+            if (value := metrics.get(rival + suffix)) is not None and (own is None or value < own)
+        ]
+        if beaten:
+            network = "not finite" if own is None else f"{own:.4g}"
+            verb = "is" if len(beaten) == 1 else "are"
+            who = " and ".join(beaten)
+            said.append(f"{who[:1].upper()}{who[1:]} {verb} better than this network ({network}).")
+    if any("better than" in line for line in said):
+        said.append("Use the better one, or try more passes, another --optimizer, --set output=delta, or `compare`.")
+    return said

@@ -6,24 +6,21 @@ The quick one uses fixed-step integrators that are fast and fixed to the last bi
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, reduce
 from itertools import accumulate
 from operator import mul
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import pandas
+from dopaminergic.lab.tasks.reading import Series, read_series
 
-Series = NDArray[np.float64]
+__all__ = ["SYSTEMS", "Series", "System", "long_series", "quick_series", "read_series", "sunspots"]
+
 Point = tuple[float, float, float]
 
 
@@ -256,75 +253,3 @@ def _frozen(values: Series) -> Series:
     values = np.ascontiguousarray(values)
     values.flags.writeable = False
     return values
-
-
-def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 1) -> Series:
-    """Columns of numbers from a CSV or Parquet file.
-
-    Args:
-        path: a file that ends in `.csv` or `.parquet`; the first line of a CSV file names its columns.
-        columns: one name, or several.
-        least: the number of rows that are needed.
-
-    Returns:
-        Shape `(rows, columns)`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another ending, a missing column, a cell that is not a number, a missing or infinite value, too few
-            rows. Rows are counted from 1, the header of a CSV file not included.
-    """
-    path = Path(path)
-    names = [columns] if isinstance(columns, str) else list(columns)
-    if not names:
-        raise ValueError("columns: expected at least one name, got none")
-    frame = _read_frame(path)
-    for name in names:
-        if name not in frame.columns:
-            raise ValueError(_missing_column(path, name, [str(column) for column in frame.columns]))
-    values = np.stack([_numbers(path, frame, name) for name in names], axis=1)
-    if len(values) < least:
-        raise ValueError(f"{path}: {len(values)} rows, but at least {least} are needed; give a longer series")
-    return values
-
-
-def _read_frame(path: Path) -> pandas.DataFrame:
-    import pandas
-
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"path: expected a file that ends in .csv or .parquet, got {str(path)!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"path: there is no file {str(path)!r}; check the spelling and the working folder")
-    try:
-        return pandas.read_csv(path) if path.suffix.lower() == ".csv" else pandas.read_parquet(path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
-
-
-def _missing_column(path: Path, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{path}: no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.{hint}"
-
-
-def _numbers(path: Path, frame: pandas.DataFrame, name: str) -> Series:
-    import pandas
-
-    column = frame[name]
-    if pandas.api.types.is_datetime64_any_dtype(column):
-        raise ValueError(f"{path}: column {name!r} holds dates, not numbers; choose another column")
-    numbers = pandas.Series(pandas.to_numeric(column, errors="coerce")).to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.isnan(numbers) & ~column.isna().to_numpy()
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"{path}: column {name!r} has {int(wrong.sum())} cells that are not numbers, the first "
-            f"{column.iloc[row]!r} in row {row + 1}; correct or remove them"
-        )
-    gaps = ~np.isfinite(numbers)
-    if gaps.any():
-        raise ValueError(
-            f"{path}: column {name!r} has {int(gaps.sum())} missing or infinite values, the first in row "
-            f"{int(gaps.argmax()) + 1}; fill them first, for example with pandas' Series.interpolate() or ffill()"
-        )
-    return numbers

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +23,13 @@ from dopaminergic.outcomes import Outcome
 Model = Stackable
 Batch = tuple[Tensor, Tensor]
 
+MOST = 1 << 20  # of whatever is counted: a typing error shall not ask for a terabyte
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> str:
     """The value, if it is one of those known; else a ValueError that lists them."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     return value
 
@@ -37,6 +40,16 @@ def limited(name: str, value: float, least: float, most: float = math.inf) -> fl
     if not number or not least <= value <= most:
         limits = f"of at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
         raise ValueError(f"{name}: expected a number {limits}, got {value!r}")
+    return value
+
+
+def counted(name: str, value: int, *, least: int = 1, most: int = MOST) -> int:
+    """The value, if it is a whole number in [least, most]; else a ValueError that says so."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        large = isinstance(value, int) and value > most
+        limit = f"at most {most:,}" if large else f"at least {least}"
+        example = min(max(least, 16), most)
+        raise ValueError(f"{name}: expected a whole number of {limit}, got {value!r:.40}; try {name}={example}")
     return value
 
 
@@ -54,6 +67,8 @@ class Task(ABC):
         settings: everything that defines the task beside its name, as JSON.
         loss_floor: the least loss that can be reached.
         dtype: of the data and the parameters.
+        notes: what a user should know of the data as they were read.
+        pinned: settings that tie a run to the data as they are now.
     """
 
     name: str
@@ -66,6 +81,8 @@ class Task(ABC):
     settings: dict[str, Any]
     loss_floor: float = 0.0
     dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()
+    pinned: Mapping[str, Any] = MappingProxyType({})
 
     def _define(self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]) -> None:
         """Sets the attributes common to all tasks; `settings["dtype"]` is `"float32"` or `"float64"`."""

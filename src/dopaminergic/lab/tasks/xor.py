@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dopaminergic.lab.networks import ACTIVATIONS, GATES, Perceptron, Recurrent, Seeds
-from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, mean_over_samples, single
+from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, counted, limited, mean_over_samples, single
 from dopaminergic.noise.reference import integers
 from dopaminergic.outcomes import Outcome, outcome, squared_error
 
@@ -155,6 +155,8 @@ class ContinuousXor(PlaneXor):
     half_width = 1.5
 
     def __init__(self, *, hidden: int = 16, batch_size: int = 32, dtype: str = "float32") -> None:
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
         settings = {"hidden": hidden, "batch_size": batch_size, "dtype": dtype}
         self._define("continuous-xor", "continuous XOR", 20_000, 100, settings)
         self.hidden_units, self.batch_size = hidden, batch_size
@@ -191,9 +193,13 @@ class ClusterXor(PlaneXor):
         data_seed: int = 0,
         dtype: str = "float32",
     ) -> None:
+        limited("sd", sd, 0, 1e6)
         if not sd > 0:
             raise ValueError(f"sd: expected a positive number, got {sd!r}")
-        if train_points < 4 or train_points % 4:
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
+        counted("data_seed", data_seed, least=0, most=1 << 62)
+        if counted("train_points", train_points, least=4) % 4:
             raise ValueError(f"train_points: expected a positive multiple of 4, got {train_points!r}")
         p = (1 + math.erf(1 / sd / math.sqrt(2))) / 2
         settings: dict[str, Any] = {"sd": sd, "train_points": train_points, "hidden": hidden, "batch_size": batch_size}
@@ -237,8 +243,10 @@ class TemporalXor(Task):
         length: int = 20,
         dtype: str = "float32",
     ) -> None:
-        if delay < 1:
-            raise ValueError(f"delay: expected a whole number of at least 1, got {delay!r}")
+        counted("delay", delay)
+        counted("hidden", hidden)
+        counted("batch_size", batch_size)
+        counted("length", length)
         choose("cell", cell, tuple(GATES))
         settings = {"delay": delay, "cell": cell, "hidden": hidden, "batch_size": batch_size, "length": length}
         self._define("temporal-xor", f"temporal XOR, delay {delay}", 20_000, 100, settings | {"dtype": dtype})

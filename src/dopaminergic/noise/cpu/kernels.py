@@ -16,6 +16,7 @@ from numba import types
 from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
+_MARK = b"\0whole\0"  # before the checksum of a file of machine code
 _said = []  # why nothing is kept, each time
 
 
@@ -27,16 +28,61 @@ def kept(function, nogil=True):
     except RuntimeError:  # all that numba looks at is read-only, as in many containers
         _say_that_nothing_is_kept("finds no directory that it may write to")
         return numba.njit(**settings)(function)
-    save = dispatcher._cache.save_overload
+    _guard(dispatcher._cache)
+    return dispatcher
+
+
+def _guard(cache):
+    """Let a full disk or a damaged file cost nothing but the time to compile."""
+    load, save = cache.load_overload, cache.save_overload
+    files = cache._cache_file
+    read = files._load_data
+
+    def load_if_it_is_whole(*arguments):
+        try:
+            return load(*arguments)
+        except Exception as error:  # a dozen kinds: whatever `pickle` and LLVM make of bytes that were not written
+            _forget(cache, error)
+            return None  # so that it is compiled, and kept again
 
     def save_if_there_is_room(*arguments):
         try:
             save(*arguments)
         except OSError as error:  # the disk is full; what was compiled is there all the same
             _say_that_nothing_is_kept(f"cannot keep what it compiled ({error})")
+        except Exception as error:  # a file that was damaged since
+            _forget(cache, error)
 
-    dispatcher._cache.save_overload = save_if_there_is_room
-    return dispatcher
+    def write_with_checksum(name, data):
+        content = files._dump(data)
+        with files._open_for_write(files._data_path(name)) as file:  # `pickle` does not look at what follows its end
+            file.write(content + _MARK + zlib.crc32(content).to_bytes(4, "little"))
+
+    def read_with_checksum(name):
+        with open(files._data_path(name), "rb") as file:
+            content = file.read()
+        end = len(content) - len(_MARK) - 4
+        body = content[: max(end, 0)]
+        if content[len(body) :] != _MARK + zlib.crc32(body).to_bytes(4, "little"):
+            raise ValueError(f"{files._data_path(name)} is not as it was written")  # machine code, which would be run
+        return read(name)
+
+    cache.load_overload, cache.save_overload = load_if_it_is_whole, save_if_there_is_room
+    files._save_data, files._load_data = write_with_checksum, read_with_checksum
+
+
+def _forget(cache, error):
+    """Begin the index of a kernel anew; what it named is compiled and written again."""
+    reason = " ".join(f"{type(error).__name__} {error}".split())
+    logging.getLogger(__name__).warning(
+        "numba's cache in %s is damaged (%.100s); the kernel is compiled again, some seconds in this step",
+        cache.cache_path,
+        reason,
+    )
+    try:
+        cache.flush()
+    except OSError as problem:
+        _say_that_nothing_is_kept(f"cannot mend its cache ({problem})")
 
 
 def _say_that_nothing_is_kept(why):

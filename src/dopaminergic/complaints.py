@@ -1,0 +1,49 @@
+"""Whether an exception is a complaint of torch about batched or handed-over tensors, or the closure's own.
+
+A closure that torch cannot follow is evaluated in another way. An exception of its own, a time limit for example, must
+reach the caller.
+"""
+
+from __future__ import annotations
+
+import dis
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+OF_TORCH = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError)
+RAISES = ("RAISE_VARARGS", "RERAISE")
+TORCH = str(Path(torch.__file__).parent)
+# These parts of torch raise for the closure: a data loader whose worker died, say.
+OF_CLOSURES = tuple(str(Path(TORCH) / name) for name in ("utils/data", "distributed", "multiprocessing"))
+
+
+def is_complaint(error: BaseException) -> bool:
+    """Whether torch refused an operation; False where Python code of the closure raised.
+
+    Args:
+        error: raised by a closure, in a batch say. One that a library raises because of torch's complaint
+            (`raise EinopsError from error`) counts as that complaint.
+    """
+    seen: set[int] = set()
+    chain: BaseException | None = error
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        if _comes_from_torch(chain):
+            return True
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+    return False
+
+
+def _comes_from_torch(error: BaseException) -> bool:
+    if not isinstance(error, OF_TORCH) or error.__traceback__ is None:
+        return False
+    last: TracebackType = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    if code.co_filename.startswith(TORCH):
+        return not code.co_filename.startswith(OF_CLOSURES)
+    # A statement `raise` of Python is nobody's but the closure's; compiled code raises at a call.
+    return dis.opname[code.co_code[last.tb_lasti]] not in RAISES

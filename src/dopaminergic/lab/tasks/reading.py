@@ -1,0 +1,270 @@
+"""The user's own series from CSV and Parquet files: read as written, or refused with the place and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import time
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dopaminergic.lab.tasks.cells import gap_message, has_decimal_comma, numbers_of, place, shown
+from dopaminergic.lab.tasks.order import check_order
+from dopaminergic.lab.tasks.text import MOST_BYTES, split
+
+Series = NDArray[np.float64]
+
+ENDINGS = (".csv", ".tsv")
+PACKED_ENDINGS = (".gz", ".bz2", ".xz")
+# A file that changed so recently could change again within one tick of the clock of its file system.
+RECENT_NANOSECONDS = 100_000_000
+
+
+class Data(NamedTuple):
+    """Columns of a file.
+
+    Attributes:
+        names: the columns as they were asked for, or the one that was chosen.
+        values: float64, shape `(rows, columns)`, read-only.
+        contents: a hash of the values.
+        notes: what a reader of the results should know of how the file was read.
+    """
+
+    names: list[str]
+    values: Series
+    contents: str
+    notes: tuple[str, ...]
+
+
+class Source(NamedTuple):
+    """A file before its columns are chosen; `lines` is None where it has none."""
+
+    names: list[str]
+    columns: list[Any]
+    lines: list[int] | None
+    notes: list[str]
+
+
+def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 1) -> Series:
+    """Columns of numbers from a CSV or Parquet file.
+
+    Args:
+        path: a file that ends in `.csv` or `.tsv`, or one of these and `.gz`, `.bz2` or `.xz`, or in `.parquet`; the
+            first line of a CSV file names its columns.
+        columns: one name, or several.
+        least: the number of rows that are needed.
+
+    Returns:
+        Shape `(rows, columns)`, read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another ending, a missing column, a row with more or fewer cells than names, a cell that is not a
+            number or has two readings, a missing or infinite value, dates that go back or repeat, too few rows.
+    """
+    return read_data(path, columns, least=least).values
+
+
+def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: int = 1) -> Data:
+    """Columns of a file, read once a process as long as the file stays as it is; see `read_series`.
+
+    Args:
+        path: the file.
+        columns: one name, or several; None where the file has one column of numbers.
+        least: the number of rows that are needed.
+    """
+    path = Path(path)
+    names = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+    if names is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"columns: expected at least one name, got {columns!r}")
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"columns: expected each name once, got {', '.join(map(repr, names))}")
+    state = _state(path)
+    recent = time.time_ns() - max(state[3:]) < RECENT_NANOSECONDS
+    data = _read(path, names) if recent else _read_once(path, names, state)
+    if len(data.values) < least:
+        rows = len(data.values)
+        raise ValueError(f"{shown(path)}: {rows} rows, but at least {least} are needed; give a longer series")
+    return data
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when the file does: device, number, size, and times of its contents and of itself."""
+    if not _is_text(path) and path.suffix.lower() != ".parquet":
+        raise ValueError(
+            f"path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, .xz), got {shown(path)!r}"
+        )
+    try:
+        if path.is_file():
+            found = os.stat(path)
+            return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"path: cannot open {shown(path)!r} ({str(error)[:60]}); give another file") from error
+    if there:
+        raise ValueError(f"path: expected a file, got {shown(path)!r}, a folder, pipe or device; give a file")
+    raise FileNotFoundError(f"path: there is no file {shown(path)!r}; check the spelling and the working folder")
+
+
+def _is_text(path: Path) -> bool:
+    endings = [suffix.lower() for suffix in path.suffixes]
+    if endings and endings[-1] in PACKED_ENDINGS:
+        endings.pop()
+    return bool(endings) and endings[-1] in ENDINGS
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, names: tuple[str, ...] | None, state: tuple[int, ...]) -> Data:
+    return _read(path, names)
+
+
+def _read(path: Path, names: tuple[str, ...] | None) -> Data:
+    source = _open(path)
+    found = _choose(path, source) if names is None else [_find(path, source.names, name) for name in names]
+    notes = list(source.notes)
+    comma = source.lines is not None and any(map(has_decimal_comma, source.columns))
+    columns = [_numbers(path, source, index, comma, notes) for index in found]
+    others = {name: column for i, (name, column) in enumerate(_items(source)) if i not in found}
+    backwards = check_order(shown(path), others, source.lines, notes)
+    values = np.ascontiguousarray(np.stack(columns, axis=1)[:: -1 if backwards else 1])
+    values.flags.writeable = False
+    digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
+    chosen = list(names) if names is not None else [source.names[index] for index in found]
+    return Data(chosen, values, f"sha256:{digest}", tuple(notes))
+
+
+def _items(source: Source) -> list[tuple[str, Any]]:
+    return list(zip(source.names, source.columns, strict=True))
+
+
+def _open(path: Path) -> Source:
+    with open(path, "rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    if parquet or path.suffix.lower() == ".parquet":
+        return _open_parquet(path)
+    table = split(path)
+    columns = [table.frame[i].tolist() for i in range(len(table.names))]
+    return Source(table.names, columns, table.lines, table.notes)
+
+
+def _open_parquet(path: Path) -> Source:
+    import pandas
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            cells = file.metadata.num_rows * file.metadata.num_columns
+        if not 0 <= 8 * cells <= MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES >> 20} MiB of cells; keep fewer columns or rows")
+        frame = pandas.read_parquet(path)
+    except (ValueError, OSError, ArrowException, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{shown(path)}: cannot be read as parquet: {str(error)[:150]}") from error
+    if not isinstance(frame.index, pandas.RangeIndex) and not set(frame.index.names) & set(frame.columns):
+        frame = frame.reset_index()
+    names = ["/".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in frame.columns]
+    return Source(names, [frame.iloc[:, i] for i in range(len(names))], None, [])
+
+
+def _plain(name: str) -> str:
+    """A name without what cannot be seen: another normal form of accents, blanks around."""
+    return unicodedata.normalize("NFC", name).strip().removeprefix("\ufeff")
+
+
+def _find(path: Path, known: list[str], name: str) -> int:
+    """The number of the column of a name."""
+    for same in (str, _plain):
+        found = [i for i, other in enumerate(known) if same(other) == same(name)]
+        if len(found) > 1:
+            places = " and ".join(str(i + 1) for i in found)
+            raise ValueError(f"{shown(path)}: columns {places} are both called {name!r}; give each a name of its own")
+        if found:
+            return found[0]
+    near = difflib.get_close_matches(_plain(name).lower(), [other.lower() for other in known], n=1)
+    hint = "".join(f" Did you mean {other!r}?" for other in known if near == [other.lower()])
+    raise ValueError(f"{shown(path)}: no column {name[:40]!r}; it has {_listed(known)}.{hint}")
+
+
+def _listed(known: list[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in known[:6])
+    return (shown or "none") + (f" and {len(known) - 6} more" if len(known) > 6 else "")
+
+
+def _choose(path: Path, source: Source) -> list[int]:
+    """The column where no name was given: the only one."""
+    [*more] = range(len(source.names))
+    if len(more) == 1 and source.names[0].strip() and not source.names[0].isdigit():
+        return more
+    example = next((name for name in reversed(source.names) if name.strip()), "NAME")
+    raise ValueError(
+        f"--column: which one? {shown(path)} has {_listed(source.names)}; for example --column {example[:40]!r}"
+    )
+
+
+def _numbers(path: Path, source: Source, index: int, comma: bool, notes: list[str]) -> Series:
+    name, column = source.names[index], source.columns[index]
+    where = f"{shown(path)}: column {name[:60]!r}"
+    if isinstance(column, list):
+        return numbers_of(where, column, source.lines, comma, notes)
+    return _parquet_numbers(where, column, notes)
+
+
+def _parquet_numbers(where: str, column: Any, notes: list[str]) -> Series:
+    import pandas
+
+    kinds = pandas.api.types
+    if kinds.is_datetime64_any_dtype(column) or kinds.is_timedelta64_dtype(column):
+        raise ValueError(f"{where} holds dates, not numbers; choose another column")
+    if not (kinds.is_numeric_dtype(column) or kinds.is_bool_dtype(column)):
+        missing = column.isna()
+        texts = ["" if lost else str(cell) for cell, lost in zip(column, missing, strict=True)]
+        return numbers_of(where, texts, None, has_decimal_comma(texts), notes)
+    if kinds.is_complex_dtype(column):
+        raise ValueError(f"{where} holds complex numbers; write their real and imaginary parts as two columns")
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    gaps = ~np.isfinite(values)
+    if gaps.any():
+        raise ValueError(gap_message(where, int(gaps.sum()), int(gaps.argmax()), None))
+    return values
+
+
+def check_changes(path: str | Path, names: Sequence[str], values: Series, train_rows: int) -> None:
+    """Raises ValueError where a column does not change in its training part, but for rounding."""
+    for name, column in zip(names, values[:train_rows].T, strict=True):
+        # In halves: the difference of the ends may be larger than any float64.
+        change, size = column.max() / 2 - column.min() / 2, np.abs(column).max()
+        if change <= 8 * np.finfo(np.float64).eps * size:
+            most = f"by more than the rounding of {size:g}" if change > 0 else f"from {column[0]:g}"
+            raise ValueError(
+                f"{shown(path)}: column {name[:60]!r} never changes {most} in its first 70 %; choose another column"
+            )
+
+
+def normalised(path: str | Path, names: Sequence[str], values: Series, train_rows: int) -> Series:
+    """The values in units of the standard deviation of each column's training part, from its mean.
+
+    Huge and tiny values are multiplied by a power of two first, which changes no digit.
+
+    Raises:
+        ValueError: a later value is so far out that a network could not be shown it.
+    """
+    _, exponents = np.frexp(np.abs(values[:train_rows]).max(0))
+    far = np.abs(exponents) > 400  # squares of others neither overflow nor vanish
+    scaled = np.ldexp(values, np.where(far, -exponents, 0))
+    train = scaled[:train_rows]
+    result = (scaled - train.mean(0)) / train.std(0)
+    wild = ~(np.abs(result) < 1e9)
+    if wild.any():
+        row, column = (int(index) for index in np.argwhere(wild)[0])
+        raise ValueError(
+            f"{shown(path)}: column {names[column][:60]!r} is {values[row, column]:g} in {place(row, None)}, over 10^9 "
+            "standard deviations of the training part away; correct it, or forecast its logarithm"
+        )
+    return result
