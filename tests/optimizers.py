@@ -140,15 +140,15 @@ def plain_dopamine(
     two_sided: bool,
 ) -> Iterator[Vector]:
     # One decay for all means, where algorithms.md has .9 for the scale and the outcome.
-    expected, square, outcome, first = RunningMean(beta), RunningMean(beta), RunningMean(beta), None
+    expected, square, outcome, size = (RunningMean(beta) for _ in range(4))
     for t in range(steps):
         base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
-        first = abs(base) if first is None else first
+        size.add(abs(base))
         m = expected.value  # before this trial
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))
         outcome.add(base)
-        s = math.sqrt(square.value) + 1e-8 * first
+        s = math.sqrt(square.value) + 1e-8 * size.value
         R = outcome.value - loss_floor
         factor = (len(w) + directions - 1) / directions
         step = min(lr * R * sigma / (factor * s), cap)
@@ -172,11 +172,11 @@ def plain_dopamine2(
     directions: int,
     two_sided: bool,
 ) -> Iterator[Vector]:
-    expected, square, first = RunningMean(beta), RunningMean(beta), None
+    expected, square, size = RunningMean(beta), RunningMean(beta), RunningMean(beta)
     actual_size, expected_size, g, last, P = RunningMean(beta), RunningMean(beta), 1.0, None, 0.0
     for t in range(steps):
         base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
-        first = abs(base) if first is None else first
+        size.add(abs(base))
         if last is not None:
             A = last - base
             actual_size.add(abs(A))
@@ -186,7 +186,7 @@ def plain_dopamine2(
         m = expected.value
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))
-        s = math.sqrt(square.value) + 1e-8 * first
+        s = math.sqrt(square.value) + 1e-8 * size.value
         cs = [min(max((d - m) / s, -2), 2) for d in deltas]  # at two deviations, where algorithms.md has one
         # algorithms.md's learning rate is lr / d here, so that one default serves networks of any size.
         step = min(lr * g * directions / (len(w) + directions - 1), cap)

@@ -22,8 +22,8 @@ from dopaminergic.dopamine import (
 )
 from optimizers import ROWS, Row, drawn, randn
 
-START = DopamineState(*[0.0] * len(DopamineState._fields))
-START2 = Dopamine2State(*[0.0] * (len(Dopamine2State._fields) - 1), gain=1.0)
+START = DopamineState(*[0.0] * len(DopamineState._fields))._replace(doubt=1.0)
+START2 = Dopamine2State(*[0.0] * len(Dopamine2State._fields))._replace(doubt=1.0, gain=1.0)
 KNOBS: dict[str, Any] = {"tau": 0.25, "kappa": 0.02, "beta": 0.99, "limits": (1e-3, 1e3)}
 
 
@@ -41,7 +41,7 @@ def test_the_second_error_by_hand() -> None:
     m = 0.5  # the expected regret does not know of these trials
     square = (0.99 * 0.01 * 0.25 + 0.01 * (0.04 + 0.16) / 2) / (0.99 * 0.01 + 0.01)
     assert errors.rpes == pytest.approx([-0.2 - m, 0.4 - m])
-    assert errors.scale == pytest.approx(math.sqrt(square) + 1e-8 * 2.0)
+    assert errors.scale == pytest.approx(math.sqrt(square) + 1e-8 * (0.99 * 2.0 + 1.0) / 1.99)
     assert errors.level == pytest.approx((0.99 * 2.0 + 1.0) / 1.99 - 0.25)
     again = dopamine2(dopamine2(START2, 2.0, [2.5]).state, 1.0, [0.8, 1.4])
     assert again.rpes == pytest.approx(errors.rpes)
@@ -61,7 +61,7 @@ def test_nothing_left_to_gain_stops_dopamine() -> None:
     assert dopamine(START, 0.3, [0.4], loss_floor=0.5).level == 0.0
 
 
-@pytest.mark.parametrize("improvement", [0.1, 0.025, -0.2, 7.0])
+@pytest.mark.parametrize("improvement", [0.1, 0.025, -0.2, 0.8])
 def test_actual_against_expected_improvement_sets_the_gain(improvement: float) -> None:
     state = dopamine2(learning_rate_gain(START2, 1.0, **KNOBS), 1.0, [1.1]).state._replace(expected=0.1)
     after = learning_rate_gain(state, 1.0 - improvement, **KNOBS)
@@ -76,7 +76,7 @@ def test_a_surprise_counts_three_standard_sizes_at_most() -> None:
     state = dopamine2(START2, 1.0, [1.1]).state._replace(expected=1e-9)
     for _ in range(300):
         state = learning_rate_gain(state._replace(last_loss=1.0), 1.0 - 1e-9, **KNOBS)
-    crash = learning_rate_gain(state._replace(last_loss=1.0), 1.0 + 1e3, **KNOBS)
+    crash = learning_rate_gain(state._replace(last_loss=1.0), 1.0 + 3.0, **KNOBS)
     assert crash.gain / state.gain == pytest.approx(math.exp(-0.06), rel=1e-9)
 
 
@@ -146,7 +146,7 @@ CASES = [
         {},
         {"directions": 1},
         {"directions": 3},
-        {"lr": 0.02},
+        {"lr": 0.05},
         {"lr": 0.5},
         {"sigma": 0.05},
         {"noise": "gaussian"},

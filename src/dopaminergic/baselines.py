@@ -9,15 +9,17 @@ Each rule is a plain function of losses; each class below it keeps the settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.rule import Decision, Group, Losses, antithetic, record
-from dopaminergic.scalars import Scalar, mean
+from dopaminergic.scalars import Scalar, as_tensor, clip, finite, mean, select
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
@@ -161,7 +163,9 @@ class EvolutionStrategy(ForwardOptimizer):
     """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr / sigma * mean_k u_k z_k.
 
     Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma` alone. 2K forward
-    passes a step; `step` returns their mean loss.
+    passes a step; `step` returns their mean loss. A loss of `inf` ranks last, as a simulation that failed should: the
+    mean loss and `last_rpe` are then those of the finite losses, and of the pairs of them. A step whose losses are all
+    `inf`, or in which any is NaN or `-inf`, is skipped.
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
@@ -187,6 +191,7 @@ class EvolutionStrategy(ForwardOptimizer):
     """
 
     needs_base = False
+    takes_infinite = True
     default_sigmas = (0.02, 0.02)
 
     def __init__(
@@ -215,7 +220,23 @@ class EvolutionStrategy(ForwardOptimizer):
         )
 
     def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        return _fixed_rate(ranked(losses.plus, losses.minus), mean(antithetic(losses.plus, losses.minus)), groups)
+        return _fixed_rate(
+            ranked(losses.plus, losses.minus), _mean_of_finite(antithetic(losses.plus, losses.minus)), groups
+        )
+
+    def _mean(self, losses: Losses) -> Any:
+        with np.errstate(all="ignore"):
+            found = losses.mean()
+            return as_tensor(select(finite(found), found, _mean_of_finite(losses.plus + losses.minus, found)))
+
+
+def _mean_of_finite(values: list[Scalar], otherwise: Scalar = 0.0) -> Scalar:
+    """Mean of the numbers that are neither infinite nor NaN; `otherwise` if there are none."""
+    total, count = 0.0, 0.0
+    for value in values:
+        known = finite(value)
+        total, count = total + select(known, value, 0.0), count + select(known, 1.0, 0.0)
+    return select(count > 0.0, total / clip(count, 1.0, math.inf), otherwise)
 
 
 def _fixed_rate(signals: list[Scalar], rpe: Scalar, groups: list[Group]) -> Decision:

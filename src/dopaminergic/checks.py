@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -126,6 +127,24 @@ def tensors(params: Any) -> list[Tensor]:
     flat = [q for p in _listed(params) for q in (p.get("params", []) if isinstance(p, dict) else [p])]
     bare = [q[1] if isinstance(q, tuple) else q for q in flat]
     return [q for q in bare if isinstance(q, Tensor)]
+
+
+def usual_rate(rule: str, groups: Iterable[dict[str, Any]], default: float) -> None:
+    """Warn where a dimensionless learning rate is of the size that other optimizers take.
+
+    A rate of 0 freezes a group on purpose; a fleet's may sweep over rates, so its largest counts.
+    """
+    rates = [settings["lr"] for settings in groups]
+    found = [float(rate.max()) if isinstance(rate, Tensor) else float(rate) for rate in rates]
+    small = [rate for rate in found if 0.0 < rate < default / 100.0]
+    if small:
+        warnings.warn(
+            f"{rule}: lr={small[0]:g} is below a hundredth of its default {default:g}; here lr is a factor on a step "
+            "that the rule finds by itself, not a rate of gradient descent: leave it out, or take about "
+            f"{default:g}",
+            RuntimeWarning,
+            stacklevel=levels_up(),
+        )
 
 
 def seeds(rule: str, value: Any) -> int | list[int]:

@@ -116,7 +116,8 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
         The figures and a verdict: `report.sound`, `print(report)`.
 
     Raises:
-        TypeError: an argument, or what the closure returned, is of the wrong type.
+        TypeError: an argument, or what the closure returned, is of the wrong type; or the optimizer is a
+            `VectorDopamine`, whose step is no estimate of the gradient.
         ValueError: the loss is not differentiable or not finite, its gradient is 0, or the optimizer is a fleet's.
 
     >>> from dopaminergic import SPSA
@@ -127,6 +128,12 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
     """
     if not isinstance(optimizer, ForwardOptimizer):
         raise TypeError(f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}")
+    if optimizer._evaluate.__func__ is not ForwardOptimizer._evaluate:  # pyright: ignore[reportFunctionMemberAccess]
+        raise TypeError(
+            f"check_estimator: the step of {type(optimizer).__name__} is no mean of regrets times directions, so there "
+            "is no learning rate to compare with the gradient; check Dopamine2 on the same closure, and let `last_rpe` "
+            "tell how well steps are predicted"
+        )
     if not isinstance(probes, int) or isinstance(probes, bool):
         raise TypeError(f"check_estimator: probes must be an int, got {probes!r}")
     if probes < 100:

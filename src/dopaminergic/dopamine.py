@@ -20,54 +20,63 @@ from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.rule import Decision, Group, Losses, record
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
 
-RESOLUTION = 1e-8  # of the first loss: regrets below it are rounding, and must not be taken for precise
-CLIP = 2.0  # of Dopamine2's errors, in units of their scale: one outlier must not undo many steps
+RESOLUTION = 1e-8  # of the present loss: regrets below it are rounding, and must not be taken for precise
+CLIP = 4.0  # of Dopamine's errors, in units of their scale: none of a normal distribution, but those of outliers
+CLIP2 = 2.0  # of Dopamine2's
+STRANGE = 5.0  # times what is usual: a regret or a loss beyond that is an outlier, or the first of a new scale
+FEW = 10.0  # a scale that rests on one trial is believed within 1 + 10 times that, on n trials 1 + 10 / n
+FIRST_TRIALS = 4.5  # as few may all have been outliers, if the next loss is a tenth of them
+CALM = 0.99  # decay of the doubt that an outlier leaves
 
 
 class DopamineState(NamedTuple):
-    """What `Dopamine` remembers; all 0 at the start.
+    """What `Dopamine` remembers; all 0 at the start but `doubt`, which is 1.
 
     A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values and one of weights,
     and read as their quotient.
 
     Attributes:
         regret: decayed sum of regrets.
-        square: decayed sum of squared regrets.
+        root: square root of the decayed sum of squared regrets, since squares overflow.
+        size: decayed sum of sizes of losses.
+        trials: decayed sum of weights of all four.
+        doubt: factor on what is usual, doubled by each outlier: what comes again and again is none.
         loss: decayed sum of losses.
-        trials: decayed sum of weights of all three.
-        first_loss: size of the first loss.
     """
 
     regret: Scalar
-    square: Scalar
-    loss: Scalar
+    root: Scalar
+    size: Scalar
     trials: Scalar
-    first_loss: Scalar
+    doubt: Scalar
+    loss: Scalar
 
 
 class Dopamine2State(NamedTuple):
-    """What `Dopamine2` remembers; all 0 at the start but `gain`, which is 1.
+    """What `Dopamine2` remembers; all 0 at the start but `doubt` and `gain`, which are 1.
 
     Attributes:
         regret: decayed sum of regrets.
-        square: decayed sum of squared regrets.
-        trials: decayed sum of weights of both.
+        root: square root of the decayed sum of squared regrets.
+        size: decayed sum of sizes of losses.
+        trials: decayed sum of weights of all three.
+        doubt: factor on what is usual, doubled by each outlier.
         actual: decayed sum of sizes of actual improvements.
         promised: decayed sum of expected improvements.
         comparisons: decayed sum of weights of both.
-        first_loss: size of the first loss.
         last_loss: the loss of the last step.
         expected: the improvement P that the last step should bring.
         gain: g, the factor that prediction errors put on the learning rate.
     """
 
     regret: Scalar
-    square: Scalar
+    root: Scalar
+    size: Scalar
     trials: Scalar
+    doubt: Scalar
     actual: Scalar
     promised: Scalar
     comparisons: Scalar
-    first_loss: Scalar
     last_loss: Scalar
     expected: Scalar
     gain: Scalar
@@ -79,7 +88,7 @@ class Errors(NamedTuple):
     Attributes:
         state: the next state.
         rpes: prediction errors, one for each direction.
-        signals: these in units of their scale, which the update follows; those of `dopamine2` are clipped.
+        signals: these in units of their scale, clipped, which the update follows.
         scale: s, the unit that makes them precise.
         level: `dopamine`: R, the outcome still to be gained; `dopamine2`: g, the gain of the learning rate.
     """
@@ -96,21 +105,62 @@ def variance_factor(count: int, directions: int) -> float:
     return (count + directions - 1) / directions
 
 
+def _is_strange(memory: tuple[Scalar, ...], base: Scalar) -> Scalar:
+    """Whether a loss is far larger than losses were."""
+    _, _, size, trials, doubt = memory
+    return (absolute(base) * trials > STRANGE * doubt * size) & (size > 0.0)
+
+
+def _has_fallen(memory: tuple[Scalar, ...], base: Scalar, beta: float) -> Scalar:
+    """Whether the few losses before were outliers, since this one is a tenth of them."""
+    _, _, size, trials, _ = memory
+    return (absolute(base) * trials * 10.0 < size) & (trials < FIRST_TRIALS * (1.0 - beta))
+
+
 def _regret_errors(
-    regret: Scalar, square: Scalar, trials: Scalar, first: Scalar, base: Scalar, plus: list[Scalar], beta: float
-) -> tuple[Scalar, Scalar, Scalar, Scalar, list[Scalar], Scalar]:
-    """The first four after these losses, the prediction errors of the regrets, and their scale."""
-    fresh, least = 1.0 - beta, tiny(trials)
-    first = select(trials == 0.0, absolute(base), first)
-    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
-    total, squares, count, rpes = 0.0, 0.0, len(plus), []
+    memory: tuple[Scalar, ...], base: Scalar, plus: list[Scalar], beta: float
+) -> tuple[tuple[Scalar, ...], list[Scalar], Scalar, Scalar, Scalar]:
+    """The memory after these losses, prediction errors of regrets, their scale, whether they are strange, and `anew`.
+
+    A memory is the first five fields of a state. `anew` says that all trials before were outliers. Their memory is then
+    put into the unit of this loss, or forgotten if only their regrets were unusual.
+    """
+    # Equations: algorithms.md, "Outliers".
+    regret, root, size, trials, doubt = memory
+    fresh, least, regrets, peak = 1.0 - beta, tiny(trials), [], 0.0
     for loss in plus:  # a loop here and below, since each comprehension is a call
         r = loss - base
-        total, squares = total + r, squares + r * r
+        regrets.append(r)
+        peak = clip(absolute(r), peak, math.inf)
+    now, young, usual = absolute(base), fresh / (trials + least), root / sqrt(trials + least)
+    fallen = _has_fallen(memory, base, beta)
+    lone = (peak * 100.0 < usual) & (usual * 2.0 * trials > size) & (young * FIRST_TRIALS > 1.0)
+    anew = fallen | lone
+    beyond = (peak > STRANGE * doubt * (1.0 + FEW * young) * usual) & (usual * trials > RESOLUTION * size)
+    strange = beyond | _is_strange(memory, base)
+    if anew is not False:
+        strange, unit = select(anew, False, strange), select(lone, 0.0, now * trials / (size + least))
+        regret, root, size = [select(anew, x * unit, x) for x in (regret, root, size)]
+        trials = select(lone, 0.0, trials)
+    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
+    unit, total, squares, rpes = clip(peak, root, math.inf) + least, 0.0, 0.0, []
+    for r in regrets:
+        total, part = total + r, r / unit
+        squares += part * part
         rpes.append(r - m)
-    regret, square = beta * regret + fresh * (total / count), beta * square + fresh * (squares / count)
-    trials = beta * trials + fresh
-    return regret, square, trials, first, rpes, sqrt(square / trials) + RESOLUTION * first + least
+    part, count = root / unit, len(plus)
+    after = (
+        beta * regret + fresh * (total / count),
+        unit * sqrt(beta * part * part + fresh * (squares / count)),
+        beta * size + fresh * now,
+        beta * trials + fresh,
+        clip(CALM * doubt, 1.0, math.inf),
+    )
+    if strange is not False:  # an outlier is not remembered
+        before = (regret, root, size, trials, 2.0 * doubt)
+        after = tuple([select(strange, old, new) for old, new in zip(before, after, strict=True)])
+    _, root, size, trials, _ = after
+    return after, rpes, root / sqrt(trials) + RESOLUTION * (size / trials) + least, strange, anew
 
 
 def dopamine(
@@ -130,15 +180,18 @@ def dopamine(
     """
     # Equations: algorithms.md, "Dopamine", with one decay for all means (the slow one, which is the better).
     # Taken apart at once, here and below: in a tiny network's step reading a field shows.
-    regret, square, loss, trials, first = state
-    regret, square, trials, first, rpes, s = _regret_errors(regret, square, trials, first, base, plus, beta)
-    loss = beta * loss + (1.0 - beta) * base
-    level = clip(loss / trials - loss_floor, 0.0, math.inf)
+    before = state.loss
+    memory, rpes, s, strange, anew = _regret_errors(state[:5], base, plus, beta)
+    loss, most = beta * before + (1.0 - beta) * base, CLIP
+    if anew is not False:
+        loss = select(anew, memory[3] * base, loss)
+    if strange is not False:
+        loss, most = select(strange, before, loss), select(strange, 1.0, CLIP)
+    level = clip(loss / memory[3] - loss_floor, 0.0, math.inf)
     signals = []
     for rpe in rpes:
-        signals.append(rpe / s)
-    after = record(DopamineState, (regret, square, loss, trials, first))
-    return record(Errors, (after, rpes, signals, s, level))
+        signals.append(clip(rpe / s, -most, most))
+    return record(Errors, (record(DopamineState, (*memory, loss)), rpes, signals, s, level))
 
 
 def learning_rate_gain(
@@ -154,20 +207,26 @@ def learning_rate_gain(
         beta: decay of the scales.
         limits: of g.
     """
-    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays.
-    regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain = state
-    began, fresh = trials > 0.0, 1.0 - beta
-    improvement = select(began, last_loss - base, 0.0)
-    actual = beta * actual + fresh * absolute(improvement)
-    promised = beta * promised + fresh * expected
+    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays; an
+    # outlier says nothing of the last step.
+    regret, root, size, trials, doubt, actual, promised, comparisons, last_loss, expected, gain = state
+    odd = _is_strange(state[:5], base) | _has_fallen(state[:5], base, beta)
+    began, fresh = select(odd, False, trials > 0.0), 1.0 - beta
+    if began is False:
+        return state
+    improvement = last_loss - base
+    sizes = beta * actual + fresh * absolute(improvement)
+    promises = beta * promised + fresh * expected
     compared = beta * comparisons + fresh
-    error = (improvement - tau * expected) / ((actual + absolute(promised)) / compared + tiny(compared))
+    error = (improvement - tau * expected) / ((sizes + absolute(promises)) / compared + tiny(compared))
     low, high = limits
-    gain = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), low, high)
-    comparisons = select(began, compared, comparisons)
+    better = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), low, high)
+    if began is not True:
+        sizes, promises = select(began, sizes, actual), select(began, promises, promised)
+        compared, better = select(began, compared, comparisons), select(began, better, gain)
     return record(
         Dopamine2State,
-        (regret, square, trials, actual, promised, comparisons, first_loss, last_loss, expected, gain),
+        (regret, root, size, trials, doubt, sizes, promises, compared, last_loss, expected, better),
     )
 
 
@@ -186,15 +245,21 @@ def dopamine2(
     Returns:
         `Errors`, whose `level` is g.
     """
-    regret, square, trials, actual, promised, comparisons, first, _, _, gain = state
-    regret, square, trials, first, rpes, s = _regret_errors(regret, square, trials, first, base, plus, beta)
-    signals, gains = [], []
+    _, _, _, _, _, actual, promised, comparisons, last_loss, expected, gain = state
+    memory, rpes, s, strange, anew = _regret_errors(state[:5], base, plus, beta)
+    most, loss, signals, gains = CLIP2, base, [], []
+    if anew is not False:
+        actual, promised, comparisons = [select(anew, 0.0, x) for x in (actual, promised, comparisons)]
+    if strange is not False:
+        most, loss = select(strange, 1.0, CLIP2), select(_is_strange(state[:5], base), last_loss, base)
     for rpe in rpes:
-        signal = clip(rpe / s, -CLIP, CLIP)
+        signal = clip(rpe / s, -most, most)
         signals.append(signal)
-        gains.append(signal * rpe)
-    expected = reach * mean(gains)
-    after = record(Dopamine2State, (regret, square, trials, actual, promised, comparisons, first, base, expected, gain))
+        gains.append(signal * (rpe if strange is False else select(strange, signal * s, rpe)))
+    hoped = reach * mean(gains)
+    if strange is not False:
+        hoped = select(strange, expected, hoped)
+    after = record(Dopamine2State, (*memory, actual, promised, comparisons, loss, hoped, gain))
     return record(Errors, (after, rpes, signals, s, gain))
 
 
@@ -275,9 +340,10 @@ class Dopamine(ForwardOptimizer):
             beta=beta,
         )
         self._choose_sides(two_sided)
+        checks.usual_rate("Dopamine", self.param_groups, 3.5)
 
     def _start(self) -> DopamineState:
-        return DopamineState(*[self.zero()] * 5)
+        return DopamineState(*[self.zero()] * 6)._replace(doubt=self.zero() + 1.0)
 
     def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
         settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
@@ -374,9 +440,10 @@ class Dopamine2(ForwardOptimizer):
             beta=beta,
         )
         self._choose_sides(two_sided)
+        checks.usual_rate("Dopamine2", self.param_groups, 1.5)
 
     def _start(self) -> Dopamine2State:
-        return Dopamine2State(*[self.zero()] * 9, gain=self.zero() + 1.0)
+        return Dopamine2State(*[self.zero()] * 11)._replace(doubt=self.zero() + 1.0, gain=self.zero() + 1.0)
 
     def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
         settings, (base, plus) = self.settings, losses.one_sided()

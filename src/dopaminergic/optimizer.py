@@ -47,6 +47,7 @@ class ForwardOptimizer(Loop):
     """
 
     needs_base = True  # the loss at the weights; else those to both sides of them
+    takes_infinite = False  # the rule makes something of a loss of +inf, if any loss is finite; never of NaN
 
     def _choose_sides(self, two_sided: bool | None) -> None:
         """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
@@ -80,7 +81,8 @@ class ForwardOptimizer(Loop):
         With a network of 33 weights, each call on the way around costs as much as a hundredth of a forward pass.
         """
         settings, weights, step = self.settings, self._weights, before.step
-        if settings["directions"] > 1 or settings["batched"] or self._fleet or self._ranks is not None:
+        plain = not (settings["batched"] or self._fleet or self.takes_infinite)
+        if settings["directions"] > 1 or not plain or self._ranks is not None:
             return super()._probe_and_update(closure, before)
         # What must be looked after in each evaluation is looked after there, and silence is counted there.
         if self._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
@@ -241,7 +243,7 @@ class ForwardOptimizer(Loop):
         extra: int,
     ) -> Change:
         """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        usable, passes = finite(sum(tried)), len(tried) + extra
+        usable, passes = comparable(tried) if self.takes_infinite else finite(sum(tried)), len(tried) + extra
         if usable is False:
             return self._skip(before, passes)
         rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
@@ -271,6 +273,14 @@ class ForwardOptimizer(Loop):
         )
         scales = shrinks(decays, rates, usable) if any(decays) else None
         return Change(list(zip(numbers, rows, strict=True)), scales, after)
+
+
+def comparable(losses: list[Scalar]) -> Scalar:
+    """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
+    known, some = True, False
+    for loss in losses:
+        known, some = known & (loss > -math.inf), some | finite(loss)
+    return known & some
 
 
 def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:

@@ -133,6 +133,7 @@ class VectorDopamine(ForwardOptimizer):
             beta=beta,
             memory=int(memory),
         )
+        checks.usual_rate("VectorDopamine", self.param_groups, 1.0)
 
     @property
     def next_passes(self) -> int:
