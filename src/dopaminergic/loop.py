@@ -413,11 +413,12 @@ class Loop(Optimizer):
             return change._replace(after=after._replace(answered=True, silent=max(0, after.silent - 1)))
         after = after._replace(silent=after.silent + 1)
         tired = after.silent >= silence.PATIENCE
-        if tired:
-            self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
         # One silent step may be chance without the loss at the weights: both sides of a direction can be alike.
         early = not after.answered and (after.silent > 1 or losses.base is not None)
-        if (tired or early) and self._may_look_farther():
+        farther = (tired or early) and self._may_look_farther()
+        if tired and not (farther and after.answered):
+            self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
+        if farther:
             after = after._replace(doublings=after.doublings + 1, silent=0 if after.answered else after.silent)
         return change._replace(after=after)
 
