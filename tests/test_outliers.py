@@ -39,6 +39,7 @@ def test_an_outlier_costs_a_fifth_of_the_steps_at_most(rule: Any, at: int, facto
     assert steps_to_solve(rule, factor, at) <= 1.2 * steps_to_solve(rule, 1.0, at)
 
 
+@pytest.mark.filterwarnings("ignore:Dopamine. a loss of .* is below loss_floor:RuntimeWarning")
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
 @pytest.mark.parametrize("evaluation", [1, 2])
 @pytest.mark.parametrize("factor", [1e2, 1e6, 1e200, -1e6])

@@ -116,6 +116,7 @@ def check(optimizer: ForwardOptimizer, w: Parameter, closure: Any, state: Any, w
 FREE = {"lr", "sigma", "weight_decay", "loss_floor", "cap", "tau", "kappa", "damping", "memory", "directions"}
 
 
+@pytest.mark.filterwarnings("ignore:Dopamine. a loss of .* is below loss_floor:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")  # with a sigma or a rate of 1e300
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # with a kappa of 1e300
 @pytest.mark.parametrize("seed", [5, [5, 6, 7]], ids=["one", "fleet"])
@@ -172,13 +173,13 @@ def test_what_is_missing_or_unknown_is_refused(row: Row) -> None:
         (Dopamine, ("forward", "settings", "two_sided"), 1, ["two_sided must be True or False"]),
         (Dopamine, ("forward", "settings", "directions"), 1 << 32, ["directions must be", str(1 << 32)]),
         (Dopamine, ("forward", "rule", 0), 1e300, ["rule regret", "1e+300"]),
-        (Dopamine, ("forward", "rule", 1), -1.0, ["rule square", "in [0, inf]", "-1.0"]),
+        (Dopamine, ("forward", "rule", 1), -1.0, ["rule root", "in [0, inf]", "-1.0"]),
         (Dopamine, ("forward", "progress", "step"), -1, ["step must be an int", "-1"]),
         (Dopamine, ("forward", "progress", "step"), (1 << 32) - 2, ["step must be an int"]),
         (Dopamine, ("forward", "progress"), {}, ["progress lacks 'step'"]),
         (Dopamine, ("forward", "batched", "refused"), 1, ["batched refused must be True or False"]),
         (Dopamine2, ("forward", "settings", "tau"), 1.0, ["tau must be finite"]),
-        (Dopamine2, ("forward", "rule", 9), 1e30, ["rule gain", "0.001", "1000"]),
+        (Dopamine2, ("forward", "rule", 10), 1e30, ["rule gain", "0.001", "1000"]),
         (VectorDopamine, ("forward", "settings", "memory"), 0, ["memory must be"]),
         (VectorDopamine, ("forward", "settings", "automatic"), "yes", ["automatic must be True or False"]),
         (VectorDopamine, ("forward", "rule", 0), torch.ones(1), ["rule damping", "float64 tensor of shape (1,)"]),

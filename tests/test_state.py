@@ -163,17 +163,17 @@ def test_copies_of_a_scheduled_optimizer_are_copies(any_row: Row) -> None:
 
 def test_schedulers_have_their_effect(any_row: Row) -> None:
     problem, by_hand = Regression(), Regression()
-    optimizer = any_row.make(problem.model.parameters(), lr=0.02)
+    optimizer = any_row.make(problem.model.parameters(), lr=0.05)
     scheduler = lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
-    other = any_row.make(by_hand.model.parameters(), lr=0.02)
+    other = any_row.make(by_hand.model.parameters(), lr=0.05)
     for step in range(6):
         optimizer.step(problem.loss)
         scheduler.step()
-        other.param_groups[0]["lr"] = 0.02 * 0.1 ** (step // 2)
+        other.param_groups[0]["lr"] = 0.05 * 0.1 ** (step // 2)
         other.step(by_hand.loss)
     torch.testing.assert_close(problem.weights(), by_hand.weights(), rtol=1e-12, atol=1e-12)
     stale = Regression()
-    never = any_row.make(stale.model.parameters(), lr=0.02)
+    never = any_row.make(stale.model.parameters(), lr=0.05)
     run(stale, never, 6)
     assert not same(stale.weights(), problem.weights())
 
@@ -221,7 +221,7 @@ def test_groups_and_named_parameters_are_saved_too(any_row: Row) -> None:
         def make(problem: Regression) -> ForwardOptimizer:
             named = list(problem.model.named_parameters())
             return any_row.make(
-                [{"params": named[:2], "lr": 0.02, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}]
+                [{"params": named[:2], "lr": 0.05, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}]
             )
 
         optimizer = make(problem)
@@ -247,7 +247,7 @@ def test_a_group_added_later_is_trained_and_moves_nobodys_noise(any_row: Row) ->
     for late in (False, True):
         problem = Regression()
         first, *rest = problem.model.parameters()
-        groups = [{"params": [first]}, {"params": rest, "sigma": 0.01, "lr": 0.02}]
+        groups = [{"params": [first]}, {"params": rest, "sigma": 0.01, "lr": 0.05}]
         optimizer = any_row.make(groups[:1] if late else groups)
         if late:
             optimizer.add_param_group(groups[1])

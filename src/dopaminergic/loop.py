@@ -296,7 +296,9 @@ class Loop(Optimizer):
     def _check_groups(self) -> None:
         """Raise if a schedule has made a setting of a group impossible, NaN for example."""
         for group in self.param_groups:
-            if not checks.usable(group["lr"], group["sigma"], group["weight_decay"]):
+            lr = group["lr"]
+            plain_number = isinstance(lr, float | int)
+            if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
                 group.update(checks.rates(self._rule_name, group, self._replicas))
 
     def _undo(self, before: Progress) -> None:

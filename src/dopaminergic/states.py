@@ -17,22 +17,24 @@ from dopaminergic.plain import as_float, number_of, plain, shown
 
 LAST_STEP = (1 << 32) - (1 << 20)  # steps are numbered by 32 bits, and a run should get some way from here
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
-LATER = ("silent", "answered", "doublings", "chosen_sigma")  # entries of `progress` that they lack
 PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # what wrappers put before names of parameters
 
 Bounds = dict[str, tuple[float, float]]
-_SIZE, _SHARE = (0.0, math.inf), (0.0, 1.0 + 1e-9)
+_SIZE = (0.0, math.inf)
+_SHARE = (0.0, 1.0 + 1e-9)
+_DOUBT = (1.0 - 1e-9, math.inf)
 
 # What a rule's state may be besides finite, by the name of its class.
 BOUNDS: dict[str, Bounds] = {
-    "DopamineState": {"square": _SIZE, "trials": _SHARE, "first_loss": _SIZE},
+    "DopamineState": {"root": _SIZE, "size": _SIZE, "trials": _SHARE, "doubt": _DOUBT},
     "Dopamine2State": {
-        "square": _SIZE,
+        "root": _SIZE,
+        "size": _SIZE,
         "trials": _SHARE,
+        "doubt": _DOUBT,
         "actual": _SIZE,
         "promised": _SIZE,
         "comparisons": _SHARE,
-        "first_loss": _SIZE,
         "expected": _SIZE,
         "gain": (1e-3, 1e3),
     },
@@ -280,18 +282,18 @@ def _entry(place: str, name: str, value: Any, shape: Any) -> tuple[Any, list[flo
 
 def _even(place: str, rule: dict[Any, Any]) -> None:
     """A mean of regrets is no larger than their root mean square; divided by it, weights would be thrown far."""
-    if not {"regret", "square", "trials"} <= rule.keys():
+    if not {"regret", "root", "trials"} <= rule.keys():
         return
-    regret, square, trials = (
-        torch.as_tensor(rule[name], dtype=torch.float64, device="cpu") for name in ("regret", "square", "trials")
+    regret, root, trials = (
+        torch.as_tensor(rule[name], dtype=torch.float64, device="cpu") for name in ("regret", "root", "trials")
     )
-    if bool((regret.abs() > UNEVEN * square.sqrt() * trials.sqrt() + 1e-150 * trials).any()):
-        _refuse(place, "rule regret", "a mean of what rule square has the squares of", rule["regret"])
+    if bool((regret.abs() > UNEVEN * root * trials.sqrt() + 1e-150 * trials).any()):
+        _refuse(place, "rule regret", "a mean of what rule root is the root mean square of", rule["regret"])
 
 
 def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
     """All but the rule's state that changes from step to step."""
-    _same_keys(place, "progress", progress, own.forward["progress"], LATER)
+    _same_keys(place, "progress", progress, own.forward["progress"])
     found = {name: plain(value) for name, value in progress.items()}
     for name in ("step", "forward_passes"):
         found[name] = _count(place, name, progress[name], LAST_STEP if name == "step" else 1 << 63)
@@ -303,9 +305,9 @@ def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
         if not right or not bool(((skipped >= 0) & (skipped <= found["step"])).all()):
             _refuse(place, "skipped_steps", f"an int64 tensor of {own.replicas} numbers up to step", skipped)
     for name in ("silent", "doublings"):
-        found[name] = _count(place, name, progress.get(name, 0), 1 << 10 if name == "doublings" else 1 << 32)
-    found["answered"] = checks.flag(place, "answered", progress.get("answered", False))
-    found["chosen_sigma"] = _chosen_sigma(place, progress.get("chosen_sigma", 0.0))
+        found[name] = _count(place, name, progress[name], 1 << 10 if name == "doublings" else 1 << 32)
+    found["answered"] = checks.flag(place, "answered", progress["answered"])
+    found["chosen_sigma"] = _chosen_sigma(place, progress["chosen_sigma"])
     for name in ("last_rpe", "last_learning_rate"):  # only told, and perhaps of losses that were not finite
         found[name] = _report(place, name, found[name], own.replicas)
     return found

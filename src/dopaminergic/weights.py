@@ -270,15 +270,17 @@ class Weights:
 
         A look at the weights themselves, one pass, is needed only where they may have come near the largest number.
         """
-        if scales is not None and not all(np.all(np.isfinite(scale)) for scale in scales):
-            return False
+        sound: Any = True
+        for scale in scales or ():
+            sound = sound & np.isfinite(scale)
         most = NORMAL_MOST if self.kind == "gaussian" else 1.0
         moves = [most * sum(np.abs(m[g]) for _, m in terms) for g in range(len(self.groups))] if terms else []
         farthest = max((float(np.max(move)) for move in moves), default=0.0)
         if farthest < self._room:
             self._room -= farthest
-            return True
-        return self._takes_beside_weights(moves)
+        else:
+            sound = sound & self._takes_beside_weights(moves)
+        return sound if self.replicas is not None else bool(np.all(sound))
 
     def _takes_beside_weights(self, moves: list[Any]) -> Any:
         sound: Any = True
@@ -295,7 +297,7 @@ class Weights:
                 room = min(room, float(np.min(limit - reached)) / 2)
         if np.all(sound):
             self._room = max(0.0, room) if math.isfinite(room) else 0.0
-        return sound if len(self.seeds) > 1 else bool(np.all(sound))
+        return sound
 
     def _see(self) -> tuple[float, list[tuple[int, int]]] | None:
         """What `begin_again` compares; None where it would not tell, say bfloat16 from float16 in one memory."""
