@@ -402,7 +402,7 @@ OUTCOMES: list[tuple[Any, type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=[shown(case[0]) for case in OUTCOMES])
+@pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=[f"{i} {type(case[0]).__name__}" for i, case in enumerate(OUTCOMES)])
 def test_a_closure_that_returns_no_loss(any_row: Row, returned: Any, error: type[Exception], words: list[str]) -> None:
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters())
