@@ -402,7 +402,10 @@ OUTCOMES: list[tuple[Any, type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=[f"{i} {type(case[0]).__name__}" for i, case in enumerate(OUTCOMES)])
+OUTCOME_IDS = [f"{i} {type(case[0]).__name__}" for i, case in enumerate(OUTCOMES)]
+
+
+@pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=OUTCOME_IDS)
 def test_a_closure_that_returns_no_loss(any_row: Row, returned: Any, error: type[Exception], words: list[str]) -> None:
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters())

@@ -173,7 +173,7 @@ class Weights:
         """
         if not footing.stand(self._places):
             self._regain()
-        elif self._in_place and self._versions != self._version_numbers():
+        elif self._in_place and not self._untold and self._versions != self._version_numbers():
             if self._is_displaced():
                 self._take_back_after_writing()
             else:
