@@ -120,8 +120,8 @@ class Proposal(NamedTuple):
 def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
     """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what can be used.
 
-    Two thirds of the weights, half the number of losses (as many as losses would fit its noise), but 8, 512, and as many
-    as there is memory for the regrets.
+    Two thirds of the weights, half the number of losses (as many as losses would fit their noise), but at least 8; at
+    most 512, and as many as there is memory for the regrets.
 
     Args:
         weights: number d of weights.
