@@ -220,3 +220,10 @@ def test_an_unknown_loss_is_an_error_that_says_what_to_do() -> None:
 def test_what_is_no_loss_is_an_error_that_names_the_rule(returned: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="Rule"):
         quadratic(returned, "Rule", None)
+
+
+@pytest.mark.parametrize("replicas", [None, 3])
+def test_an_outcome_whose_loss_is_a_mean_has_as_many_samples_as_rows(replicas: int | None) -> None:
+    values = torch.ones(6, 2) if replicas is None else torch.ones(replicas, 6, 2)
+    returned = outcome(values, lambda v: v.square().mean((-2, -1)))
+    assert quadratic(returned, "VectorDopamine", replicas).samples == 6

@@ -355,7 +355,7 @@ def test_directions_stay_within_their_bounds(weights: int, samples: int) -> None
     counts = [directions_for(weights, samples, step) for step in range(80)]
     assert counts == sorted(counts)
     assert min(counts) >= min(weights, FEWEST)
-    useful = max(FEWEST, min(math.ceil(2 * weights / 3), 2 * samples, MOST_DIRECTIONS))
+    useful = max(FEWEST, min(math.ceil(2 * weights / 3), samples // 2, MOST_DIRECTIONS))
     assert max(counts) == min(weights, useful)
     assert counts[0] <= max(FEWEST, FIRST_DIRECTIONS)
     assert all(b <= max(FEWEST, GROWTH * a + 1) for a, b in itertools.pairwise(counts))

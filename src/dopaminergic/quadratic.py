@@ -35,7 +35,7 @@ class Quadratic(NamedTuple):
         loss: mean loss, float64 `(R,)` on the CPU.
         slope: r, shape `(R, n)`.
         curve: maps changes of the outcome `(R, K, n)` to H times them, of the same shape.
-        samples: number N of losses of one replica.
+        samples: number N of losses of one replica; of rows of the values where an outcome's loss is a lone number.
         black_box: the values are losses, curved functions of the weights even where the network is linear.
         saturates: H may shrink as the network becomes sure of its outcomes. It is constant in a squared error, and in a
             black box it is that of losses, which grow and shrink.
@@ -77,11 +77,19 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
             "or outcome(values, loss) with any loss that is a convex function of the values"
         )
     values = read(returned, replicas or 1)
-    samples = returned.losses.numel() // (replicas or 1)
+    samples = _samples(returned, replicas)
     slope, curve = KINDS[returned.kind](returned, values, samples)
     width = values.shape[1] // samples if values.shape[1] % samples == 0 else 0
     saturates = returned.kind != "squared_error"
     return Quadratic(values, loss, slope, curve, samples, False, saturates, width)
+
+
+def _samples(returned: Outcome, replicas: int | None) -> int:
+    """Number of samples of one replica: of losses, or where only their mean is known, of rows of the values."""
+    leading = 0 if replicas is None else 1
+    if returned.losses.ndim == leading and returned.values.ndim > leading:
+        return max(1, returned.values.shape[leading])
+    return returned.losses.numel() // (replicas or 1)
 
 
 def read(returned: Any, replicas: int) -> Tensor:

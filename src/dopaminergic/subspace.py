@@ -26,6 +26,7 @@ LIFT = 0.2  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
+CAUTION = 512.0  # least lambda of one sample, where the next batch differs from this one by all of the loss
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 
 
@@ -120,8 +121,8 @@ class Proposal(NamedTuple):
 def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
     """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what can be used.
 
-    Two thirds of the weights, twice the number of losses (more would fit the batch and nothing else), 512, and as many
-    as there is memory for the regrets.
+    Two thirds of the weights, half the number of losses (as many as losses would fit their noise), but at least 8; at
+    most 512, and as many as there is memory for the regrets.
 
     Args:
         weights: number d of weights.
@@ -131,9 +132,9 @@ def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, mem
         memory: bytes that K n regrets may take.
 
     >>> [directions_for(10_000, 1_000, step) for step in (0, 1, 20, 60)], directions_for(33, 4, 10)
-    ([32, 33, 84, 512], 8)
+    ([32, 33, 84, 500], 8)
     """
-    useful = min(math.ceil(2 * weights / 3), max(FEWEST, 2 * samples), MOST_DIRECTIONS, memory // (4 * outcomes))
+    useful = min(math.ceil(2 * weights / 3), max(FEWEST, samples // 2), MOST_DIRECTIONS, memory // (4 * outcomes))
     ramp = FIRST_DIRECTIONS * GROWTH ** min(step, 60)
     return max(1, min(weights, max(min(FEWEST, weights), min(useful, int(ramp)))))
 
@@ -200,13 +201,25 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     gone = (largest - mean_curvature(space)).clamp(min=0.0)
     lost = gone / (largest + TINY)
     unit = largest / 2 * _trace(space.outputs) / space.slope.shape[1]
-    ridge = (torch.maximum(state.damping, DAMPED * lost) * unit + TINY)[:, None, None] * space.gram
+    least = torch.maximum(DAMPED * lost, _caution(state, space.samples))
+    ridge = (torch.maximum(state.damping, least) * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
     solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
     c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
     curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
     saturated = torch.where(lost > ROUNDING, lost, 0.0).sqrt()
     return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated)
+
+
+def _caution(state: VectorState, samples: int) -> Tensor:
+    """Least lambda by what the last batch kept silent about the next: none where all batches are one.
+
+    Few samples can be fitted whatever their noise, and a check on the same batch approves of it. The gap between the
+    loss that was reached and that of the next batch tells.
+    """
+    gap = state.gap / (state.comparisons + TINY)
+    surprise = (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
+    return CAUTION / samples**2 * surprise
 
 
 def _best_copy(space: Subspace) -> Tensor:
