@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -230,7 +231,7 @@ def test_a_model_that_computes_in_another_process_is_trained() -> None:
         for _ in range(3):
             optimizer.step(closure)
         sizes = [float((p.detach() - b).abs().max()) for p, b in zip(model.parameters(), before, strict=True)]
-        assert all(0.0 < size < 2.0 for size in sizes), sizes
+        assert all(np.isfinite(size) and size > 0.0 for size in sizes)
 
 
 def test_vector_dopamine_perturbs_copies_of_where_weights_are_now() -> None:

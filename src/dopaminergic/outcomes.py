@@ -187,7 +187,8 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
             f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first dimension must be "
             f"{replicas}"
         )
-    return as_double(losses.reshape(replicas, -1).mean(1))
+    # Not detached, since the lab compares with backpropagation through these losses.
+    return losses.reshape(replicas, -1).mean(1).cpu().to(torch.float64)
 
 
 def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
