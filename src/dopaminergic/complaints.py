@@ -15,6 +15,7 @@ import torch
 OF_TORCH = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError)
 RAISES = ("RAISE_VARARGS", "RERAISE")
 TORCH = str(Path(torch.__file__).parent)
+RECURRENT = str(Path(__file__).with_name("recurrent.py"))
 # These parts of torch raise for the closure: a data loader whose worker died, say.
 OF_CLOSURES = tuple(str(Path(TORCH) / name) for name in ("utils/data", "distributed", "multiprocessing"))
 
@@ -43,6 +44,8 @@ def _comes_from_torch(error: BaseException) -> bool:
     while last.tb_next is not None:
         last = last.tb_next
     code = last.tb_frame.f_code
+    if code.co_filename == RECURRENT:
+        return True  # what stands for torch's own recurrent layers in a batch
     if code.co_filename.startswith(TORCH):
         return not code.co_filename.startswith(OF_CLOSURES)
     # A statement `raise` of Python is nobody's but the closure's; compiled code raises at a call.

@@ -95,7 +95,7 @@ def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> N
 def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).save(path)
-    with pytest.raises(ValueError, match="belongs to xor-2-8-1 with seeds"):
+    with pytest.raises(ValueError, match="belongs to other runs"):
         Fleet(make_task("xor-2-8-1"), "wp", [1, 3], [0.1, 0.1], budget=100).load(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
