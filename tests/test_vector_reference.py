@@ -51,6 +51,11 @@ def eta_taken(gain: float, sound: float, lost: float) -> float:
     return lost * gain + (1 - lost) * min(gain, clamped(sound, 0.05, 1.0))
 
 
+def least_damping(gap: float, last: float, samples: int, lost: float) -> float:
+    surprise = clamped(gap / abs(last), 0.0, 1.0) if gap else 0.0
+    return max(0.015 * lost, 1024 / (samples**2 * (samples + 1)) * surprise)
+
+
 def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     """Yields weights, damping, gain, forward passes and prediction error after each step; settings as documented."""
     groups = [{**group, "params": copies(group["params"])} for group in optimizer.param_groups]
@@ -88,7 +93,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         K = min(optimizer.settings["directions"], d)
         if optimizer.settings["automatic"]:
             K = int(32 * 1.05**step)
-            K = max(8, min(K, math.ceil(2 * d / 3), max(8, 2 * samples), 512))
+            K = max(8, min(K, math.ceil(2 * d / 3), max(8, samples // 2), 512))
         Z = torch.stack(
             [
                 torch.cat([drawn(optimizer, p, i, step=step, direction=k).flatten() for i, p in enumerate(parameters)])
@@ -114,11 +119,12 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         curvature = clamped(curvature, h, math.inf)
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
-        ridge = clamped(damping, 0.015 * lost / curvature, math.inf) * unit
+        gap = gaps / comparisons if comparisons else 0.0
+        ridge = max(damping, least_damping(gap, last, samples, lost / curvature)) * unit
         M = A + 0.2 * lost * JJ + ridge * G
         c = torch.linalg.solve(M, g)
         slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
-        heard = slope - clamped(noise, 0.0, 8 * gaps / comparisons if comparisons else 0.0)
+        heard = slope - clamped(noise, 0.0, 8 * gap)
         slopes, signals = beta * slopes + (1 - beta) * slope, beta * signals + (1 - beta) * heard
         taken = eta_taken(gain, signals / slopes, lost / curvature)
         rates = [group["lr"] * taken for group in groups]

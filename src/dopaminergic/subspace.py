@@ -26,7 +26,7 @@ LIFT = 0.2  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
-CAUTION = 512.0  # least lambda of one sample, where the next batch differs from this one by all of the loss
+CAUTION = 1024.0  # least lambda, times N^2 (N + 1), where the next batch differs from this one by all of the loss
 SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
 
 
@@ -219,7 +219,7 @@ def _caution(state: VectorState, samples: int) -> Tensor:
     """
     gap = state.gap / (state.comparisons + TINY)
     surprise = (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
-    return CAUTION / samples**2 * surprise
+    return CAUTION / (samples**2 * (samples + 1)) * surprise
 
 
 def _best_copy(space: Subspace) -> Tensor:

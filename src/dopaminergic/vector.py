@@ -60,6 +60,10 @@ class VectorDopamine(ForwardOptimizer):
     `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`. Losses of single
     samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
 
+    Few samples say little about others. Where the next batch surprises, steps from few samples are short. Fresh batches
+    of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples faster. With one sample a batch, or few
+    without noise, `Dopamine2` is better.
+
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
