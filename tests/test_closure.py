@@ -51,6 +51,7 @@ def test_every_form_of_the_same_loss_gives_the_same_run(row: Row, form: str) -> 
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-12, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*no loss answered:RuntimeWarning")  # they are all the same
 def test_numbers_of_other_kinds_are_losses() -> None:
     w = nn.Parameter(randn(3))
     optimizer = WeightPerturbation([w], lr=0.0)

@@ -43,6 +43,7 @@ def test_a_link_that_was_planted_is_never_written_through(tmp_path: Path) -> Non
 
 
 @posix
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, if it is loaded already
 def test_a_fork_leaves_its_parents_journal_alone(path: Path) -> None:
     weights, optimizer = begun(path)
 

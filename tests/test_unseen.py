@@ -224,6 +224,10 @@ def test_sigma_follows_a_model_that_is_cast_after_the_optimizer_was_made(rule: A
 class Counts(nn.Module):
     """Buffers as observers and codebooks have them: written in place, bound anew, and grown."""
 
+    mean: Tensor
+    bound: Tensor
+    large: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 1)
@@ -326,7 +330,7 @@ def test_scripted_code_behind_a_head_of_zeros_is_found_out() -> None:
         a, head = nn.Linear(4, 16), nn.Linear(16, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        optimizer = VectorDopamine([*a.parameters(), *head.parameters()])
+        optimizer = VectorDopamine([*a.parameters(), *head.parameters()], directions=64)
         loss = 1.0
         for _ in range(60):
             loss = optimizer.step(lambda a=a, head=head: squared_error(head(fused(x, a.weight, a.bias)), y))

@@ -140,7 +140,7 @@ class Copies:
     """
 
     def __init__(self, weights: Weights, count: int) -> None:
-        self.parameters = [p for block in weights.blocks for p in block.parameters]
+        self.parameters = weights.parameters
         self.stacks = [torch.empty((count, *p.shape), dtype=p.dtype, device=p.device) for p in self.parameters]
         self.rows = [self._row(weights, i) for i in range(count)]
 
@@ -170,9 +170,10 @@ class Trials(NamedTuple):
     step: int
     states: list[tuple[torch.Generator, Tensor]]
 
-    def alone(self, k: int) -> Tensor:
-        """Number k of the outcomes, in place: the weights stay perturbed."""
+    def alone(self, k: int, prepare: Callable[[], None] = lambda: None) -> Tensor:
+        """Number k of the outcomes, in place, after `prepare` at the perturbed weights, which stay perturbed."""
         self.weights.move([(self.numbers[k], self.multiples)])
+        prepare()
         rewind(self.states)
         return self.read(self.closure())[None]
 
@@ -236,8 +237,10 @@ class Batched:
                 if self.refused:
                     found = [trial]
                 else:
-                    evaluations, found = count + 1, [trials.alone(0)]
-                    evaluations += self._check(trial, found[0], base, trials)
+                    alone, tried = self._alone_as_batched(trials, trial, base)
+                    evaluations, found = count + tried, [alone]
+                    if not self.refused:
+                        self._check(trial, alone, base, weights)
                     weights.restore(step)
                     weights.begin(step)
             while not self.refused and len(found) < count:
@@ -256,7 +259,7 @@ class Batched:
             self._levels = None
         while self._hidden:
             p, value = self._hidden[-1]
-            p.detach().copy_(value)
+            p.data.copy_(value)
             self._hidden.pop()
 
     def _attempt(self, trials: Trials, first: int, size: int) -> Tensor:
@@ -292,10 +295,10 @@ class Batched:
                 found = torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
         finally:
             self.leave()
-        self._look_after(exchanges[0], trials, size)
+        self._look_after(exchanges[0])
         return found
 
-    def _look_after(self, exchange: Exchange, trials: Trials, size: int) -> None:
+    def _look_after(self, exchange: Exchange) -> None:
         """Find tensors of a batch that are still held, and weights that are read without being handed over."""
         leaked = exchange.leaked()
         if leaked:
@@ -308,44 +311,43 @@ class Batched:
             self.checked = False  # a weight is read in another way now
         self._used = exchange.table.used
 
-    def _check(self, batched: Tensor, alone: Tensor, base: Tensor, trials: Trials) -> int:
-        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding.
-
-        Returns:
-            Further evaluations that this took.
-        """
+    def _check(self, batched: Tensor, alone: Tensor, base: Tensor, weights: Weights) -> None:
+        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding."""
         self.checked = True
-        weights = trials.weights
-        dtypes = {base.dtype, *(p.dtype for block in weights.blocks for p in block.parameters)}
+        dtypes = {base.dtype, *(p.dtype for p in weights.parameters)}
         eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-        if not _alike(alone[0] - base, batched[0] - base, base, eps):
-            again = trials.alone(0)
-            if torch.equal(again, alone):
-                self._refuse("it gives other results there (does the closure keep copies of the weights?)")
-            else:
-                self._refuse("it gives another outcome each time at the same weights (is a batch drawn inside it?)")
-            return 1
-        parameters = [p for block in weights.blocks for p in block.parameters]
-        unseen = [p for p in parameters if id(p) not in (self._used or ())]
-        if not unseen:
-            return 0
-        weights.restore(trials.step)
-        rewind(trials.states)
-        if not self._is_deaf_to(unseen, trials):
-            self._refuse("it reads weights past torch's operations, in scripted code for example")
-        return 1
+        if _alike(alone[0] - base, batched[0] - base, base, eps):
+            return
+        if _alike(torch.zeros_like(base), batched[0] - base, base, eps):
+            self._refuse("it gives other results there (does the closure keep copies of the weights?)")
+        else:
+            self._refuse(
+                "it gives other results there (does it give another outcome each time, of a batch that is drawn inside "
+                "for example, or keep copies of the weights?)"
+            )
 
-    def _is_deaf_to(self, parameters: list[Tensor], trials: Trials) -> bool:
-        """Whether the outcome stays finite while these parameters are NaN, so that nothing reads them."""
-        for p in parameters:
-            self._hidden.append((p, p.detach().clone()))
+    def _alone_as_batched(self, trials: Trials, batched: Tensor, base: Tensor) -> tuple[Tensor, int]:
+        """The first outcome in place, to compare a batch with, and the evaluations that it took.
+
+        Weights that no operation of the batch was given are NaN meanwhile. An outcome that reads them, in scripted code
+        for example, shows it whatever comes after. (Where the batch saw no perturbation at all, the comparison tells.)
+        """
+        unseen = [p for p in trials.weights.parameters if id(p) not in (self._used or ())]
+        if torch.equal(batched[0], base):
+            unseen = []
         try:
-            for p in parameters:
-                p.detach().fill_(torch.nan)
-            found = trials.read(trials.closure())
-            return bool(found.isfinite().all())
+            found = trials.alone(0, lambda: self._hide(unseen))
         finally:
             self.leave()
+        if not unseen or torch.equal(found.isfinite(), batched.isfinite()):
+            return found, 1
+        self._refuse("it reads weights past torch's operations, in scripted code for example")
+        return trials.alone(0), 2
+
+    def _hide(self, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            self._hidden.append((p, p.detach().clone()))
+            p.data.fill_(torch.nan)  # of which torch counts no version: the closure has not written
 
     def _room(self, weights: Weights) -> Copies:
         if self._copies is None or self._layout is not weights.blocks:

@@ -322,9 +322,6 @@ class Dopamine(ForwardOptimizer):
         batched: bool = False,
         process_group: Any = None,
     ) -> None:
-        checks.number("Dopamine", "loss_floor", loss_floor)
-        checks.number("Dopamine", "cap", cap, above=0)
-        checks.number("Dopamine", "beta", beta, at_least=0, below=1)
         super().__init__(
             params,
             lr=lr,
@@ -420,10 +417,6 @@ class Dopamine2(ForwardOptimizer):
         batched: bool = False,
         process_group: Any = None,
     ) -> None:
-        checks.number("Dopamine2", "tau", tau, above=0, below=1)
-        checks.number("Dopamine2", "kappa", kappa, at_least=0)
-        checks.number("Dopamine2", "cap", cap, above=0)
-        checks.number("Dopamine2", "beta", beta, at_least=0, below=1)
         super().__init__(
             params,
             lr=lr,

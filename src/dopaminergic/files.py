@@ -83,7 +83,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     >>> path = tempfile.mkdtemp() + "/notes"
     >>> with replacing(path) as file:
     ...     _ = file.write(b"whole")
-    >>> open_file(path).read()
+    >>> with open_file(path) as file:
+    ...     file.read()
     b'whole'
     """
     target = Path(path)

@@ -40,7 +40,7 @@ from dopaminergic.plain import plain
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
 from dopaminergic.tracing import keep_tracers_out
-from dopaminergic.weights import Weights
+from dopaminergic.weights import KIND, Weights
 from dopaminergic.writes import WriteWatch, Written
 
 Closure = Callable[[], float | Tensor | Outcome]
@@ -123,8 +123,8 @@ class Loop(Optimizer):
         self._weights = self._make_weights()
         self._pending: Change | None = None
         self._listeners: list[Callable[[Change], None]] = []  # told of each step that is done, by `journal`
-        self._warned = self._warned_of_probes = False
         self._floor = self.settings.get("loss_floor", -math.inf)
+        self._chosen_for: list[Any] = []  # what the present sigma was chosen for
         self._told_of: set[str] = set()  # warnings that are given once
         self._buffers = Buffers()
         self._casts: set[torch.dtype] = set()  # 16-bit dtypes in which the closure computes
@@ -138,8 +138,15 @@ class Loop(Optimizer):
         chosen = self._progress.chosen_sigma
         if not chosen:
             return
+        # All that the choice depends on; looked at in each step, and the choice made only where it has changed.
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        seen = [chosen, self._progress.doublings, self._casts, *map(KIND, parameters)]
+        if seen == self._chosen_for:
+            return
         sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**self._progress.doublings
-        if sigma != chosen:
+        if sigma == chosen:
+            self._chosen_for = seen
+        else:
             for group in self.param_groups:
                 if group["sigma"] == chosen:
                     group["sigma"] = sigma
@@ -378,13 +385,11 @@ class Loop(Optimizer):
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
-        if self._pending is not None and not self._warned_of_probes:
-            self._warned_of_probes = True
-            warnings.warn(
+        if self._pending is not None:
+            self._tell(
+                "probes",
                 f"{self._rule_name}: a second probe came before step(), so that what the first one found is lost, as "
                 "where a framework accumulates gradients; average the losses of all micro-batches inside one closure",
-                RuntimeWarning,
-                stacklevel=checks.levels_up(),
             )
         self._pending = None
         losses, self._pending = self._evaluated(closure, before)
@@ -503,14 +508,11 @@ class Loop(Optimizer):
         return Change([], None, after)
 
     def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
-                "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
-                RuntimeWarning,
-                stacklevel=checks.levels_up(),
-            )
+        self._tell(
+            "skipped",
+            f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
+            "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
+        )
 
     # ---- saving and loading -----------------------------------------------------------------------------------------
 

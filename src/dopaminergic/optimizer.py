@@ -91,7 +91,7 @@ class ForwardOptimizer(Loop):
             weights.begin(step)
             if not weights.simple:
                 return super()._probe_and_update(closure, before)
-        self._pending, name, write = None, self._rule_name, weights.write or weights.move_one
+        self._pending, name = None, self._rule_name
         (group,), (sigma,), (size,), (generator,) = self.param_groups, weights.sigmas, weights.sizes, weights.generators
         random_state = generator.get_state()  # common random numbers: each evaluation starts here
         forget_casts()
@@ -123,7 +123,7 @@ class ForwardOptimizer(Loop):
             groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
             rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
             move *= -signal
-            if weights.takes([(0, [move])], None):
+            if weights.takes_one(move):
                 _, _, passes, skipped, _, _, _, _, *rest = before
                 silent = int(not answered)
                 after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, *rest))
@@ -250,7 +250,7 @@ class ForwardOptimizer(Loop):
         share = -1.0 / len(signals)
         rows = [[step * share * signal for step in steps] for signal in signals]
         decays = [group["weight_decay"] for group in self.param_groups]
-        scales = shrinks(decays, rates, True) if any(decays) else None
+        scales = shrinks(decays, rates, usable) if any(decays) else None
         terms = list(zip(numbers, rows, strict=True))
         usable = usable & self._weights.takes(terms, scales)
         if usable is False:
@@ -260,6 +260,8 @@ class ForwardOptimizer(Loop):
             if not usable.all():
                 self._warn()
                 rows = [[select(usable, x, 0.0) for x in row] for row in rows]
+                terms = list(zip(numbers, rows, strict=True))
+                scales = shrinks(decays, rates, usable) if scales is not None else None
                 rule, skipped = chosen(usable, rule, before.rule), skipped + as_tensor(~usable)
                 rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
             rpe, rate = as_tensor(rpe), as_tensor(rate)
@@ -271,8 +273,7 @@ class ForwardOptimizer(Loop):
             last_rpe=rpe,
             last_learning_rate=rate,
         )
-        scales = shrinks(decays, rates, usable) if any(decays) else None
-        return Change(list(zip(numbers, rows, strict=True)), scales, after)
+        return Change(terms, scales, after)
 
 
 def comparable(losses: list[Scalar]) -> Scalar:

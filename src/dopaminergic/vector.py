@@ -115,11 +115,6 @@ class VectorDopamine(ForwardOptimizer):
         weight_decay: float = 0.0,
         process_group: Any = None,
     ) -> None:
-        checks.number("VectorDopamine", "damping", damping, above=0)
-        checks.number("VectorDopamine", "tau", tau, above=0, below=1)
-        checks.number("VectorDopamine", "kappa", kappa, at_least=0)
-        checks.number("VectorDopamine", "beta", beta, at_least=0, below=1)
-        checks.number("VectorDopamine", "memory", memory, above=0)
         super().__init__(
             params,
             lr=lr,
@@ -135,13 +130,13 @@ class VectorDopamine(ForwardOptimizer):
             tau=tau,
             kappa=kappa,
             beta=beta,
-            memory=int(memory),
+            memory=memory,
         )
         checks.usual_rate("VectorDopamine", self.param_groups, 1.0)
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take."""
+        """The most forward passes that the next step may take; one more where code reads weights past torch."""
         trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         size = sum(p.numel() for p in trainable) // (self._replicas or 1)
         unchecked = not (self._batched.checked or self._batched.refused)

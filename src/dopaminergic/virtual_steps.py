@@ -77,17 +77,20 @@ def _trainable(optimizer: ForwardOptimizer) -> list[tuple[int, int, Tensor]]:
 @contextlib.contextmanager
 def _undone(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
-    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_warned")}
+    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending")}
     decays = [group["weight_decay"] for group in optimizer.param_groups]
+    told = "skipped" in optimizer._told_of
     old = [p.detach().clone() for _, _, p in members]
     try:
-        optimizer.__dict__["_warned"] = True  # a loss that is not finite is an error here
+        optimizer._told_of.add("skipped")  # a loss that is not finite is an error here
         for group in optimizer.param_groups:
             group["weight_decay"] = 0.0
         yield old
     finally:
         _put_back(members, old)
         optimizer.__dict__.update(kept)
+        if not told:
+            optimizer._told_of.discard("skipped")
         for group, decay in zip(optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
 
