@@ -356,6 +356,17 @@ def test_bad_input() -> None:
         check_estimator(torch.optim.SGD([nn.Parameter(randn(3))]), lambda: 0.0)  # pyright: ignore
 
 
+def test_every_optimizer_is_served_or_refused_by_name(any_row: Row) -> None:
+    problem = Regression()
+    optimizer = any_row.make(problem.model.parameters())
+
+    if any_row.name == "VectorDopamine":
+        with pytest.raises(TypeError, match="VectorDopamine.*check Dopamine2"):
+            check_estimator(optimizer, problem.loss, probes=100)
+        return
+    assert check_estimator(optimizer, problem.loss, probes=100).rule == any_row.name
+
+
 def test_a_closure_that_calls_backward_is_told_so() -> None:
     def closure(w: Tensor) -> Tensor:
         loss = (w**2).sum()

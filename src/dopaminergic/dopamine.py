@@ -271,8 +271,8 @@ class Dopamine(ForwardOptimizer):
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
-        lr: factor on the Polyak step, dimensionless, >= 0 (`a` in algorithms.md); any scheduler may change it. From 4
-            on it overshoots on a quadratic without noise.
+        lr: factor on the Polyak step, dimensionless, >= 0; any scheduler may change it.
+            From 4 on it overshoots on a quadratic without noise.
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the curvature of the loss
             adds less to a regret than its slope does, or 0.0125 with 16-bit weights.
         loss_floor: the least loss that can be reached.

@@ -147,24 +147,39 @@ def subspace(regrets: Tensor, loss: Quadratic, gram: Tensor) -> Subspace:
         loss: around the unperturbed outcome.
         gram: see `Subspace`.
     """
-
-    def product(one: Tensor, other: Tensor) -> Tensor:
-        return as_double(one @ other)
-
-    across, parts = regrets.mT, _parts(regrets, loss)
+    small, unit = in_units(regrets)
+    slope, unit_of_slope = in_units(loss.slope)
+    across = small.mT
+    parts = _parts(small, slope, loss)
     return Subspace(
-        product(regrets, loss.slope[..., None])[..., 0],
-        product(loss.curve(regrets), across),
-        product(regrets, across),
-        product(parts, parts.mT),
+        as_double(small @ slope[..., None])[..., 0] * (unit * unit_of_slope)[:, None],
+        as_double(loss.curve(small) @ across) * unit.square()[:, None, None],
+        as_double(small @ across) * unit.square()[:, None, None],
+        as_double(parts @ parts.mT) * (unit * unit_of_slope).square()[:, None, None],
         gram,
         loss.samples,
     )
 
 
-def _parts(regrets: Tensor, loss: Quadratic) -> Tensor:
+def in_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` divided by a power of two near its largest entry, so that products fit in float32: exact.
+
+    Args:
+        x: shape `(R, ...)`.
+
+    Returns:
+        `x` in these units, and the units, float64 `(R,)` on the CPU.
+    """
+    largest = x.abs().flatten(1).amax(1) if x[0].numel() else x.new_zeros(len(x))
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)
+    shape = (-1, *[1] * (x.ndim - 1))
+    one = torch.ones(len(x), dtype=torch.float64, device="cpu")
+    return torch.ldexp(x, -exponent.reshape(shape)), torch.ldexp(one, exponent.cpu())
+
+
+def _parts(regrets: Tensor, slope: Tensor, loss: Quadratic) -> Tensor:
     """What each sample has in g, shape `(R, K, N)`; equal parts where outcomes do not belong to samples."""
-    parts = regrets * loss.slope[:, None]
+    parts = regrets * slope[:, None]
     if loss.width == 0:
         return parts.sum(-1, keepdim=True) / loss.samples**0.5
     return parts.unflatten(-1, (-1, loss.width)).sum(-1)

@@ -37,6 +37,7 @@ from dopaminergic.subspace import (
     Proposal,
     VectorState,
     directions_for,
+    in_units,
     kept,
     mean_curvature,
     next_damping,
@@ -209,9 +210,18 @@ class VectorDopamine(ForwardOptimizer):
         state = chosen(usable, state, before.rule)
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
         rates = [group["lr"] * taken for group in self.param_groups]
+        terms = self._terms(proposal.coefficients, rates, before)
+        fits = taken.isfinite() & torch.as_tensor(weights.takes(terms, None), device="cpu")
+        if not bool(fits.all()):
+            usable = usable & fits
+            if not bool(usable.any()):
+                return losses, self._skip(before, tried + 1)
+            proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
+            rates = [torch.where(usable, rate, 0.0) for rate in rates]
+            terms = self._terms(proposal.coefficients, rates, before)
 
         def last() -> tuple[Tensor, Tensor]:
-            weights.move(self._terms(proposal.coefficients, rates, before), as_update=True)
+            weights.move(terms, as_update=True)
             rewind(random_states)
             self._buffers.expect_trial()
             return quadratic(closure(), self._rule_name, self._replicas).loss, squares
@@ -269,7 +279,8 @@ class VectorDopamine(ForwardOptimizer):
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
         space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None])
-        steepness = as_double(loss.slope.square().sum(1))
+        slope, unit = in_units(loss.slope)
+        steepness = as_double(slope.square().sum(1)) * unit.square()
         return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
 
     def _propose(
