@@ -361,7 +361,7 @@ def test_every_optimizer_is_served_or_refused_by_name(any_row: Row) -> None:
     optimizer = any_row.make(problem.model.parameters())
 
     if any_row.name == "VectorDopamine":
-        with pytest.raises(TypeError, match="VectorDopamine.*check Dopamine2"):
+        with pytest.raises(TypeError, match=r"VectorDopamine.*check Dopamine2"):
             check_estimator(optimizer, problem.loss, probes=100)
         return
     assert check_estimator(optimizer, problem.loss, probes=100).rule == any_row.name

@@ -8,7 +8,6 @@ from torch import nn
 
 from dopaminergic import Dopamine, Dopamine2, VectorDopamine, outcome, squared_error
 
-
 Rule = type[Dopamine] | type[Dopamine2] | type[VectorDopamine]
 
 
