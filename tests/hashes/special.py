@@ -1,0 +1,398 @@
+"""Special situations: what goes wrong, what users change between steps, and modules that write while they compute."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import dopaminergic
+from dopaminergic import Journal, check_estimator, replay
+
+from .networks import WIDTH, Network, numbers, squashed, total, wide
+from .runs import EVERY, RATES, STEPS, Row, Trial, run
+from .situations import VECTOR, Situation
+
+HALF = STEPS // 2
+MEBIBYTE = 1 << 20
+
+
+class PlannedError(Exception):
+    """Raised by a closure on purpose."""
+
+
+class Raising(Trial):
+    """The second evaluation of step 5 raises, once; the step is tried again."""
+
+    raised = False
+
+    def evaluate(self) -> Any:
+        found = super().evaluate()
+        if self.step == 5 and self.calls_now == 2 and not self.raised:
+            self.raised = True
+            raise PlannedError
+        return found
+
+    def one_step(self) -> Any:
+        try:
+            return super().one_step()
+        except PlannedError:
+            self.counters.append([p.detach().clone() for p in self.parameters()])
+            return super().one_step()
+
+
+class NotFinite(Trial):
+    """All losses of step 4 are NaN, of a fleet those of one model; and one of step 8 is."""
+
+    def evaluate(self) -> Any:
+        found = super().evaluate()
+        if self.step != 4 and not (self.step == 8 and self.calls_now == 2):
+            return found
+        if not self.situation.fleet:
+            return found * math.nan
+        return found * torch.tensor([1.0, math.nan], dtype=torch.float64)
+
+
+class Infinite(Trial):
+    """One loss of step 4 is infinite, as of a simulation that has failed."""
+
+    def evaluate(self) -> Any:
+        found = super().evaluate()
+        return found * math.inf if self.step == 4 and self.calls_now == 2 else found
+
+
+class ConstantLoss(Trial):
+    """For six steps no loss answers to a perturbation, so that sigma is doubled."""
+
+    def evaluate(self) -> Any:
+        found = super().evaluate()
+        return found * 0.0 + 1.0 if self.step < HALF else found
+
+
+class Resumed(Trial):
+    """The journal is closed after step 7, and resumed from its snapshot by an optimizer of the initial weights."""
+
+    def run(self) -> None:
+        with Journal(self.optimizer, self.path, every=EVERY):
+            self.train(7)
+        for p, first in zip(self.parameters(), self.initial, strict=True):
+            p.data.copy_(first)
+        self.optimizer = self.make_optimizer()
+        with Journal(self.optimizer, self.path, every=EVERY, resume=True) as journal:
+            self.counters.append(journal.steps)
+            self.step = journal.steps
+            self.train()
+        self.replay()
+        halfway = [p.clone() for p in self.initial]
+        replay(halfway, self.path, HALF)
+        self.counters.append(halfway)
+
+
+class Loaded(Trial):
+    """After six steps a new optimizer goes on, from the state of the old one."""
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            state = self.optimizer.state_dict()
+            self.optimizer = self.make_optimizer()
+            self.optimizer.load_state_dict(state)
+
+    def run(self) -> None:
+        self.train()  # a journal would not know the new optimizer
+
+
+class Copied(Loaded):
+    """After six steps a deep copy of network and optimizer goes on."""
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            self.network, self.optimizer = copy.deepcopy((self.network, self.optimizer))
+            self.closure = self.make_closure()
+
+
+class Moved(Trial):
+    """The weights lie elsewhere from step 6 on, and sigma and the rate are others."""
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            for p in self.parameters():
+                p.data = p.data.clone()
+            for group in self.optimizer.param_groups:
+                group["sigma"] *= 2
+                group["lr"] /= 2
+
+
+class Frozen(Trial):
+    """One parameter is frozen from the start."""
+
+    def make_network(self) -> Any:
+        network = super().make_network()
+        network.parameters["bias"].requires_grad_(False)
+        return network
+
+
+class Thawed(Frozen):
+    """It is thawed after six steps."""
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            self.network.parameters["bias"].requires_grad_()
+
+
+class AddedGroup(Trial):
+    """The last parameter is added after six steps, as a group of its own."""
+
+    def groups(self) -> list[Any]:
+        return [{"params": self.parameters()[:2]}]
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            self.optimizer.add_param_group({"params": self.parameters()[2:]})
+
+
+class Hooked(Trial):
+    """Torch's hooks are called before and after each step."""
+
+    def make_optimizer(self) -> Any:
+        optimizer = super().make_optimizer()
+        self.heard: list[str] = []
+        optimizer.register_step_pre_hook(lambda *_: self.heard.append("before"))
+        optimizer.register_step_post_hook(lambda *_: self.heard.append("after"))
+        return optimizer
+
+    def count(self) -> None:
+        super().count()
+        self.counters.append(len(self.heard))
+
+
+class Alias(Trial):
+    """The closure reads weights through views that were made before."""
+
+    def make_closure(self) -> Callable[[], Any]:
+        network = self.make_network()
+        network.parameters = {name: p.data for name, p in self.network.parameters.items()}
+        self.reader = network
+        return network.closure(self.situation.closure)
+
+    def evaluate(self) -> Any:
+        self.reader.step = self.step
+        return super().evaluate()
+
+
+class MixedNetwork(Network):
+    """The layers have different types; the first is the one that is asked for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        others = [t for t in (torch.float32, torch.bfloat16, torch.float64) if t != dtype]
+        for name, other in zip(("bias", "last"), others, strict=False):
+            self.parameters[name] = nn.Parameter(self.parameters[name].detach().to(other))
+
+
+class MixedDtypes(Trial):
+    """Weights of several types in one model."""
+
+    def make_network(self) -> Any:
+        return MixedNetwork(getattr(torch, self.situation.dtype))
+
+
+class ModuleNetwork(Network):
+    """Inputs come from a torch module, whose parameters are trained too."""
+
+    def __init__(self, dtype: torch.dtype, module: nn.Module) -> None:
+        super().__init__(dtype)
+        self.dtype = dtype
+        self.module = module.to(dtype)
+        for i, (name, p) in enumerate(module.named_parameters()):
+            p.data.copy_(0.5 + numbers(*p.shape, seed=11 + i))
+            self.parameters[name] = p
+
+
+class NormalizedNetwork(ModuleNetwork):
+    """A BatchNorm, which writes to its buffers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype, nn.BatchNorm1d(WIDTH))
+
+    def inputs(self) -> Tensor:
+        return wide(self.module(super().inputs().to(self.dtype)))
+
+
+class EmbeddedNetwork(ModuleNetwork):
+    """An embedding, which shortens its rows when they are used."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype, nn.Embedding(6, WIDTH, max_norm=1.5))
+
+    def inputs(self) -> Tensor:
+        return wide(self.module(torch.tensor([0, 1, 3, 5]) // (1 + self.step % 2)))
+
+
+class BatchNorm(Trial):
+    """Buffers of a module, which are hashed with the weights."""
+
+    def make_network(self) -> Any:
+        return NormalizedNetwork(getattr(torch, self.situation.dtype))
+
+    def kept(self) -> list[Tensor]:
+        return [*self.parameters(), *self.network.module.buffers()]
+
+
+class MaxNorm(Trial):
+    """A closure that writes to weights, so that a journal does not lead to them."""
+
+    def make_network(self) -> Any:
+        return EmbeddedNetwork(getattr(torch, self.situation.dtype))
+
+    def replay(self) -> None:
+        """Nothing to compare."""
+
+
+class WideNetwork(Network):
+    """Just above the size from which on the library takes a model for large, without a knob."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.parameters["many"] = nn.Parameter(numbers(MEBIBYTE // dtype.itemsize, seed=21).to(dtype))
+
+    def predictions(self) -> Tensor:
+        many = wide(self.parameters["many"]).reshape(4, -1)
+        return super().predictions() + total(many) / many.shape[-1]
+
+
+class AboveThreshold(Trial):
+    """More than 1 MiB of weights."""
+
+    def make_network(self) -> Any:
+        return WideNetwork(getattr(torch, self.situation.dtype))
+
+
+class CastNetwork(Network):
+    """A closure that computes in bfloat16; products of one number each, which have no order of sums."""
+
+    def inputs(self) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            bias = self.parameters["bias"]
+            outer = bias.unsqueeze(1) @ bias.unsqueeze(0)
+        return super().inputs() + outer[:4].double()
+
+
+class Autocast(Trial):
+    """Sigma is chosen for the type in which the closure computes."""
+
+    def make_network(self) -> Any:
+        return CastNetwork(getattr(torch, self.situation.dtype))
+
+
+# ---- other settings ----------------------------------------------------------------------------------------------
+
+
+class Rates(Trial):
+    """A fleet whose models have rates of their own."""
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        return {**options, "lr": options["lr"] * torch.tensor([1.0, 0.25], dtype=torch.float64)}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Dopamine": {"loss_floor": 0.01, "cap": 0.05, "beta": 0.5, "sigma": 0.02},
+    "Dopamine2": {"tau": 0.5, "kappa": 0.25, "cap": 0.05, "beta": 0.5, "sigma": 0.02},
+    VECTOR: {"directions": None, "damping": 0.25, "tau": 0.5, "kappa": 0.5, "beta": 0.5, "memory": 8192},
+}
+
+
+class Settings(Trial):
+    """Settings that are not the default."""
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), **SETTINGS[self.situation.rule]}
+
+
+class Many(Trial):
+    """More directions than one batch holds."""
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "directions": 40}
+
+
+# ---- no training -------------------------------------------------------------------------------------------------
+
+
+class Estimator(Trial):
+    """`check_estimator` after six steps: virtual steps, which leave no trace."""
+
+    def before_step(self) -> None:
+        if self.step == HALF:
+            report = check_estimator(self.optimizer, self.evaluate, probes=100)
+            self.counters.append(list(vars(report).values()))
+
+
+class InJax(Trial):
+    """The rules as functions of JAX, on the same network."""
+
+    def run(self) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        from dopaminergic.jax import Functional
+
+        rule = getattr(dopaminergic, self.situation.rule)
+        functional = Functional(rule, lr=RATES[self.situation.rule], directions=3, weight_decay=0.125)
+        params = [jnp.asarray(p.detach().numpy()) for p in self.parameters()]
+        state = functional.init(params, 5)
+        x = jnp.asarray(self.network.inputs().float().numpy())
+        y = jnp.asarray(self.network.targets().float().numpy())
+        step = jax.jit(lambda params, state: functional.step(lambda w: jax_loss(w, x, y), params, state))
+        for _ in range(STEPS):
+            params, state, loss = step(params, state)
+            self.losses.append(float(loss))
+            self.counters.append([np.asarray(leaf) for leaf in jax.tree.leaves(state)])
+        for p, w in zip(self.parameters(), params, strict=True):
+            p.data.copy_(torch.from_numpy(np.array(w)))
+
+
+def jax_loss(weights: Any, x: Any, y: Any) -> Any:
+    """The mean squared error of `Network`, in JAX."""
+    first, bias, last = weights
+    hidden = squashed(total(first * x[:, None, :]) + bias)
+    error = total(hidden * last) - y
+    return total(error * error) / len(y)
+
+
+KINDS: dict[str, Callable[..., Trial]] = {
+    "": Trial,
+    "raising": Raising,
+    "not-finite": NotFinite,
+    "infinite": Infinite,
+    "constant-loss": ConstantLoss,
+    "resumed": Resumed,
+    "loaded": Loaded,
+    "copied": Copied,
+    "moved": Moved,
+    "frozen": Frozen,
+    "thawed": Thawed,
+    "added-group": AddedGroup,
+    "hooked": Hooked,
+    "alias": Alias,
+    "mixed-dtypes": MixedDtypes,
+    "batch-norm": BatchNorm,
+    "max-norm": MaxNorm,
+    "above-1-MiB": AboveThreshold,
+    "autocast": Autocast,
+    "rates": Rates,
+    "settings": Settings,
+    "many": Many,
+    "estimator": Estimator,
+    "jax": InJax,
+}
+
+
+def row_of(situation: Situation) -> Row:
+    """The row of any situation."""
+    return run(situation, KINDS[situation.special])
