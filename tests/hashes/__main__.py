@@ -6,6 +6,9 @@ import argparse
 import importlib.util
 import sys
 import time
+from pathlib import Path
+
+import dopaminergic
 
 from . import table
 from .runs import Row
@@ -46,7 +49,8 @@ def _compare(chosen: list[Situation], *, whole: bool) -> int:
     for line in lines:
         print(line)
     seconds = time.perf_counter() - start
-    print(f"{len(found)} situations compared in {seconds:.0f} s, {len(lines)} differ")
+    library = Path(dopaminergic.__file__).parent
+    print(f"{len(found)} situations of {library} compared in {seconds:.0f} s, {len(lines)} differ")
     return 1 if lines else 0
 
 

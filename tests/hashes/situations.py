@@ -159,6 +159,8 @@ ONCE_A_RULE = (
     "copied",
     "constant-loss",
     "infinite",
+    "broken-off",
+    "one-rank",
     "batch-norm",
     "max-norm",
     "alias",

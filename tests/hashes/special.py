@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 import dopaminergic
-from dopaminergic import Journal, check_estimator, replay
+from dopaminergic import Journal, Ranks, check_estimator, replay
 
-from .networks import WIDTH, Network, numbers, squashed, total, wide
+from .networks import squashed, total
 from .runs import EVERY, RATES, STEPS, Row, Trial, run
 from .situations import VECTOR, Situation
+from .special_networks import CastNetwork, EmbeddedNetwork, MixedNetwork, NormalizedNetwork, WideNetwork
 
 HALF = STEPS // 2
-MEBIBYTE = 1 << 20
 
 
 class PlannedError(Exception):
@@ -44,6 +46,26 @@ class Raising(Trial):
         except PlannedError:
             self.counters.append([p.detach().clone() for p in self.parameters()])
             return super().one_step()
+
+
+class BrokenOff(Trial):
+    """After the last step another one begins, and raises: its writes in place are in the journal."""
+
+    def options(self) -> dict[str, Any]:
+        # Gaussian directions are taken back to rounding alone, so that such writes show.
+        return {**super().options(), "noise": "gaussian"}
+
+    def evaluate(self) -> Any:
+        found = super().evaluate()
+        if self.step == STEPS and self.calls_now == 2:
+            raise PlannedError
+        return found
+
+    def train(self, upto: int = STEPS) -> None:
+        super().train(upto)
+        self.calls_now = 0
+        with contextlib.suppress(PlannedError):
+            self.one_step()
 
 
 class NotFinite(Trial):
@@ -184,53 +206,11 @@ class Alias(Trial):
         return super().evaluate()
 
 
-class MixedNetwork(Network):
-    """The layers have different types; the first is the one that is asked for."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        others = [t for t in (torch.float32, torch.bfloat16, torch.float64) if t != dtype]
-        for name, other in zip(("bias", "last"), others, strict=False):
-            self.parameters[name] = nn.Parameter(self.parameters[name].detach().to(other))
-
-
 class MixedDtypes(Trial):
     """Weights of several types in one model."""
 
     def make_network(self) -> Any:
         return MixedNetwork(getattr(torch, self.situation.dtype))
-
-
-class ModuleNetwork(Network):
-    """Inputs come from a torch module, whose parameters are trained too."""
-
-    def __init__(self, dtype: torch.dtype, module: nn.Module) -> None:
-        super().__init__(dtype)
-        self.dtype = dtype
-        self.module = module.to(dtype)
-        for i, (name, p) in enumerate(module.named_parameters()):
-            p.data.copy_(0.5 + numbers(*p.shape, seed=11 + i))
-            self.parameters[name] = p
-
-
-class NormalizedNetwork(ModuleNetwork):
-    """A BatchNorm, which writes to its buffers."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(dtype, nn.BatchNorm1d(WIDTH))
-
-    def inputs(self) -> Tensor:
-        return wide(self.module(super().inputs().to(self.dtype)))
-
-
-class EmbeddedNetwork(ModuleNetwork):
-    """An embedding, which shortens its rows when they are used."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(dtype, nn.Embedding(6, WIDTH, max_norm=1.5))
-
-    def inputs(self) -> Tensor:
-        return wide(self.module(torch.tensor([0, 1, 3, 5]) // (1 + self.step % 2)))
 
 
 class BatchNorm(Trial):
@@ -253,33 +233,11 @@ class MaxNorm(Trial):
         """Nothing to compare."""
 
 
-class WideNetwork(Network):
-    """Just above the size from which on the library takes a model for large, without a knob."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(dtype)
-        self.parameters["many"] = nn.Parameter(numbers(MEBIBYTE // dtype.itemsize, seed=21).to(dtype))
-
-    def predictions(self) -> Tensor:
-        many = wide(self.parameters["many"]).reshape(4, -1)
-        return super().predictions() + total(many) / many.shape[-1]
-
-
 class AboveThreshold(Trial):
     """More than 1 MiB of weights."""
 
     def make_network(self) -> Any:
         return WideNetwork(getattr(torch, self.situation.dtype))
-
-
-class CastNetwork(Network):
-    """A closure that computes in bfloat16; products of one number each, which have no order of sums."""
-
-    def inputs(self) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            bias = self.parameters["bias"]
-            outer = bias.unsqueeze(1) @ bias.unsqueeze(0)
-        return super().inputs() + outer[:4].double()
 
 
 class Autocast(Trial):
@@ -312,6 +270,18 @@ class Settings(Trial):
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), **SETTINGS[self.situation.rule]}
+
+
+class OneRank(Trial):
+    """A process group of this process alone, whose ranks are compared now and then."""
+
+    def options(self) -> dict[str, Any]:
+        self.ranks = Ranks(check_every=EVERY)
+        return {**super().options(), "process_group": self.ranks}
+
+    def count(self) -> None:
+        super().count()
+        self.counters.append(self.ranks.bytes_sent)
 
 
 class Many(Trial):
@@ -368,6 +338,7 @@ def jax_loss(weights: Any, x: Any, y: Any) -> Any:
 KINDS: dict[str, Callable[..., Trial]] = {
     "": Trial,
     "raising": Raising,
+    "broken-off": BrokenOff,
     "not-finite": NotFinite,
     "infinite": Infinite,
     "constant-loss": ConstantLoss,
@@ -387,6 +358,7 @@ KINDS: dict[str, Callable[..., Trial]] = {
     "autocast": Autocast,
     "rates": Rates,
     "settings": Settings,
+    "one-rank": OneRank,
     "many": Many,
     "estimator": Estimator,
     "jax": InJax,
@@ -395,4 +367,15 @@ KINDS: dict[str, Callable[..., Trial]] = {
 
 def row_of(situation: Situation) -> Row:
     """The row of any situation."""
-    return run(situation, KINDS[situation.special])
+    group = _group_of_one() if situation.special == "one-rank" else contextlib.nullcontext()
+    with group:
+        return run(situation, KINDS[situation.special])
+
+
+@contextlib.contextmanager
+def _group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
