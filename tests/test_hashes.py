@@ -14,7 +14,7 @@ from hashes import table
 from hashes.digests import canonical, journal_content
 from hashes.runs import Row
 from hashes.situations import LEVELS, Situation, cover, possible, situations
-from hashes.special import KINDS, row_of
+from hashes.special import KINDS, PlannedError, row_of
 
 EVERY = 13  # of the situations, one is trained here; the command trains all
 RECORDED = table.read()
@@ -93,17 +93,37 @@ def test_the_command_names_rows_and_columns_that_differ(
 ) -> None:
     name = Situation("SPSA", mode="fleet", special="rates").name
     right = row_of(Situation("SPSA", mode="fleet", special="rates"))
-    path = tmp_path / "table.txt"
-    monkeypatch.setattr(table.read, "__defaults__", (path,))
-    table.write({name: right}, path)
+    monkeypatch.setattr(table, "PATH", tmp_path / "table.txt")
+    table.write({name: right})
     assert command.main(["--only", name]) == 0
-    table.write({name: right._replace(losses="0" * 12, calls="1")}, path)
+    table.write({name: right._replace(losses="0" * 12, calls="1")})
     assert command.main(["--only", name]) == 1
     said = capsys.readouterr().out
     assert f"{name}: losses 000000000000 -> {right.losses}, calls 1 -> {right.calls}\n" in said
-    table.write({}, path)
+    table.write({})
     assert command.main(["--only", name]) == 1
     assert f"{name}: not in the table\n" in capsys.readouterr().out
+
+
+def raise_planned_error(*_: object) -> None:
+    raise PlannedError("on purpose")
+
+
+@needs_numba
+def test_a_situation_that_fails_is_told_and_stops_no_other_and_no_such_table_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = [Situation("SPSA", mode="fleet", special="rates"), Situation("Dopamine", mode="fleet", special="rates")]
+    monkeypatch.setattr(command, "situations", lambda: two)
+    monkeypatch.setattr(table, "PATH", tmp_path / "table.txt")
+    table.write({two[1].name: row_of(two[1])})
+    monkeypatch.setattr("dopaminergic.SPSA.step", raise_planned_error)
+    assert command.main([]) == 1
+    said = capsys.readouterr().out
+    assert f"{two[0].name}: PlannedError: on purpose\n" in said
+    assert f"{two[1].name}" not in said
+    assert command.main(["--write"]) == 1
+    assert table.read() == (table.head(), {two[1].name: row_of(two[1])})
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:

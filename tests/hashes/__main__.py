@@ -11,9 +11,11 @@ from pathlib import Path
 import dopaminergic
 
 from . import table
-from .runs import Row
+from .runs import NONE, Row
 from .situations import Situation, situations
 from .special import row_of
+
+FAILED = "failed-"  # a row in which training ended in an exception that is no refusal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,10 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only: no situation is called {options.only!r}; a part of a name in {table.PATH.name}")
     if options.write:
-        table.write(_rows(chosen))
-        print(f"{len(chosen)} situations written to {table.PATH}")
-        return 0
+        return _write(chosen)
     return _compare(chosen, whole=not options.only)
+
+
+def _write(chosen: list[Situation]) -> int:
+    rows = _rows(chosen)
+    if any(row.weights.startswith(FAILED) for row in rows.values()):
+        print("Nothing is written, since situations have failed")
+        return 1
+    table.write(rows)
+    print(f"{len(rows)} situations written to {table.PATH}")
+    return 0
 
 
 def _compare(chosen: list[Situation], *, whole: bool) -> int:
@@ -56,7 +66,16 @@ def _compare(chosen: list[Situation], *, whole: bool) -> int:
 
 def _rows(chosen: list[Situation]) -> dict[str, Row]:
     jax = importlib.util.find_spec("jax") is not None
-    return {situation.name: row_of(situation) for situation in chosen if jax or situation.special != "jax"}
+    return {situation.name: _row(situation) for situation in chosen if jax or situation.special != "jax"}
+
+
+def _row(situation: Situation) -> Row:
+    """The row, or the name of the exception in its place: the others are still of interest."""
+    try:
+        return row_of(situation)
+    except Exception as error:
+        print(f"{situation.name}: {type(error).__name__}: {error}")
+        return Row(FAILED + type(error).__name__, *[NONE] * (len(Row._fields) - 1))
 
 
 if __name__ == "__main__":

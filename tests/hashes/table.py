@@ -34,18 +34,18 @@ def head() -> dict[str, str]:
     return {**found, "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
 
 
-def write(rows: dict[str, Row], path: Path = PATH) -> None:
+def write(rows: dict[str, Row], path: Path | None = None) -> None:
     """Make the file anew."""
     lines = [f"{MARK} {name}: {value}" for name, value in head().items()]
     lines.append(" ".join([MARK, "situation", *Row._fields]))
     lines += [" ".join([name, *row]) for name, row in rows.items()]
-    path.write_text("\n".join(lines) + "\n")
+    (path or PATH).write_text("\n".join(lines) + "\n")
 
 
-def read(path: Path = PATH) -> Table:
+def read(path: Path | None = None) -> Table:
     """What `write` wrote."""
     table = Table({}, {})
-    for line in path.read_text().splitlines():
+    for line in (path or PATH).read_text().splitlines():
         if line.startswith(MARK):
             name, colon, value = line.removeprefix(MARK).strip().partition(": ")
             table.head.update({name: value} if colon else {})
