@@ -346,7 +346,7 @@ def in_time(row: Row, ranks: Ranks, seconds: float = 0.0, directions: int = K) -
         return w.detach() ** 2 if row is VECTOR else bowl(w.detach())
 
     weights, moved = [], []
-    optimizer._listeners.append(lambda change: moved.append([k for k, multiples in change.terms if any(multiples)]))
+    optimizer.listen(lambda change: moved.append([k for k, multiples in change.terms if any(multiples)]))
     with tempfile.TemporaryDirectory() as folder:
         with Journal(optimizer, f"{folder}/run.journal"):
             for _ in range(STEPS):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, VectorDopamine, WeightPerturbation, checks
+from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, ScalarRule, VectorDopamine, WeightPerturbation, checks
 from dopaminergic.plain import shown
 from optimizers import Regression, Row, copies, randn, same, through_a_file
 
@@ -357,8 +357,10 @@ def test_freezing_everything_later_is_an_error_in_the_step(any_row: Row) -> None
 
 def test_the_base_class_has_no_rule() -> None:
     w = nn.Parameter(randn(3))
-    optimizer = ForwardOptimizer([w], lr=0.1, sigma=0.1)
-    with pytest.raises(NotImplementedError, match="subclass such as Dopamine"):
+    with pytest.raises(NotImplementedError, match="ForwardOptimizer is a base class; use a subclass such as Dopamine"):
+        ForwardOptimizer([w], lr=0.1, sigma=0.1)
+    optimizer = ScalarRule([w], lr=0.1, sigma=0.1)
+    with pytest.raises(NotImplementedError, match="ScalarRule is a base class; use a subclass such as Dopamine"):
         optimizer.step(lambda: 1.0)
     assert torch.equal(w.detach(), randn(3))
 

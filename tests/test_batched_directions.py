@@ -44,7 +44,7 @@ def test_batches_give_what_evaluations_in_place_give(row: Row) -> None:
 def test_the_comparison_of_the_first_step_is_counted(row: Row) -> None:
     in_place, as_batch = run(row, False)[2].forward_passes, run(row, True)[2].forward_passes
     # A rule that does not ask for the unperturbed loss needs it once, to compare regrets instead of losses.
-    assert as_batch - in_place == (1 if row.make.needs_base else 2)  # pyright: ignore[reportFunctionMemberAccess]
+    assert as_batch - in_place == (1 if row.returns_base else 2)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_the_closure_runs_once_for_many_directions(row: Row) -> None:

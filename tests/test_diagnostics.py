@@ -122,22 +122,22 @@ def test_false_alarms_are_rare() -> None:
 
 
 class WrongSign(WeightPerturbation):
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
-        decision = super()._rule(state, losses, groups)
+    def rule(self, state: Any, losses: Any, groups: Any) -> Any:
+        decision = super().rule(state, losses, groups)
         return decision._replace(signals=[-s for s in decision.signals])
 
 
 class WrongScale(SPSA):
     """Forgets the 2 of 2 sigma."""
 
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
-        decision = super()._rule(state, losses, groups)
+    def rule(self, state: Any, losses: Any, groups: Any) -> Any:
+        decision = super().rule(state, losses, groups)
         return decision._replace(signals=[2 * s for s in decision.signals])
 
 
 class OneGroupUphill(WeightPerturbation):
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
-        decision = super()._rule(state, losses, groups)
+    def rule(self, state: Any, losses: Any, groups: Any) -> Any:
+        decision = super().rule(state, losses, groups)
         first, *rest = decision.step_sizes
         return decision._replace(step_sizes=[-first, *rest])
 
@@ -145,8 +145,8 @@ class OneGroupUphill(WeightPerturbation):
 class SwappedSignals(WeightPerturbation):
     """Every direction gets the signal of the next."""
 
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
-        decision = super()._rule(state, losses, groups)
+    def rule(self, state: Any, losses: Any, groups: Any) -> Any:
+        decision = super().rule(state, losses, groups)
         return decision._replace(signals=[*decision.signals[1:], decision.signals[0]])
 
 

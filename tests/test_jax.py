@@ -189,7 +189,7 @@ def test_dictionaries_keep_their_form() -> None:
 
 def test_rules_of_users_work_too() -> None:
     class Halves(ForwardOptimizer):
-        def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
             return Decision(None, [(p - losses.base) / 2 for p in losses.plus], [100.0], [0.1], losses.plus[0])
 
     functional, params = Functional(Halves, lr=1.0, sigma=0.01), weights_of(network())

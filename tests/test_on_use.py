@@ -160,7 +160,7 @@ def test_an_update_that_fails_between_two_blocks_is_completed(monkeypatch: pytes
         model = perceptron(3, 8, 8, 1, dtype=torch.bfloat16)
         groups = [{"params": [p]} for p in model.parameters()]
         optimizer, done, left = WeightPerturbation(groups, lr=0.1), [], [3 if fails else 1000]
-        optimizer._listeners.append(done.append)
+        optimizer.listen(done.append)
         x, call = randn(4, 3, dtype=torch.bfloat16), noise.Combination.__call__
 
         def short(

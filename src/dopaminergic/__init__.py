@@ -8,6 +8,7 @@ from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.journal import Journal, replay, revert
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
+from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.vector import VectorDopamine
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Journal",
     "Outcome",
     "Ranks",
+    "ScalarRule",
     "VectorDopamine",
     "WeightPerturbation",
     "__version__",

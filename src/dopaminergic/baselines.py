@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.optim.optimizer import ParamsT
 
-from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.rule import Decision, Group, Losses, antithetic, record
+from dopaminergic.points import Plan, two_sided
+from dopaminergic.rule import Decision, Group, Losses, antithetic
+from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.scalars import Scalar, as_tensor, clip, finite, mean, select
 
 
@@ -40,7 +41,7 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
     return antithetic(values[: len(plus)], values[len(plus) :])
 
 
-class WeightPerturbation(ForwardOptimizer):
+class WeightPerturbation(ScalarRule):
     """Plain weight perturbation: W <- W - lr * delta / sigma * z, two forward passes a step.
 
     The baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
@@ -93,12 +94,13 @@ class WeightPerturbation(ForwardOptimizer):
             process_group=process_group,
         )
 
-    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+    def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        """See `ScalarRule.rule`; there is no state."""
         regrets = weight_perturbation(losses.base, losses.plus)
         return _fixed_rate(regrets, mean(regrets), groups)
 
 
-class SPSA(ForwardOptimizer):
+class SPSA(ScalarRule):
     """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
 
     Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of both losses. It is
@@ -127,8 +129,6 @@ class SPSA(ForwardOptimizer):
     6
     """
 
-    needs_base = False
-
     def __init__(
         self,
         params: ParamsT,
@@ -154,12 +154,17 @@ class SPSA(ForwardOptimizer):
             process_group=process_group,
         )
 
-    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+    def points(self) -> Plan:
+        """Both sides of each direction."""
+        return two_sided(self.settings["directions"])
+
+    def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        """See `ScalarRule.rule`; there is no state."""
         signals = antithetic(losses.plus, losses.minus)
         return _fixed_rate(signals, mean(signals), groups)
 
 
-class EvolutionStrategy(ForwardOptimizer):
+class EvolutionStrategy(ScalarRule):
     """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr / sigma * mean_k u_k z_k.
 
     Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma` alone. 2K forward
@@ -190,7 +195,6 @@ class EvolutionStrategy(ForwardOptimizer):
     8
     """
 
-    needs_base = False
     takes_infinite = True
     default_sigmas = (0.02, 0.02)
 
@@ -219,10 +223,15 @@ class EvolutionStrategy(ForwardOptimizer):
             process_group=process_group,
         )
 
-    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        return _fixed_rate(
-            ranked(losses.plus, losses.minus), _mean_of_finite(antithetic(losses.plus, losses.minus)), groups
-        )
+    def points(self) -> Plan:
+        """Both sides of each direction."""
+        return two_sided(self.settings["directions"])
+
+    def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
+        """See `ScalarRule.rule`; there is no state."""
+        signals = ranked(losses.plus, losses.minus)
+        rpe = _mean_of_finite(antithetic(losses.plus, losses.minus))
+        return _fixed_rate(signals, rpe, groups)
 
     def _mean(self, losses: Losses) -> Any:
         with np.errstate(all="ignore"):
@@ -241,8 +250,6 @@ def _mean_of_finite(values: list[Scalar], otherwise: Scalar = 0.0) -> Scalar:
 
 def _fixed_rate(signals: list[Scalar], rpe: Scalar, groups: list[Group]) -> Decision:
     """W <- W - lr / sigma * mean_k signal_k z_k."""
-    steps, rates = [], []
-    for lr, sigma, _ in groups:  # a loop, since each comprehension is a call
-        steps.append(lr / sigma)
-        rates.append(lr)
-    return record(Decision, (None, signals, steps, rates, rpe))
+    steps = [group.lr / group.sigma for group in groups]
+    rates = [group.lr for group in groups]
+    return Decision(None, signals, steps, rates, rpe)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -165,7 +165,7 @@ class Trials(NamedTuple):
     weights: Weights
     closure: Callable[[], Any]
     read: Read
-    numbers: range
+    numbers: Sequence[int]
     multiples: list[Multiple]
     step: int
     states: list[tuple[torch.Generator, Tensor]]
@@ -208,7 +208,7 @@ class Batched:
         closure: Callable[[], Any],
         read: Read,
         base: Tensor,
-        numbers: range,
+        numbers: Sequence[int],
         multiples: list[Multiple],
         step: int,
     ) -> tuple[Tensor, int]:

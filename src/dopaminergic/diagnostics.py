@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopaminergic.loop import Closure
 from dopaminergic.noise import FAST_DTYPES
 from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.outcomes import Closure
+from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.virtual_steps import Model, Observed, observe, promises_a_scale
 
 __all__ = ["EstimatorReport", "check_estimator"]
@@ -128,7 +129,7 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
     """
     if not isinstance(optimizer, ForwardOptimizer):
         raise TypeError(f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}")
-    if optimizer._evaluate.__func__ is not ForwardOptimizer._evaluate:  # pyright: ignore[reportFunctionMemberAccess]
+    if not isinstance(optimizer, ScalarRule):
         raise TypeError(
             f"check_estimator: the step of {type(optimizer).__name__} is no mean of regrets times directions, so there "
             "is no learning rate to compare with the gradient; check Dopamine2 on the same closure, and let `last_rpe` "
@@ -146,7 +147,7 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
     return _judge(optimizer, *observe(optimizer, closure, probes))
 
 
-def _judge(optimizer: ForwardOptimizer, model: Model, observed: Observed) -> EstimatorReport:
+def _judge(optimizer: ScalarRule, model: Model, observed: Observed) -> EstimatorReport:
     probes, directions = len(observed.square), optimizer.settings["directions"]
     rates = torch.tensor(observed.rates, dtype=torch.float64, device="cpu")
     target = rates[model.group] * model.gradient  # minus the mean update, by theory
@@ -191,7 +192,7 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std()) / math.sqrt(len(values)) + 1e-15
 
 
-def _linear_variance(optimizer: ForwardOptimizer, model: Model, multiples: Tensor) -> float:
+def _linear_variance(optimizer: ScalarRule, model: Model, multiples: Tensor) -> float:
     """Variance of the update for a linear loss, summed over weights: regret y.z, update -multiples (y.z) z, K averaged.
 
     E[(y.z)^2 z_i^2] is |y|^2 for signs and |y|^2 + 2 y_i^2 for normals. For one group that makes (d - 1) / K and
@@ -263,7 +264,7 @@ def _problems(figures: dict[str, Any], *, off: bool, bent: bool) -> Iterator[str
         )
 
 
-def _motionless(optimizer: ForwardOptimizer, model: Model, probes: int) -> EstimatorReport:
+def _motionless(optimizer: ScalarRule, model: Model, probes: int) -> EstimatorReport:
     return EstimatorReport(
         rule=type(optimizer).__name__,
         weights=len(model.gradient),

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.rule import Decision, Group, Losses, record
-from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
+from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.scalar_rule import ScalarRule
+from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
 
 RESOLUTION = 1e-8  # of the present loss: regrets below it are rounding, and must not be taken for precise
 CLIP = 4.0  # of Dopamine's errors, in units of their scale: none of a normal distribution, but those of outliers
@@ -105,62 +105,100 @@ def variance_factor(count: int, directions: int) -> float:
     return (count + directions - 1) / directions
 
 
-def _is_strange(memory: tuple[Scalar, ...], base: Scalar) -> Scalar:
+class Memory(NamedTuple):
+    """What both rules remember of losses and regrets; the first five fields of their states, see `DopamineState`."""
+
+    regret: Scalar
+    root: Scalar
+    size: Scalar
+    trials: Scalar
+    doubt: Scalar
+
+
+class Outliers(NamedTuple):
+    """What is unusual about the losses of one step.
+
+    Attributes:
+        strange: they are far beyond all before, and are not remembered.
+        fallen: all before were outliers, since the loss is a tenth of them.
+        lone: the regrets before were outliers, since those of now are a hundredth of them.
+    """
+
+    strange: Scalar
+    fallen: Scalar
+    lone: Scalar
+
+
+def _is_strange(memory: Memory, base: Scalar) -> Scalar:
     """Whether a loss is far larger than losses were."""
-    _, _, size, trials, doubt = memory
-    return (absolute(base) * trials > STRANGE * doubt * size) & (size > 0.0)
+    return (absolute(base) * memory.trials > STRANGE * memory.doubt * memory.size) & (memory.size > 0.0)
 
 
-def _has_fallen(memory: tuple[Scalar, ...], base: Scalar, beta: float) -> Scalar:
+def _has_fallen(memory: Memory, base: Scalar, beta: float) -> Scalar:
     """Whether the few losses before were outliers, since this one is a tenth of them."""
-    _, _, size, trials, _ = memory
-    return (absolute(base) * trials * 10.0 < size) & (trials < FIRST_TRIALS * (1.0 - beta))
+    return (absolute(base) * memory.trials * 10.0 < memory.size) & (memory.trials < FIRST_TRIALS * (1.0 - beta))
+
+
+def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> Outliers:
+    """Compare a loss, and the largest regret of a step, with those before; algorithms.md, "Outliers"."""
+    size, trials = memory.size, memory.trials
+    least = tiny(trials)
+    young = (1.0 - beta) / (trials + least)
+    usual = memory.root / sqrt(trials + least)
+    fallen = _has_fallen(memory, base, beta)
+    lone = (peak * 100.0 < usual) & (usual * 2.0 * trials > size) & (young * FIRST_TRIALS > 1.0)
+    far = peak > STRANGE * memory.doubt * (1.0 + FEW * young) * usual
+    beyond = far & (usual * trials > RESOLUTION * size)
+    strange = select(fallen | lone, False, beyond | _is_strange(memory, base))
+    return Outliers(strange, fallen, lone)
+
+
+def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
+    """The memory in the unit of this loss where all before were outliers; forgotten if only their regrets were."""
+    anew = outliers.fallen | outliers.lone
+    if anew is False:
+        return memory
+    unit = select(outliers.lone, 0.0, absolute(base) * memory.trials / (memory.size + tiny(memory.trials)))
+    regret, root, size = (select(anew, x * unit, x) for x in (memory.regret, memory.root, memory.size))
+    return memory._replace(regret=regret, root=root, size=size, trials=select(outliers.lone, 0.0, memory.trials))
+
+
+def _remember(
+    memory: Memory, base: Scalar, regrets: list[Scalar], peak: Scalar, strange: Scalar, beta: float
+) -> Memory:
+    """The memory after these losses; an outlier is not remembered, but doubles the doubt whether it is one."""
+    fresh = 1.0 - beta
+    unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
+    squares = total((r / unit) * (r / unit) for r in regrets) / len(regrets)
+    before = memory.root / unit
+    after = Memory(
+        regret=beta * memory.regret + fresh * mean(regrets),
+        root=unit * sqrt(beta * before * before + fresh * squares),
+        size=beta * memory.size + fresh * absolute(base),
+        trials=beta * memory.trials + fresh,
+        doubt=clip(CALM * memory.doubt, 1.0, math.inf),
+    )
+    if strange is False:
+        return after
+    unchanged = memory._replace(doubt=2.0 * memory.doubt)
+    return Memory(*(select(strange, old, new) for old, new in zip(unchanged, after, strict=True)))
 
 
 def _regret_errors(
-    memory: tuple[Scalar, ...], base: Scalar, plus: list[Scalar], beta: float
-) -> tuple[tuple[Scalar, ...], list[Scalar], Scalar, Scalar, Scalar]:
-    """The memory after these losses, prediction errors of regrets, their scale, whether they are strange, and `anew`.
-
-    A memory is the first five fields of a state. `anew` says that all trials before were outliers. Their memory is then
-    put into the unit of this loss, or forgotten if only their regrets were unusual.
-    """
-    # Equations: algorithms.md, "Outliers".
-    regret, root, size, trials, doubt = memory
-    fresh, least, regrets, peak = 1.0 - beta, tiny(trials), [], 0.0
-    for loss in plus:  # a loop here and below, since each comprehension is a call
-        r = loss - base
-        regrets.append(r)
-        peak = clip(absolute(r), peak, math.inf)
-    now, young, usual = absolute(base), fresh / (trials + least), root / sqrt(trials + least)
-    fallen = _has_fallen(memory, base, beta)
-    lone = (peak * 100.0 < usual) & (usual * 2.0 * trials > size) & (young * FIRST_TRIALS > 1.0)
-    anew = fallen | lone
-    beyond = (peak > STRANGE * doubt * (1.0 + FEW * young) * usual) & (usual * trials > RESOLUTION * size)
-    strange = beyond | _is_strange(memory, base)
-    if anew is not False:
-        strange, unit = select(anew, False, strange), select(lone, 0.0, now * trials / (size + least))
-        regret, root, size = [select(anew, x * unit, x) for x in (regret, root, size)]
-        trials = select(lone, 0.0, trials)
-    m = regret / (trials + least)  # expected before this trial; about sigma^2 tr(H) / 2
-    unit, total, squares, rpes = clip(peak, root, math.inf) + least, 0.0, 0.0, []
-    for r in regrets:
-        total, part = total + r, r / unit
-        squares += part * part
-        rpes.append(r - m)
-    part, count = root / unit, len(plus)
-    after = (
-        beta * regret + fresh * (total / count),
-        unit * sqrt(beta * part * part + fresh * (squares / count)),
-        beta * size + fresh * now,
-        beta * trials + fresh,
-        clip(CALM * doubt, 1.0, math.inf),
-    )
-    if strange is not False:  # an outlier is not remembered
-        before = (regret, root, size, trials, 2.0 * doubt)
-        after = tuple([select(strange, old, new) for old, new in zip(before, after, strict=True)])
-    _, root, size, trials, _ = after
-    return after, rpes, root / sqrt(trials) + RESOLUTION * (size / trials) + least, strange, anew
+    memory: Memory, base: Scalar, plus: list[Scalar], beta: float
+) -> tuple[Memory, list[Scalar], Scalar, Outliers]:
+    """The memory after these losses, prediction errors of regrets, their scale s, and what is unusual about them."""
+    regrets = [loss - base for loss in plus]
+    peak = 0.0
+    for regret in regrets:
+        peak = clip(absolute(regret), peak, math.inf)
+    outliers = _find_outliers(memory, base, peak, beta)
+    memory = _forget(memory, base, outliers)
+    expected = memory.regret / (memory.trials + tiny(memory.trials))  # m, about sigma^2 tr(H) / 2
+    rpes = [regret - expected for regret in regrets]
+    after = _remember(memory, base, regrets, peak, outliers.strange, beta)
+    s = after.root / sqrt(after.trials) + RESOLUTION * (after.size / after.trials) + tiny(after.trials)
+    return after, rpes, s, outliers
 
 
 def dopamine(
@@ -178,20 +216,14 @@ def dopamine(
     Returns:
         `Errors`, whose `level` is R.
     """
-    # Equations: algorithms.md, "Dopamine", with one decay for all means (the slow one, which is the better).
-    # Taken apart at once, here and below: in a tiny network's step reading a field shows.
-    before = state.loss
-    memory, rpes, s, strange, anew = _regret_errors(state[:5], base, plus, beta)
-    loss, most = beta * before + (1.0 - beta) * base, CLIP
-    if anew is not False:
-        loss = select(anew, memory[3] * base, loss)
-    if strange is not False:
-        loss, most = select(strange, before, loss), select(strange, 1.0, CLIP)
-    level = clip(loss / memory[3] - loss_floor, 0.0, math.inf)
-    signals = []
-    for rpe in rpes:
-        signals.append(clip(rpe / s, -most, most))
-    return record(Errors, (record(DopamineState, (*memory, loss)), rpes, signals, s, level))
+    memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
+    loss = beta * state.loss + (1.0 - beta) * base
+    loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
+    loss = select(outliers.strange, state.loss, loss)
+    level = clip(loss / memory.trials - loss_floor, 0.0, math.inf)  # R
+    most = select(outliers.strange, 1.0, CLIP)
+    signals = [clip(rpe / s, -most, most) for rpe in rpes]
+    return Errors(DopamineState(*memory, loss), rpes, signals, s, level)
 
 
 def learning_rate_gain(
@@ -209,24 +241,24 @@ def learning_rate_gain(
     """
     # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays; an
     # outlier says nothing of the last step.
-    regret, root, size, trials, doubt, actual, promised, comparisons, last_loss, expected, gain = state
-    odd = _is_strange(state[:5], base) | _has_fallen(state[:5], base, beta)
-    began, fresh = select(odd, False, trials > 0.0), 1.0 - beta
+    memory = Memory(*state[:5])
+    odd = _is_strange(memory, base) | _has_fallen(memory, base, beta)
+    began = select(odd, False, state.trials > 0.0)
     if began is False:
         return state
-    improvement = last_loss - base
-    sizes = beta * actual + fresh * absolute(improvement)
-    promises = beta * promised + fresh * expected
-    compared = beta * comparisons + fresh
-    error = (improvement - tau * expected) / ((sizes + absolute(promises)) / compared + tiny(compared))
-    low, high = limits
-    better = clip(gain * exp(kappa * clip(error, -3.0, 3.0)), low, high)
-    if began is not True:
-        sizes, promises = select(began, sizes, actual), select(began, promises, promised)
-        compared, better = select(began, compared, comparisons), select(began, better, gain)
-    return record(
-        Dopamine2State,
-        (regret, root, size, trials, doubt, sizes, promises, compared, last_loss, expected, better),
+    fresh = 1.0 - beta
+    improvement = state.last_loss - base
+    actual = beta * state.actual + fresh * absolute(improvement)
+    promised = beta * state.promised + fresh * state.expected
+    comparisons = beta * state.comparisons + fresh
+    scale = (actual + absolute(promised)) / comparisons + tiny(comparisons)
+    error = (improvement - tau * state.expected) / scale
+    gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
+    return state._replace(
+        actual=select(began, actual, state.actual),
+        promised=select(began, promised, state.promised),
+        comparisons=select(began, comparisons, state.comparisons),
+        gain=select(began, gain, state.gain),
     )
 
 
@@ -245,25 +277,26 @@ def dopamine2(
     Returns:
         `Errors`, whose `level` is g.
     """
-    _, _, _, _, _, actual, promised, comparisons, last_loss, expected, gain = state
-    memory, rpes, s, strange, anew = _regret_errors(state[:5], base, plus, beta)
-    most, loss, signals, gains = CLIP2, base, [], []
-    if anew is not False:
-        actual, promised, comparisons = [select(anew, 0.0, x) for x in (actual, promised, comparisons)]
-    if strange is not False:
-        most, loss = select(strange, 1.0, CLIP2), select(_is_strange(state[:5], base), last_loss, base)
-    for rpe in rpes:
-        signal = clip(rpe / s, -most, most)
-        signals.append(signal)
-        gains.append(signal * (rpe if strange is False else select(strange, signal * s, rpe)))
-    hoped = reach * mean(gains)
-    if strange is not False:
-        hoped = select(strange, expected, hoped)
-    after = record(Dopamine2State, (*memory, actual, promised, comparisons, loss, hoped, gain))
-    return record(Errors, (after, rpes, signals, s, gain))
+    before = Memory(*state[:5])
+    memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)
+    strange = outliers.strange
+    anew = outliers.fallen | outliers.lone
+    most = select(strange, 1.0, CLIP2)
+    signals = [clip(rpe / s, -most, most) for rpe in rpes]
+    gains = [signal * select(strange, signal * s, rpe) for signal, rpe in zip(signals, rpes, strict=True)]
+    after = Dopamine2State(
+        *memory,
+        actual=select(anew, 0.0, state.actual),
+        promised=select(anew, 0.0, state.promised),
+        comparisons=select(anew, 0.0, state.comparisons),
+        last_loss=select(strange & _is_strange(before, base), state.last_loss, base),
+        expected=select(strange, state.expected, reach * mean(gains)),
+        gain=state.gain,
+    )
+    return Errors(after, rpes, signals, s, state.gain)
 
 
-class Dopamine(ForwardOptimizer):
+class Dopamine(ScalarRule):
     """Weight perturbation whose step follows a relative, precision-weighted reward prediction error; nothing to tune.
 
     Two forward passes a step. Indifferent to the scale of the loss. It must know the least loss that can be reached
@@ -339,25 +372,25 @@ class Dopamine(ForwardOptimizer):
         self._choose_sides(two_sided)
         checks.usual_rate("Dopamine", self.param_groups, 3.5)
 
-    def _start(self) -> DopamineState:
+    def start(self) -> DopamineState:
+        """Nothing known: all 0 but `doubt`."""
         return DopamineState(*[self.zero()] * 6)._replace(doubt=self.zero() + 1.0)
 
-    def _rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
-        settings, floor, beta = self.settings, self.settings["loss_floor"], self.settings["beta"]
+    def rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
+        """See `ScalarRule.rule`; algorithms.md, "Dopamine"."""
+        settings = self.settings
         base, plus = losses.one_sided()
-        after, rpes, signals, s, level = dopamine(state, base, plus, loss_floor=floor, beta=beta)
-        count, cap, steps, rates = 0, settings["cap"], [], []
-        for _, _, size in groups:
-            count += size
-        factor = variance_factor(count, len(rpes))
-        for lr, sigma, _ in groups:
-            step = clip(lr * level * sigma / (factor * s), 0.0, cap)  # min(a R sigma / (d s), cap)
-            steps.append(step)
-            rates.append(step * sigma / s)
-        return record(Decision, (after, signals, steps, rates, mean(rpes)))
+        errors = dopamine(state, base, plus, loss_floor=settings["loss_floor"], beta=settings["beta"])
+        factor = variance_factor(sum(group.size for group in groups), len(plus))  # (d + K - 1) / K
+        steps = [  # min(a R sigma / (factor s), cap)
+            clip(group.lr * errors.level * group.sigma / (factor * errors.scale), 0.0, settings["cap"])
+            for group in groups
+        ]
+        rates = [step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)]
+        return Decision(errors.state, errors.signals, steps, rates, mean(errors.rpes))
 
 
-class Dopamine2(ForwardOptimizer):
+class Dopamine2(ScalarRule):
     """Weight perturbation whose learning rate follows a second prediction error: actual against expected improvement.
 
     Two forward passes a step. Indifferent to the scale of the loss and to any constant added to it.
@@ -435,25 +468,24 @@ class Dopamine2(ForwardOptimizer):
         self._choose_sides(two_sided)
         checks.usual_rate("Dopamine2", self.param_groups, 1.5)
 
-    def _start(self) -> Dopamine2State:
+    def start(self) -> Dopamine2State:
+        """Nothing known: all 0 but `doubt` and `gain`."""
         return Dopamine2State(*[self.zero()] * 11)._replace(doubt=self.zero() + 1.0, gain=self.zero() + 1.0)
 
-    def _rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
-        settings, (base, plus) = self.settings, losses.one_sided()
-        tau, kappa, beta = settings["tau"], settings["kappa"], settings["beta"]
-        state = learning_rate_gain(state, base, tau=tau, kappa=kappa, beta=beta, limits=self.limits)
+    def rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
+        """See `ScalarRule.rule`; algorithms.md, "Dopamine2"."""
+        settings = self.settings
+        beta = settings["beta"]
+        base, plus = losses.one_sided()
+        state = learning_rate_gain(
+            state, base, tau=settings["tau"], kappa=settings["kappa"], beta=beta, limits=self.limits
+        )
+        factor = variance_factor(sum(group.size for group in groups), len(plus))
+        steps = [clip(group.lr * state.gain / factor, 0.0, settings["cap"]) for group in groups]
         # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
-        count, squares, reach = 0, 0.0, 0.0
-        for _, sigma, size in groups:
-            count += size
-            squares += size * sigma * sigma
-        factor, gain, steps, moves, rates = variance_factor(count, len(plus)), state.gain, [], [], []
-        for lr, sigma, size in groups:
-            step = clip(lr * gain / factor, 0.0, settings["cap"])
-            steps.append(step)
-            moves.append(step * sigma)
-            reach = reach + step * (size * sigma / squares)
-        after, rpes, signals, s, _ = dopamine2(state, base, plus, reach=reach, beta=beta)
-        for move in moves:
-            rates.append(move / s)
-        return record(Decision, (after, signals, steps, rates, mean(rpes)))
+        squares = total(group.size * group.sigma * group.sigma for group in groups)
+        shares = [group.size * group.sigma / squares for group in groups]
+        reach = total(step * share for step, share in zip(steps, shares, strict=True))
+        errors = dopamine2(state, base, plus, reach=reach, beta=beta)
+        rates = [step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)]
+        return Decision(errors.state, errors.signals, steps, rates, mean(errors.rpes))

@@ -33,8 +33,8 @@ from dopaminergic.noise.reference import (
     ROUNDS,
     SIGNS_PER_BLOCK,
 )
-from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
-from dopaminergic.rule import Group, Losses
+from dopaminergic.rule import Group, Losses, choose, decay_factors
+from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.scalars import finite, select
 
 LEAVES = ("float32", "float64")
@@ -75,7 +75,7 @@ class Functional:
     optimizers, whose steps take no memory.
 
     Args:
-        optimizer: `Dopamine`, `Dopamine2`, `WeightPerturbation`, `SPSA`, or a subclass of `ForwardOptimizer` whose rule
+        optimizer: `Dopamine`, `Dopamine2`, `WeightPerturbation`, `SPSA`, or a subclass of `ScalarRule` whose rule
             is made of `dopaminergic.scalars`.
         **settings: as the optimizer takes them: `lr`, `sigma`, `directions`, `noise`, `weight_decay`, ...
 
@@ -84,13 +84,9 @@ class Functional:
         ValueError: a setting is out of range.
     """
 
-    def __init__(self, optimizer: type[ForwardOptimizer], **settings: Any) -> None:
-        known = isinstance(optimizer, type) and issubclass(optimizer, ForwardOptimizer)
-        if (
-            not known
-            or issubclass(optimizer, EvolutionStrategy)
-            or optimizer._evaluate is not ForwardOptimizer._evaluate
-        ):
+    def __init__(self, optimizer: type[ScalarRule], **settings: Any) -> None:
+        known = isinstance(optimizer, type) and issubclass(optimizer, ScalarRule)
+        if not known or issubclass(optimizer, EvolutionStrategy):
             name = getattr(optimizer, "__name__", repr(optimizer))
             raise TypeError(f"Functional: expected Dopamine, Dopamine2, WeightPerturbation or SPSA, got {name}")
         for name in ELSEWHERE:
@@ -123,7 +119,7 @@ class Functional:
                 )
             low, high = jnp.uint32(number & MASK), jnp.uint32(number >> 32)
         key = jnp.stack([low.astype(jnp.uint32), high.astype(jnp.uint32)])
-        rule = jax.tree.map(lambda x: jnp.asarray(x, float), self.optimizer._start())
+        rule = jax.tree.map(lambda x: jnp.asarray(x, float), self.optimizer.start())
         step, zero = jnp.uint32(0), jnp.zeros(())
         return State(key, step, rule, self._draw(jax.tree.leaves(params), key, step), jnp.int32(0), zero, zero)
 
@@ -153,27 +149,26 @@ class Functional:
         def value(weights: list[jax.Array]) -> jax.Array:
             return jnp.mean(loss(jax.tree.unflatten(tree, weights), *batch)).astype(float)
 
-        # All points are evaluated as one batch; where the rule asks for it the first are the weights themselves.
-        one, base_first = [*range(directions)], optimizer.needs_base
-        sides = [0.0] + [1.0] * directions if base_first else [1.0] * directions + [-1.0] * directions
-        rows = [0, *one] if base_first else [*one, *one]
-        noise, multiples = [each[jnp.array(rows)] for each in state.noise], jnp.array(sides) * group.sigma
+        # All points are evaluated as one batch; at the weights themselves a direction counts 0 times.
+        plan = optimizer.points()
+        rows = jnp.array([point.direction or 0 for point in plan])
+        multiples = jnp.array([float(point.side) for point in plan]) * group.sigma
+        noise = [each[rows] for each in state.noise]
         found = list(jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples))
-        base, after_base = (found[0], found[1:]) if base_first else (None, found)
-        losses = Losses(base, after_base[:directions], after_base[directions:])
-        rule, signals, (size_of_step,), rates, rpe = optimizer._rule(state.rule, losses, [group])
+        losses = Losses.at(plan, found)
+        rule, signals, (size_of_step,), rates, rpe = optimizer.rule(state.rule, losses, [group])
         moves = [size_of_step * (-1.0 / directions) * signal for signal in signals]
         usable = finite(sum(found)) & finite(sum(moves))
         moves = [select(usable, move, 0.0) for move in moves]
         if setting["weight_decay"]:
-            (scale,) = shrinks([setting["weight_decay"]], rates, usable)
+            (scale,) = decay_factors([setting["weight_decay"]], rates, usable)
             leaves = [leaf * jnp.asarray(scale, leaf.dtype) for leaf in leaves]
         leaves, _ = jax.lax.scan(lambda ws, each: (_moved(ws, *each), None), leaves, (state.noise, jnp.stack(moves)))
         step = state.step + jnp.uint32(1)
         after = State(
             state.key,
             step,
-            chosen(usable, rule, state.rule),
+            choose(usable, rule, state.rule),
             self._draw(leaves, state.key, step),
             state.skipped_steps + jnp.where(usable, 0, 1),
             select(usable, jnp.asarray(rpe), state.last_rpe),

@@ -1,32 +1,46 @@
-"""A step of a rule that learns from losses: directions x outcomes x a rule.
+"""The base of all optimizers: a step is done wholly, or everything is as before it.
 
-Subclasses bring a rule and nothing else; the loop around it is in `loop.py`.
+    begin -> evaluate the closure at the points of the step -> a change
+          -> restore what was perturbed and apply the change, in one pass
+
+What is perturbed, and how a change follows from outcomes, is the business of subclasses: `ScalarRule` learns from
+losses, `VectorDopamine` from all outcomes.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
+import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
+    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
+)
 
-from dopaminergic import checks, crowd
-from dopaminergic.autocast import forget_casts
-from dopaminergic.batched import rewind
-from dopaminergic.loop import Change, Closure, Loop, Progress
-from dopaminergic.noise import Multiple
-from dopaminergic.outcomes import mean_loss, mean_losses, mean_tensor
-from dopaminergic.rule import Decision, Group, Losses, record
-from dopaminergic.scalars import Scalar, as_array, as_tensor, clip, finite, select
+from dopaminergic import checks, crowd, silence, states
+from dopaminergic.buffers import Buffers
+from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
+from dopaminergic.interruption import uninterrupted
+from dopaminergic.outcomes import Closure
+from dopaminergic.plain import plain
+from dopaminergic.progress import Change, Progress
+from dopaminergic.rule import Losses
+from dopaminergic.scalars import Scalar, as_array, as_tensor
+from dopaminergic.tracing import keep_tracers_out
 
-Tried = tuple[list[Scalar], Sequence[int], list[Group], int]  # losses, their directions, groups, other evaluations
+Listener = Callable[[Change], None]
 
 
-class ForwardOptimizer(Loop):
+class ForwardOptimizer(Optimizer):
     """Base of all optimizers that learn from forward passes alone; use a subclass.
 
     Args:
@@ -44,252 +58,484 @@ class ForwardOptimizer(Loop):
             and takes the memory of so many copies of the weights and activations.
         process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and losses are averaged.
             Or a `Ranks`, which says how ranks share data and directions; None: this process is alone.
+        settings: of the rule; `state_dict` holds them.
+
+    A subclass says how it starts (`start`), how it evaluates (`_evaluate`), and what a step writes and takes back.
     """
 
-    needs_base = True  # the loss at the weights; else those to both sides of them
-    takes_infinite = False  # the rule makes something of a loss of +inf, if any loss is finite; never of NaN
+    _thread: int | None = None  # which thread is within a step
 
-    def _choose_sides(self, two_sided: bool | None) -> None:
-        """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: Any,
+        sigma: float | None = None,
+        directions: int = 1,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+        batched: bool = False,
+        process_group: Any = None,
+        **settings: Any,
+    ) -> None:
+        self._rule_name = rule = type(self).__name__
+        given = {"directions": directions, "noise": noise, "seed": seed, "batched": batched, **settings}
+        self.settings = checks.settings(rule, given)
+        self._fleet = isinstance(self.settings["seed"], list)
+        self._ranks: Ranks | None = ranks_of(process_group)
+        self._agreed = False  # whether the ranks have been compared since the start
+        params = checks.parameters(rule, params)
+        chosen = 0.0
+        if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
+            sigma = chosen = self._default_sigma(params)
+        given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
+        super().__init__(params, checks.rates(rule, given, self._replicas))
+        checks.some_trainable(rule, self.param_groups)
+        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu") if self._fleet else 0
+        self._progress = Progress(self.start(), skipped_steps=skipped, chosen_sigma=chosen)
+        self._pending: Change | None = None
+        self._listeners: list[Listener] = []
+        self._floor = self.settings.get("loss_floor", -math.inf)
+        self._told_of: set[str] = set()  # warnings that are given once
+        self._buffers = Buffers()
+        self._casts: set[torch.dtype] = set()  # 16-bit dtypes in which the closure computes
+        self._prepare(None)
 
-        Raises:
-            TypeError: it is neither a bool nor None.
-        """
-        if not isinstance(two_sided, bool | None):
-            raise TypeError(f"{self._rule_name}: two_sided must be True, False or None, got {two_sided!r}")
-        both = checks.any_16_bits(self.param_groups) if two_sided is None else two_sided
-        self.settings["two_sided"] = both
-        self.needs_base = not both
+    # ---- the subclass ------------------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
-        super().load_state_dict(state_dict)
-        if "two_sided" in self.settings:
-            self._choose_sides(self.settings["two_sided"])
+    def start(self) -> Any:
+        """The rule's state before the first step: a NamedTuple of numbers made from `zero()`, or None."""
+        return None
 
-    def _rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        raise NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
+    def _is_abstract(self) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
 
-    @property
-    def next_passes(self) -> int:
-        """The most forward passes that the next step may take; the first one with large 16-bit weights, one more."""
-        directions = self.settings["directions"]
-        return 1 + directions if self.needs_base else 2 * directions
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
+        """The perturbation scale for these parameters, in a closure that computes in some 16-bit dtypes."""
+        raise self._is_abstract()
 
-    def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
-        """With one model, one group and one direction the same in fewer lines of Python.
+    def _prepare(self, loaded: states.Loaded | None) -> None:
+        """Make what depends on settings and parameters: at first, and when a state has been loaded."""
+        raise self._is_abstract()
 
-        With a network of 33 weights, each call on the way around costs as much as a hundredth of a forward pass.
-        """
-        settings, weights, step = self.settings, self._weights, before.step
-        plain = not (settings["batched"] or self._fleet or self.takes_infinite)
-        if settings["directions"] > 1 or not plain or self._ranks is not None:
-            return super()._probe_and_update(closure, before)
-        # What must be looked after in each evaluation is looked after there, and silence is counted there.
-        if self._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
-            return super()._probe_and_update(closure, before)
-        if not weights.begin_again(step):
-            weights.begin(step)
-            if not weights.simple:
-                return super()._probe_and_update(closure, before)
-        self._pending, name = None, self._rule_name
-        (group,), (sigma,), (size,), (generator,) = self.param_groups, weights.sigmas, weights.sizes, weights.generators
-        random_state = generator.get_state()  # common random numbers: each evaluation starts here
-        forget_casts()
-        base = mean_loss(closure(), name) if self.needs_base else None
-        weights.check()
-        write = weights.write or weights.move_one
-        write(1.0, sigma, 0, step, 1)
-        generator.set_state(random_state)
-        forget_casts()
-        plus = mean_loss(closure(), name)
-        weights.check()
-        write = weights.write or weights.move_one
-        if base is None:
-            write(1.0, -sigma, 0, step, 1)
-            generator.set_state(random_state)
-            forget_casts()
-            minus = mean_loss(closure(), name)
-            weights.check()
-            write = weights.write or weights.move_one
-            loss, losses = (plus + minus) / 2, record(Losses, (None, [plus], [minus]))
-        else:
-            loss, losses = base, record(Losses, (base, [plus], []))
-        forget_casts()
-        if loss < self._floor:
-            self._look_at_floor(loss)
-        answered = loss != plus
-        if math.isfinite(loss + plus):
-            rate = group["lr"]
-            groups = [record(Group, (rate if isinstance(rate, float) else as_array(rate), sigma, size))]
-            rule, (signal,), (move,), (rate,), rpe = self._rule(before.rule, losses, groups)
-            move *= -signal
-            if weights.takes_one(move):
-                _, _, passes, skipped, _, _, _, _, *rest = before
-                silent = int(not answered)
-                after = record(Progress, (rule, step + 1, passes + 2, skipped, rpe, rate, silent, True, *rest))
-                decay = group["weight_decay"]
-                if weights.write is None or decay or self._listeners:
-                    self._apply(Change([(0, [move])], shrinks([decay], [rate], True) if decay else None, after))
-                else:
-                    write(1.0, move, 0, step, 0)
-                    self._progress = after
-                return loss
-        self._apply(self._skip(before, 2))
-        return loss
+    def _get_ready(self) -> None:
+        """What comes before a step, and must not be taken back with it."""
+
+    def _begin(self, step: int) -> None:
+        """Look at what is perturbed as it is now."""
+        raise self._is_abstract()
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
-        """Call the closure at all points of a step; leaves the weights perturbed along the last direction."""
-        units = self.needs_base + self.settings["directions"]
-        try_all = self._try if self._ranks is None else self._try_on_all_ranks
-        found, numbers, groups, extra = try_all(closure, before.step, range(units))
-        losses = Losses(found[0], found[1:], []) if self.needs_base else Losses(None, found[::2], found[1::2])
+        """Call the closure at all points of a step, and say what follows; something may be left perturbed."""
+        raise self._is_abstract()
+
+    def _write(self, change: Change, commit: Callable[[], None]) -> None:
+        """Take back what is perturbed and apply a change; call `commit` once all is written."""
+        raise self._is_abstract()
+
+    def _leave(self) -> None:
+        """End an evaluation that was interrupted; harmless at any time."""
+
+    def _take_back(self, step: int) -> None:
+        """Bring everything back to where it was when `step` began; harmless when it is there."""
+        raise self._is_abstract()
+
+    def _watched(self, closure: Closure) -> Closure:
+        """The closure of one step, looked after at each of its calls."""
+        raise self._is_abstract()
+
+    def _extra_passes(self) -> int:
+        """Evaluations of this step that `_evaluate` does not count."""
+        return 0
+
+    def _may_look_farther(self) -> bool:
+        """Whether sigma may be doubled where no loss answers."""
+        return False
+
+    def _found_out(self) -> dict[str, Any]:
+        """What a state keeps of the ways in which a closure can be evaluated."""
+        return {}
+
+    # ---- a fleet or one model ----------------------------------------------------------------------------------------
+
+    @property
+    def _replicas(self) -> int | None:
+        """R of a fleet; None for one model."""
+        return len(self.settings["seed"]) if self._fleet else None
+
+    def zero(self) -> Scalar:
+        """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
+        return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
+
+    # ---- what users read ---------------------------------------------------------------------------------------------
+
+    @property
+    def forward_passes(self) -> int:
+        """Evaluations of the closure that count towards a step (those of an interrupted step do not)."""
+        return self._progress.forward_passes
+
+    @property
+    def skipped_steps(self) -> Any:
+        """Steps without an update because an outcome was not finite; for a fleet an int64 tensor of shape `(R,)`."""
+        return self._progress.skipped_steps
+
+    @property
+    def last_rpe(self) -> Any:
+        """Reward prediction error of the last step; for a fleet a tensor of shape `(R,)`."""
+        return self._progress.last_rpe
+
+    @property
+    def last_learning_rate(self) -> Any:
+        """Learning rate of gradient descent that the last update amounts to, in the first group."""
+        return self._progress.last_learning_rate
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Evaluate and update; or, without a closure, apply what the last `probe` found.
+
+        Args:
+            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an `Outcome`. It is
+                called without gradients, with the same random numbers each time, and may do anything else.
+
+        Returns:
+            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a fleet; None without a
+            closure.
+
+        Raises:
+            TypeError: the closure returned something that is not a loss.
+            RuntimeError: there was neither a closure nor a `probe`.
+        """
+        # torch's own wrapper costs as much as a small network, so it is only used when somebody listens.
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+        ):
+            return _hooked_step(self, closure)
+        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
+
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
+
+    def _step(self, closure: Closure | None) -> Any:
+        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
+
+    def probe(self, closure: Closure) -> Any:
+        """First half of a step, for loops that call `step()` themselves: evaluate, and leave the weights as they were.
+
+        Args:
+            closure: as for `step`.
+
+        Returns:
+            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by
+            `state_dict`.
+        """
+        return self._guarded(self._probe_only, closure)
+
+    def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
+        if self._thread is not None:
+            self._refuse_within_a_step("step")
+        self._get_ready()
+        before = self._progress
+        gradients = torch.is_grad_enabled()
+        try:
+            self._thread = crowd.steps[id(self)] = threading.get_ident()
+            _set_grad_enabled(False)
+            try:
+                self._check_groups()
+                return work(closure, before)
+            except BaseException:
+                self._undo(before)
+                raise
+        except BaseException as error:
+            # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
+            with _room_on_the_stack():
+                self._undo(before)
+            checks.explain(self._rule_name, error, closure)
+            raise
+        finally:
+            _set_grad_enabled(gradients)
+            crowd.steps.pop(id(self), None)
+            self._thread = None
+
+    def _refuse_within_a_step(self, name: str) -> None:
+        """Raise if a step of this optimizer is in progress: in this thread's frames, or in another thread."""
+        thread = self._thread
+        if thread is None:
+            return
+        frame = sys._current_frames().get(thread)
+        while frame is not None:
+            if frame.f_code is ForwardOptimizer._guarded.__code__ and frame.f_locals.get("self") is self:
+                where = "its own closure" if thread == threading.get_ident() else "another thread"
+                raise RuntimeError(
+                    f"{self._rule_name}: {name} was called from {where} while a step is in progress, when weights are "
+                    "perturbed; call it between steps, or use an optimizer of its own for an inner loop"
+                )
+            frame = frame.f_back
+        self._thread = None  # an interruption came before the step could say that it had ended
+
+    def _check_groups(self) -> None:
+        """Raise if a schedule has made a setting of a group impossible, NaN for example."""
+        for group in self.param_groups:
+            lr = group["lr"]
+            plain_number = isinstance(lr, float | int)
+            if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
+                group.update(checks.rates(self._rule_name, group, self._replicas))
+
+    def _undo(self, before: Progress) -> None:
+        self._leave()
+        if self._progress is before:
+            self._take_back(before.step)
+            self._buffers.undo()
+
+    def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
+        self._pending = None
+        losses, change = self._evaluated(closure, before)
+        self._apply(change)
+        return self._mean(losses)
+
+    def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        if self._pending is not None:
+            self._tell(
+                "probes",
+                f"{self._rule_name}: a second probe came before step(), so that what the first one found is lost, as "
+                "where a framework accumulates gradients; average the losses of all micro-batches inside one closure",
+            )
+        self._pending = None
+        losses, self._pending = self._evaluated(closure, before)
+        self._take_back(before.step)
+        self._buffers.end()
+        return self._mean(losses)
+
+    def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        others = crowd.look(threading.get_ident())
+        losses, change = self._evaluate(self._watched(closure), before)
+        crowd.tell(self._rule_name, others)
+        change = self._heard(losses, change)
+        # Ranks count alike, though not each of them may have evaluated anything.
+        extra = 0 if self._ranks is not None else self._extra_passes()
+        if not extra:
+            return losses, change
+        passes = change.after.forward_passes + extra
+        return losses, change._replace(after=change.after._replace(forward_passes=passes))
+
+    def _heard(self, losses: Losses, change: Change) -> Change:
+        """Note whether any loss answered to a perturbation, and say so where none has for long."""
+        self._look_at_floor(losses.mean())
+        silent = self._is_silent(losses, change)
+        after = change.after
+        if not silent:
+            if after.answered and after.silent == 0:
+                return change
+            return change._replace(after=after._replace(answered=True, silent=max(0, after.silent - 1)))
+        after = after._replace(silent=after.silent + 1)
+        tired = after.silent >= silence.PATIENCE
+        # One silent step may be chance without the loss at the weights: both sides of a direction can be alike.
+        early = not after.answered and (after.silent > 1 or losses.base is not None)
+        farther = (tired or early) and self._may_look_farther()
+        if tired and not (farther and after.answered):
+            self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
+        if farther:
+            after = after._replace(doublings=after.doublings + 1, silent=0 if after.answered else after.silent)
+        return change._replace(after=after)
+
+    def _is_silent(self, losses: Losses, change: Change) -> bool:
+        """Whether all losses of a step are the same bits, perturbed or not."""
+        found = [*losses.plus, *losses.minus]
+        if losses.base is not None:
+            found.append(losses.base)
+        return len(found) > 1 and all(bool(np.all(x == found[0])) for x in found)
+
+    def _look_at_floor(self, loss: Scalar) -> None:
+        floor = self.settings.get("loss_floor")
+        if floor is not None and np.any(np.less(loss, floor) & np.isfinite(loss)):
+            self._tell(
+                "floor",
+                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below loss_floor={floor:g}, where this "
+                "rule stands still. Pass the least loss that can be reached as loss_floor, or use Dopamine2, which "
+                "needs none (for example for rewards)",
+            )
+
+    def _tell(self, subject: str, text: str) -> None:
+        """Warn once of each subject."""
+        if subject not in self._told_of:
+            self._told_of.add(subject)
+            warnings.warn(text, RuntimeWarning, stacklevel=checks.levels_up())
+
+    def _mean(self, losses: Losses) -> Any:
         if not self._fleet:
-            return losses, self._decide(before, losses, found, numbers, groups, extra)
+            return losses.mean()
         with np.errstate(all="ignore"):  # a replica may have lost its way
-            return losses, self._decide(before, losses, found, numbers, groups, extra)
+            return as_tensor(losses.mean())
 
-    def _try(self, closure: Closure, step: int, units: range) -> Tried:
-        """Losses of some units of a step: the weights themselves (number 0, if needed), then the directions."""
-        weights = self._weights
-        weights.begin(step)
-        if not any(weights.sizes):
-            checks.some_trainable(self._rule_name, self.param_groups)
-        if weights.on_use_blocks:
-            closure = functools.partial(self._on_use, weights, closure)
-        rates = [as_array(group["lr"]) for group in self.param_groups]
-        groups = list(map(Group, rates, weights.sigmas, weights.sizes))
-        signs = (1,) if self.needs_base else (1, -1)
-        displacements: list[list[Multiple]] = [[sign * sigma for sigma in weights.sigmas] for sign in signs]
-        # Common random numbers: every evaluation starts where torch's generators are now.
-        random_states = [(generator, generator.get_state()) for generator in weights.generators]
-        base = [self._loss(closure)] if self.needs_base and 0 in units else []
-        numbers = range(max(0, units.start - self.needs_base), max(0, units.stop - self.needs_base))
-        tried, extra = [], 0
-        if self.settings["batched"] and numbers:
-            rewind(random_states)
-            tried, extra = self._as_batches(closure, displacements, base, numbers, step)
-        for k in () if self.settings["batched"] else numbers:
-            if tried and self._ranks is not None and self._ranks.late:
-                break
-            for displacement in displacements:
-                weights.move([(k, displacement)])
-                for generator, state in random_states:
-                    generator.set_state(state)
-                tried.append(self._loss(closure))
-        return base + tried, numbers, groups, extra
+    def _apply_pending(self, _: None, before: Progress) -> None:
+        self._begin(before.step)
+        change = self._pending
+        if change is None:
+            raise RuntimeError(
+                f"{self._rule_name}.step() without a closure needs a probe first: pass opt.step(closure), or call "
+                "opt.probe(closure) before it. accelerate and the Trainer of transformers call step() alone: write the "
+                "loop yourself, and of a wrapped optimizer use what it wraps, wrapped.optimizer"
+            )
+        self._apply(change)
 
-    def _try_on_all_ranks(self, closure: Closure, step: int, units: range) -> Tried:
+    def _apply(self, change: Change) -> None:
+        def commit() -> None:
+            self._pending = None  # not before: a step that is interrupted can be tried again
+            self._progress = change.after
+            self._buffers.end()
+            for listener in self._listeners:
+                listener(change)
+
+        if not self._listeners:
+            self._write(change, commit)
+            return
+        with uninterrupted():  # no step is done that nobody is told of
+            self._write(change, commit)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Be told of the change of each step that is done, as a journal is.
+
+        Args:
+            listener: called after the weights have changed; an exception in it reaches the caller of `step`.
+
+        Returns:
+            A function that ends it.
+        """
+        self._listeners.append(listener)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return end
+
+    def _check(self, step: int) -> Check | None:
+        """What all ranks compare in this step, if they do; in the first one frozen parameters too."""
         ranks: Any = self._ranks
-        groups: list[Group] = []
+        if self._agreed and step % ranks.check_every:
+            return None
+        groups = [{key: x for key, x in group.items() if key != "params"} for group in self.param_groups]
+        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed]
+        return lambda: fingerprint([self._identity(), self.settings, groups, self._progress], parameters)
 
-        def work() -> list[float]:
-            seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
-            found, _, groups[:], _ = self._try(seeded, step, ranks.part(len(units)))
-            return np.concatenate(found).tolist() if self._fleet and found else found
-
-        width = (2 - self.needs_base) * (self._replicas or 1)
-        found, there = ranks.losses(work, len(units), width, self._check(step))
-        found = found.reshape(-1)
-        if self._weights.sharded and not self._agreed and (found == found[0]).all():
-            warnings.warn(
-                f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
-                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
-                RuntimeWarning,
-                stacklevel=checks.levels_up(),
-            )
-        self._agreed = True
-        numbers = [unit - self.needs_base for unit in there if unit >= self.needs_base]
-        if self._fleet:
-            return list(found.reshape(-1, self._replicas or 1)), numbers, groups, 0
-        return found.tolist(), numbers, groups, 0
-
-    def _as_batches(
-        self, closure: Closure, displacements: list[list[Multiple]], base: list[Scalar], numbers: range, step: int
-    ) -> tuple[list[Scalar], int]:
-        """Losses in the order of the loop above, and how many evaluations it took beyond them."""
-        extra = 0
-        random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
-        if not base and not (self._batched.checked or self._batched.refused):
-            base, extra = [self._loss(closure)], 1  # what the first batch is compared by
-        first = base[0] if base else 0.0
-        reference, found = torch.as_tensor(first, dtype=torch.float64, device="cpu").reshape(-1), []
-        for displacement in displacements:
-            rewind(random_states)
-            losses, evaluations = self._batched(
-                self._weights,
-                closure,
-                lambda returned: mean_tensor(returned, self._rule_name, self._replicas),
-                reference,
-                numbers,
-                displacement,
-                step,
-            )
-            found.append(as_array(losses) if self._fleet else losses[:, 0].tolist())
-            extra += evaluations - len(numbers)
-        return [loss for pair in zip(*found, strict=True) for loss in pair], extra
-
-    def _loss(self, closure: Closure) -> Scalar:
-        if self._fleet:
-            return as_array(mean_losses(closure(), self._rule_name, len(self.settings["seed"])))
-        return mean_loss(closure(), self._rule_name)
-
-    def _decide(
-        self,
-        before: Progress,
-        losses: Losses,
-        tried: list[Scalar],
-        numbers: Sequence[int],
-        groups: list[Group],
-        extra: int,
-    ) -> Change:
-        """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
-        usable, passes = comparable(tried) if self.takes_infinite else finite(sum(tried)), len(tried) + extra
-        if usable is False:
-            return self._skip(before, passes)
-        rule, signals, steps, rates, rpe = self._rule(before.rule, losses, groups)
-        share = -1.0 / len(signals)
-        rows = [[step * share * signal for step in steps] for signal in signals]
-        decays = [group["weight_decay"] for group in self.param_groups]
-        scales = shrinks(decays, rates, usable) if any(decays) else None
-        terms = list(zip(numbers, rows, strict=True))
-        usable = usable & self._weights.takes(terms, scales)
-        if usable is False:
-            return self._skip(before, passes)
-        rate, skipped = rates[0], before.skipped_steps
-        if self._fleet:
-            if not usable.all():
-                self._warn()
-                rows = [[select(usable, x, 0.0) for x in row] for row in rows]
-                terms = list(zip(numbers, rows, strict=True))
-                scales = shrinks(decays, rates, usable) if scales is not None else None
-                rule, skipped = chosen(usable, rule, before.rule), skipped + as_tensor(~usable)
-                rpe, rate = select(usable, rpe, before.last_rpe), select(usable, rate, before.last_learning_rate)
-            rpe, rate = as_tensor(rpe), as_tensor(rate)
+    def _skip(self, before: Progress, passes: int) -> Change:
+        self._warn()
         after = before._replace(
-            rule=rule,
             step=before.step + 1,
             forward_passes=before.forward_passes + passes,
-            skipped_steps=skipped,
-            last_rpe=rpe,
-            last_learning_rate=rate,
+            skipped_steps=before.skipped_steps + 1,
         )
-        return Change(terms, scales, after)
+        return Change([], None, after)
+
+    def _warn(self) -> None:
+        self._tell(
+            "skipped",
+            f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
+            "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
+        )
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return {
+            "optimizer": self._rule_name,
+            "shapes": [list(p.shape) for p in parameters],
+            "dtypes": [str(p.dtype) for p in parameters],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
+        saved = super().state_dict()
+        groups = [plain(group) for group in saved["param_groups"]]  # schedulers and users may have put anything there
+        return {**saved, "param_groups": groups, "forward": self._forward()}
+
+    def _forward(self) -> dict[str, Any]:
+        progress = self._progress._asdict()
+        rule = progress.pop("rule")
+        memory = [as_tensor(x) for x in rule] if rule else None
+        forward = {"settings": plain(self.settings), "rule": plain(memory), "progress": plain(progress)}
+        return {**self._identity(), **forward, **self._found_out()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where another optimizer of the same kind, over a model of the same shape, stopped.
+
+        Raises:
+            ValueError: it is the state of another optimizer, model or dtype, of parameters in another order, or holds
+                what no optimizer could have saved; nothing has changed then.
+        """
+        self._refuse_within_a_step("load_state_dict")
+        start = self.start()
+        own = states.Own(self._rule_name, self._forward(), self.param_groups, start, self._replicas)
+        loaded = states.read(state_dict, own)
+        before = self.__dict__.copy()
+        try:
+            self._load(state_dict, loaded, start)
+        except BaseException:  # of a hook, or Ctrl-C
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
+        self._undo(self._progress)  # whatever a step could not take back, while it is known
+        known = {key: value for key, value in state_dict.items() if key != "forward"}
+        super().load_state_dict({**known, "param_groups": loaded.groups})
+        for group in self.param_groups:  # once more, since a hook may have exchanged them
+            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
+        self.settings = loaded.settings
+        rule = loaded.rule
+        if rule is not None and isinstance(start[0], np.ndarray):
+            rule = [as_array(x) for x in rule]
+        self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
+        self._floor = self.settings.get("loss_floor", -math.inf)
+        self._pending = None
+        self._agreed = False
+        self._prepare(loaded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
+        # whoever listens to this optimizer; a copy makes its own.
+        own = ("_weights", "_pending", "_listeners", "_thread", "step")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "settings" in self.__dict__:
+            self._pending = None
+            self.__dict__.setdefault("_listeners", [])  # `load_state_dict` comes here too, and has some
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
+        self._refuse_within_a_step("add_param_group")
+        before = len(self.param_groups)
+        try:
+            super().add_param_group(param_group)
+            checks.group(self._rule_name, self.param_groups[-1], self._replicas)
+            checks.apart(self._rule_name, self.param_groups)
+            if self._ranks is not None:
+                self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+        self._pending = None  # a probe knew nothing of the new group
 
 
-def comparable(losses: list[Scalar]) -> Scalar:
-    """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
-    known, some = True, False
-    for loss in losses:
-        known, some = known & (loss > -math.inf), some | finite(loss)
-    return known & some
+@contextlib.contextmanager
+def _room_on_the_stack() -> Iterator[None]:
+    """Let cleaning up go deeper than the code whose recursion has reached the limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 200)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
-def shrinks(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
-    """What weight decay leaves of the weights of each group."""
-    shrinks = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
-    return [as_array(select(usable, shrink, 1.0)) for shrink in shrinks]
-
-
-def chosen(usable: Scalar, new: Any, old: Any) -> Any:
-    """The new state of the rule where it is usable; rules without a state have None."""
-    return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))
+# torch.set_grad_enabled is this and the making of a context manager that a step does not need.
+_set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
+_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
+keep_tracers_out(ForwardOptimizer.step, ForwardOptimizer.probe)

@@ -48,6 +48,9 @@ class Outcome:
         return self.losses.mean()
 
 
+Closure = Callable[[], float | Tensor | Outcome]
+
+
 def squared_error(prediction: Tensor, target: Tensor) -> Outcome:
     """Predictions under the mean squared error.
 

@@ -7,11 +7,13 @@ A rule sees no weights and no noise: it is a function of losses.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dopaminergic.scalars import Scalar, mean
-
-record = tuple.__new__  # makes a named tuple of a plain one, in half the time that a call of its class takes
+from dopaminergic.noise import Multiple, Term
+from dopaminergic.points import Point
+from dopaminergic.scalars import Scalar, as_array, clip, finite, mean, select
 
 
 def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
@@ -24,13 +26,21 @@ class Losses(NamedTuple):
 
     Attributes:
         base: at the unperturbed weights; None for a rule that does not ask for it.
-        plus: at weights + sigma z_k, one entry for each of the K directions.
+        plus: at weights + sigma z_k, one entry for each of the K directions, or empty.
         minus: at weights - sigma z_k; empty for a rule that does not ask for them.
     """
 
     base: Scalar | None
     plus: list[Scalar]
     minus: list[Scalar]
+
+    @classmethod
+    def at(cls, points: Sequence[Point], values: list[Scalar]) -> Losses:
+        """The losses that were found at these points."""
+        by_side: dict[int, list[Scalar]] = {0: [], 1: [], -1: []}
+        for point, value in zip(points, values, strict=True):
+            by_side[point.side].append(value)
+        return cls(by_side[0][0] if by_side[0] else None, by_side[1], by_side[-1])
 
     def mean(self) -> Scalar:
         """The loss at the weights: measured, or else the mean around them."""
@@ -75,3 +85,30 @@ class Decision(NamedTuple):
     step_sizes: list[Scalar]
     rates: list[Scalar]
     rpe: Scalar
+
+    def terms(self, directions: list[int]) -> list[Term]:
+        """The update as multiples of directions: of each, one for each group."""
+        share = -1.0 / len(self.signals)
+        return [
+            (k, [step * share * signal for step in self.step_sizes])
+            for k, signal in zip(directions, self.signals, strict=True)
+        ]
+
+
+def can_be_ranked(losses: list[Scalar]) -> Scalar:
+    """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
+    known, some = True, False
+    for loss in losses:
+        known, some = known & (loss > -math.inf), some | finite(loss)
+    return known & some
+
+
+def decay_factors(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
+    """What weight decay leaves of the weights of each group."""
+    factors = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
+    return [as_array(select(usable, factor, 1.0)) for factor in factors]
+
+
+def choose(usable: Scalar, new: Any, old: Any) -> Any:
+    """The new state of the rule where it is usable; rules without a state have None."""
+    return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))

@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.batched import MEMORY, rewind
-from dopaminergic.loop import Change, Closure, Loop, Progress
+from dopaminergic.batched import MEMORY, Batched, rewind
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.optimizer import ForwardOptimizer, chosen, shrinks
-from dopaminergic.outcomes import Outcome, as_double, mean_loss, mean_losses, readable
+from dopaminergic.outcomes import Closure, Outcome, as_double, mean_loss, mean_losses, readable
 from dopaminergic.pooling import Projection, judged, measure, project
+from dopaminergic.progress import Change, Progress
 from dopaminergic.quadratic import Quadratic, quadratic, read
-from dopaminergic.rule import Losses
+from dopaminergic.rule import Losses, choose, decay_factors
 from dopaminergic.scalars import Scalar, total
 from dopaminergic.subspace import (
     FEWEST,
@@ -48,12 +47,13 @@ from dopaminergic.subspace import (
     subspace,
     with_noise,
 )
+from dopaminergic.weight_optimizer import WeightOptimizer
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
 GRAM_WORTH_IT = 16  # directions are as good as orthogonal where there are this many weights for each of them
 
 
-class VectorDopamine(ForwardOptimizer):
+class VectorDopamine(WeightOptimizer):
     """Gauss-Newton steps in the span of random directions, steered by prediction errors; nothing to tune.
 
     A step costs K + 2 forward passes: the weights, K perturbed copies of them (as one batch where that is possible),
@@ -79,6 +79,7 @@ class VectorDopamine(ForwardOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0: weights shrink by `lr` times eta times it.
+        batched: evaluate the directions as one batch where possible; False: one by one, for a simulator for example.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
@@ -114,6 +115,7 @@ class VectorDopamine(ForwardOptimizer):
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
+        batched: bool = True,
         process_group: Any = None,
     ) -> None:
         super().__init__(
@@ -124,7 +126,7 @@ class VectorDopamine(ForwardOptimizer):
             noise=noise,
             seed=seed,
             weight_decay=weight_decay,
-            batched=True,
+            batched=batched,
             process_group=process_group,
             automatic=directions is None,
             damping=damping,
@@ -154,18 +156,20 @@ class VectorDopamine(ForwardOptimizer):
         parts = 80.0 if torch.bfloat16 in dtypes else 200.0
         return min(most, math.sqrt(max(1.0, size)) / parts)
 
+    def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
+        return super()._make_batched(checked=checked, refused=refused or not self.settings["batched"])
+
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
             return directions_for(weights, samples, step, outcomes, self.settings["memory"])
         return min(self.settings["directions"], weights)
 
-    def _start(self) -> VectorState:
+    def start(self) -> VectorState:
+        """Nothing known: all 0 but lambda, eta = 1/2 and a reach of 1."""
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
-
-    _probe_and_update = Loop._probe_and_update  # its losses are no scalars, also along one direction
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
@@ -207,7 +211,7 @@ class VectorDopamine(ForwardOptimizer):
         if not bool(usable.any()):
             return losses, self._skip(before, tried + 1)
         proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
-        state = chosen(usable, state, before.rule)
+        state = choose(usable, state, before.rule)
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
         rates = [group["lr"] * taken for group in self.param_groups]
         terms = self._terms(proposal.coefficients, rates, before)
@@ -350,7 +354,7 @@ class VectorDopamine(ForwardOptimizer):
         )
         if not bool(usable.all()):
             self._warn()
-        after = chosen(usable, after, before.rule)
+        after = choose(usable, after, before.rule)
         progress = before._replace(
             rule=after,
             step=before.step + 1,
@@ -383,7 +387,7 @@ class VectorDopamine(ForwardOptimizer):
         factor = torch.where(accepted, left, 1.0)
         scales = [
             torch.as_tensor(scale, dtype=torch.float64, device="cpu") * factor
-            for scale in shrinks(decays, rates, accepted)
+            for scale in decay_factors(decays, rates, accepted)
         ]
         return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 

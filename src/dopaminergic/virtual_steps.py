@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dopaminergic.baselines import SPSA, WeightPerturbation
-from dopaminergic.loop import Closure, Progress
 from dopaminergic.noise import reference
-from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.outcomes import Outcome, as_double
-from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.outcomes import Closure, Outcome, as_double
+from dopaminergic.progress import Progress
+from dopaminergic.scalar_rule import ScalarRule
 
 SETTLING = 50  # virtual steps in which running scales forget that they started from one regret
 
@@ -56,7 +55,7 @@ class Model(NamedTuple):
     gradient: Tensor
 
 
-def observe(optimizer: ForwardOptimizer, closure: Closure, probes: int) -> tuple[Model, Observed]:
+def observe(optimizer: ScalarRule, closure: Closure, probes: int) -> tuple[Model, Observed]:
     """The exact gradient, and `probes` virtual steps; the optimizer, its weights and all generators are as before.
 
     Raises:
@@ -69,19 +68,20 @@ def observe(optimizer: ForwardOptimizer, closure: Closure, probes: int) -> tuple
         return model, _observed(optimizer, closure, model, old, probes)
 
 
-def _trainable(optimizer: ForwardOptimizer) -> list[tuple[int, int, Tensor]]:
+def _trainable(optimizer: ScalarRule) -> list[tuple[int, int, Tensor]]:
     parameters = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
     return [(number, i, p) for i, (number, p) in enumerate(parameters) if p.requires_grad and p.numel()]
 
 
 @contextlib.contextmanager
-def _undone(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
+def _undone(optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
-    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending")}
+    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_listeners")}
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     told = "skipped" in optimizer._told_of
     old = [p.detach().clone() for _, _, p in members]
     try:
+        optimizer._listeners = []  # a journal must not hear of virtual steps
         optimizer._told_of.add("skipped")  # a loss that is not finite is an error here
         for group in optimizer.param_groups:
             group["weight_decay"] = 0.0
@@ -138,22 +138,22 @@ def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) ->
     return gradient
 
 
-def _model(optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
+def _model(optimizer: ScalarRule, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
     group = torch.cat([torch.full((p.numel(),), number, dtype=torch.int64, device="cpu") for number, _, p in members])
     sigmas = _doubles([g["sigma"] for g in optimizer.param_groups])
     return Model(members, group, sigmas[group], gradient)
 
 
-def _observed(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor], probes: int) -> Observed:
+def _observed(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor], probes: int) -> Observed:
     mean = torch.zeros_like(model.gradient)
     start = optimizer._progress = _settled(optimizer, closure, model, old)
     rates: list[list[float]] = []
+    optimizer.listen(lambda change: rates.append([float(rate) for rate in change.rates]))
     updates: list[tuple[Tensor, float]] = []
     linear: list[tuple[Tensor, float]] = []
     for step in range(start.step, start.step + probes):
         optimizer._progress = start._replace(step=step)
-        with _listening(optimizer, rates):
-            update = _virtual_step(optimizer, closure, model.members, old)
+        update = _virtual_step(optimizer, closure, model.members, old)
         mean += update / probes
         updates.append(_projected(update, optimizer, model))
         if promises_a_scale(optimizer):
@@ -166,14 +166,14 @@ def _observed(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: 
     )
 
 
-def _settled(optimizer: ForwardOptimizer, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
+def _settled(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
     for _ in range(0 if optimizer._progress.rule is None else SETTLING):
         _virtual_step(optimizer, closure, model.members, old)
     return optimizer._progress
 
 
 def _virtual_step(
-    optimizer: ForwardOptimizer, closure: Closure, members: list[tuple[int, int, Tensor]], old: list[Tensor]
+    optimizer: ScalarRule, closure: Closure, members: list[tuple[int, int, Tensor]], old: list[Tensor]
 ) -> Tensor:
     """Make a step, and take it back: the change of the weights."""
     skipped = optimizer.skipped_steps
@@ -188,29 +188,12 @@ def _virtual_step(
     return torch.cat(changes)
 
 
-@contextlib.contextmanager
-def _listening(optimizer: ForwardOptimizer, rates: list[list[float]]) -> Iterator[None]:
-    """Write down the learning rates of all groups, which the rule tells to nobody but the loop."""
-    rule = optimizer._rule
-
-    def overheard(state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        decision = rule(state, losses, groups)
-        rates.append([float(rate) for rate in decision.rates])
-        return decision
-
-    optimizer.__dict__["_rule"] = overheard
-    try:
-        yield
-    finally:
-        del optimizer.__dict__["_rule"]
-
-
-def promises_a_scale(optimizer: ForwardOptimizer) -> bool:
+def promises_a_scale(optimizer: ScalarRule) -> bool:
     """Whether the mean update is the learning rate times the gradient, and not only parallel to it."""
     return isinstance(optimizer, WeightPerturbation | SPSA)
 
 
-def _projected(update: Tensor, optimizer: ForwardOptimizer, model: Model) -> tuple[Tensor, float]:
+def _projected(update: Tensor, optimizer: ScalarRule, model: Model) -> tuple[Tensor, float]:
     along = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device="cpu")
     return along.index_add_(0, model.group, update * model.gradient), float(update @ update)
 
@@ -219,7 +202,7 @@ def _columns(rows: list[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
     return torch.stack([along for along, _ in rows]), _doubles([square for _, square in rows])
 
 
-def _linear_update(optimizer: ForwardOptimizer, model: Model, step: int) -> Tensor:
+def _linear_update(optimizer: ScalarRule, model: Model, step: int) -> Tensor:
     """The update if the loss were linear, from the definition of the noise: -mean_k (g . sigma z_k) lr / sigma z_k."""
     settings = optimizer.settings
     draw = reference.rademacher if settings["noise"] == "rademacher" else reference.gaussian

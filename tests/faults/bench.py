@@ -113,7 +113,7 @@ def faulty(fault: Fault, optimizer: ForwardOptimizer) -> Iterator[None]:
     kind = type(optimizer)
     phases = [(Weights, name) for name in ("begin", "move", "restore", "update")]
     phases += [(Combination, "__call__"), (ForwardOptimizer, "_apply"), (kind, "_evaluate")]
-    phases += [(kind, name) for name in ("_rule", "_propose", "_judge", "_decide", "_loss") if hasattr(kind, name)]
+    phases += [(kind, name) for name in ("rule", "_propose", "_judge", "_decide", "_loss") if hasattr(kind, name)]
     originals = [(owner, name, name in vars(owner), getattr(owner, name)) for owner, name in phases]
     for owner, name, _, original in originals:
         setattr(owner, name, _told(original, fault))

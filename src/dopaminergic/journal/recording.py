@@ -34,9 +34,9 @@ from dopaminergic.journal.format import (
 )
 from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
 from dopaminergic.journal.replaying import digest, replay
-from dopaminergic.loop import Change
 from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.progress import Change
 from dopaminergic.weights import Weights
 
 try:
@@ -102,7 +102,7 @@ class Journal:
         else:
             self._begin()
         self._watch()
-        optimizer._listeners.append(self._record)
+        self._stop_listening = optimizer.listen(self._record)
         _opened.add(self)
 
     def __enter__(self) -> Journal:
@@ -123,8 +123,7 @@ class Journal:
         """
         if self._closed:
             return
-        with contextlib.suppress(ValueError):
-            self.optimizer._listeners.remove(self._record)
+        self._stop_listening()
         if self._process != os.getpid():  # a fork: the journal is its parent's
             self._finish()
             return

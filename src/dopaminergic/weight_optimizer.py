@@ -1,0 +1,118 @@
+"""Optimizers that perturb weights: how weights, batches and perturbations on use belong to a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import torch
+
+from dopaminergic import checks, silence, states
+from dopaminergic.batched import MEMORY, Batched
+from dopaminergic.evaluation import Evaluation
+from dopaminergic.on_use import OnUse
+from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.outcomes import Closure
+from dopaminergic.progress import Change
+from dopaminergic.weights import KIND, Weights
+
+
+class WeightOptimizer(ForwardOptimizer):
+    """Base of `ScalarRule` and `VectorDopamine`; what it keeps of weights is `Weights`."""
+
+    shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
+    default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
+
+    def _prepare(self, loaded: states.Loaded | None) -> None:
+        self._chosen_for: list[Any] = []  # what the present sigma was chosen for
+        self._on_use = OnUse(self._rule_name, **(loaded.on_use if loaded else {}))
+        self._weights = self._make_weights()
+        self._batched = self._make_batched(**(loaded.batched if loaded else {}))
+
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
+        return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
+
+    def _choose_again(self) -> None:
+        """Choose sigma for the weights and the closure as they are now, where the library chose it before."""
+        chosen = self._progress.chosen_sigma
+        if not chosen:
+            return
+        # All that the choice depends on; looked at in each step, and the choice made only where it has changed.
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        seen = [chosen, self._progress.doublings, self._casts, *map(KIND, parameters)]
+        if seen == self._chosen_for:
+            return
+        sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**self._progress.doublings
+        if sigma == chosen:
+            self._chosen_for = seen
+        else:
+            for group in self.param_groups:
+                if group["sigma"] == chosen:
+                    group["sigma"] = sigma
+            self._progress = self._progress._replace(chosen_sigma=sigma)
+
+    def _make_weights(self) -> Weights:
+        seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
+        seeds = np.array(seeds, np.uint64)
+        # Gaussian directions are taken back in place only to rounding, and each rank takes back others.
+        keep = self.settings["noise"] == "gaussian" and self._ranks is not None and self._ranks.shares > 1
+        return Weights(
+            self.param_groups,
+            seeds,
+            self.settings["noise"],
+            shared=self.shares_sigma,
+            keep_copies=keep,
+            on_use=not self._on_use.refused,
+            rule=self._rule_name,
+            replicas=self._replicas,
+        )
+
+    def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
+        return Batched(self._rule_name, self.settings.get("memory", MEMORY), checked=checked, refused=refused)
+
+    def _get_ready(self) -> None:
+        if self._weights.unfinished is not None:
+            self._undo(self._progress)  # the last step could not be completed, for want of memory say
+        self._choose_again()
+
+    def _begin(self, step: int) -> None:
+        self._weights.begin(step)
+
+    def _watched(self, closure: Closure) -> Closure:
+        def remember(casts: set[torch.dtype]) -> None:
+            self._casts = casts
+
+        self._on_use.extra = 0
+        return Evaluation(closure, self._weights, self._buffers, remember, self._rule_name)
+
+    def _write(self, change: Change, commit: Callable[[], None]) -> None:
+        self._weights.update(change.terms, change.scales, commit)
+
+    def _leave(self) -> None:
+        self._batched.leave()
+        self._on_use.leave()
+
+    def _take_back(self, step: int) -> None:
+        self._weights.restore(step)
+
+    def _extra_passes(self) -> int:
+        return self._on_use.extra
+
+    def _may_look_farther(self) -> bool:
+        """Whether sigma may be doubled: the library chose it, and it is small beside the weights."""
+        if not self._progress.chosen_sigma or self._fleet:
+            return False
+        return 2.0 * max(self._weights.sigmas, default=math.inf) <= silence.farthest(self._weights)
+
+    def _found_out(self) -> dict[str, Any]:
+        return {
+            "batched": {"checked": self._batched.checked, "refused": self._batched.refused},
+            "on_use": {"checked": self._on_use.checked, "refused": self._on_use.refused},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "settings" in self.__dict__:
+            self._weights = self._make_weights()
