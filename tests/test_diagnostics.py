@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, WeightPerturbation, squared_error
+from dopaminergic import (
+    SPSA,
+    Dopamine,
+    Dopamine2,
+    EvolutionStrategy,
+    Journal,
+    WeightPerturbation,
+    replay,
+    squared_error,
+)
 from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.noise import Combination
 from dopaminergic.weights import Weights
@@ -375,3 +385,18 @@ def test_a_closure_that_calls_backward_is_told_so() -> None:
         return loss
 
     rejected(ValueError, "backward", closure)
+
+
+def test_virtual_steps_do_not_reach_an_open_journal(tmp_path: Path) -> None:
+    problem = Regression()
+    optimizer = WeightPerturbation(problem.model.parameters())
+    with Journal(optimizer, tmp_path / "run.journal") as journal:
+        optimizer.step(problem.loss)
+        check_estimator(optimizer, problem.loss, probes=100)
+        optimizer.step(problem.loss)
+
+    assert journal.steps == 2
+    weights = [p.detach().clone() for p in problem.model.parameters()]
+    fresh = Regression()
+    replay(list(fresh.model.parameters()), tmp_path / "run.journal")
+    assert same(weights, [p.detach() for p in fresh.model.parameters()])

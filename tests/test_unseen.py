@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, VectorDopamine, squared_error
-from optimizers import ROWS, VECTOR, Row, perceptron
+from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, Outcome, VectorDopamine, squared_error
+from optimizers import ROWS, VECTOR, Row, perceptron, randn
 
 ALL_ROWS = [*ROWS, VECTOR]
 
@@ -422,3 +422,23 @@ def test_an_outcome_that_is_a_weight_itself_has_regrets() -> None:
     for _ in range(15):
         optimizer.step(closure)
     assert float(w.detach().abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_operation_that_returns_what_it_was_handed_is_no_leak_unless_somebody_keeps_it(
+    keeps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = nn.Parameter(randn(12))
+    optimizer = VectorDopamine([weights], directions=6)
+    kept: list[Tensor] = []
+
+    def closure() -> Outcome:
+        same_tensor = weights.double()
+        if keeps:
+            kept[:] = [same_tensor]
+        return squared_error(same_tensor, torch.zeros_like(weights))
+
+    for _ in range(3):
+        optimizer.step(closure)
+
+    assert ("keeps 1 tensors" in caplog.text) is keeps

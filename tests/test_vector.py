@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dopaminergic import VectorDopamine, cross_entropy, outcome, squared_error
+from dopaminergic import Outcome, VectorDopamine, cross_entropy, outcome, squared_error
 from fits import DOUBLE, FORMS, Fit, run
-from optimizers import LARGE, drawn, randn, same
+from optimizers import LARGE, copies, drawn, perceptron, randn, same
 
 
 class Large(nn.Module):
@@ -261,3 +261,26 @@ def test_one_outcome_and_one_weight_are_enough() -> None:
     for _ in range(30):
         optimizer.step(lambda: squared_error(2.0 * w[None], torch.tensor([1.0], dtype=DOUBLE)))
     assert float(w.detach()) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_directions_can_be_tried_one_by_one_to_the_same_end() -> None:
+    def trained(batched: bool) -> tuple[list[Tensor], int, int]:
+        model, x = perceptron(3, 5, 1, seed=2), randn(12, 3)
+        calls = [0]
+
+        def closure() -> Outcome:
+            calls[0] += 1
+            return squared_error(model(x), x[:, :1])
+
+        optimizer = VectorDopamine(model.parameters(), batched=batched)
+        for _ in range(5):
+            optimizer.step(closure)
+        return copies(model.parameters()), calls[0], optimizer.forward_passes
+
+    alone, calls, passes = trained(False)
+    together, fewer, _ = trained(True)
+
+    assert calls == passes
+    assert fewer < calls
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other)

@@ -79,6 +79,7 @@ class Exchange(TorchFunctionMode):
 
     def leaked(self) -> list[Tensor]:
         """Tensors of the batch that code of others still holds, to be asked when the batch is over."""
+        self.table.clear()  # an operation may return what it was handed, as x.double() of a float64 tensor does
         alive = {id(t): t for ref in self._made if (t := ref()) is not None}
         self._made = []  # a tensor can only be made another one where nobody has a weak reference to it
         return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
