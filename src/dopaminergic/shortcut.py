@@ -34,7 +34,7 @@ def serves(optimizer: ScalarRule, before: Progress) -> bool:
     if optimizer._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
         return False
     weights = optimizer._weights
-    if weights.begin_again(before.step):
+    if optimizer._unchanged:
         return True
     weights.begin(before.step)
     return weights.simple

@@ -16,7 +16,7 @@ from dopaminergic.on_use import OnUse
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
 from dopaminergic.progress import Change
-from dopaminergic.weights import KIND, Weights
+from dopaminergic.weights import Weights
 
 
 class WeightOptimizer(ForwardOptimizer):
@@ -26,7 +26,9 @@ class WeightOptimizer(ForwardOptimizer):
     default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
 
     def _prepare(self, loaded: states.Loaded | None) -> None:
-        self._chosen_for: list[Any] = []  # what the present sigma was chosen for
+        self._unchanged = False  # the weights lie as the last step saw them
+        self._chosen_casts: set[torch.dtype] | None = None  # for which sigma was chosen
+        self._chosen_doublings = 0
         self._on_use = OnUse(self._rule_name, **(loaded.on_use if loaded else {}))
         self._weights = self._make_weights()
         self._batched = self._make_batched(**(loaded.batched if loaded else {}))
@@ -37,21 +39,19 @@ class WeightOptimizer(ForwardOptimizer):
     def _choose_again(self) -> None:
         """Choose sigma for the weights and the closure as they are now, where the library chose it before."""
         chosen = self._progress.chosen_sigma
+        doublings = self._progress.doublings
+        self._chosen_casts = self._casts
+        self._chosen_doublings = doublings
         if not chosen:
             return
-        # All that the choice depends on; looked at in each step, and the choice made only where it has changed.
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        seen = [chosen, self._progress.doublings, self._casts, *map(KIND, parameters)]
-        if seen == self._chosen_for:
-            return
-        sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**self._progress.doublings
+        sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**doublings
         if sigma == chosen:
-            self._chosen_for = seen
-        else:
-            for group in self.param_groups:
-                if group["sigma"] == chosen:
-                    group["sigma"] = sigma
-            self._progress = self._progress._replace(chosen_sigma=sigma)
+            return
+        self._unchanged = False
+        for group in self.param_groups:
+            if group["sigma"] == chosen:
+                group["sigma"] = sigma
+        self._progress = self._progress._replace(chosen_sigma=sigma)
 
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
@@ -75,7 +75,11 @@ class WeightOptimizer(ForwardOptimizer):
     def _get_ready(self) -> None:
         if self._weights.unfinished is not None:
             self._undo(self._progress)  # the last step could not be completed, for want of memory say
-        self._choose_again()
+        # Sigma depends on the weights, on the closure's casts and on silence.
+        self._unchanged = self._weights.begin_again(self._progress.step)
+        known = self._casts is self._chosen_casts and self._progress.doublings == self._chosen_doublings
+        if not (self._unchanged and known):
+            self._choose_again()
 
     def _begin(self, step: int) -> None:
         self._weights.begin(step)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import math
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,30 @@ def test_titles(task: str, title: str) -> None:
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert results.compact(value) == text
+
+
+def test_compressed_records_come_before_those_of_the_file_itself(path: Path) -> None:
+    append_records(path, [{"task": "a"}, {"task": "b"}])
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert [each["task"] for each in read_records(path).records] == ["a", "b"]
+
+    append_records(path, [{"task": "c"}])
+    assert [each["task"] for each in read_records(path).records] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b'{"task": "a"}\n')[:-9], r"records.jsonl.gz, after line \d+: damaged"),
+        (b"no archive", r"records.jsonl.gz, after line 0: damaged"),
+        (gzip.compress(bytes(65 << 20)), r"records.jsonl.gz, line 1: longer than 64 MiB"),
+    ],
+)
+def test_compressed_records_that_are_damaged_or_unpack_to_too_much_are_refused(
+    path: Path, content: bytes, words: str
+) -> None:
+    path.with_name(path.name + ".gz").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_records(path)

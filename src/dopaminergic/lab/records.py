@@ -8,11 +8,12 @@ that flips on a disk costs one line, which is run again, and never changes a res
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from dopaminergic.lab.schema import COST, RECORD, SchemaError, check, check_pict
 SCHEMA = 1
 CHECK = b', "check": "%08x"}'
 MEBIBYTE = 1 << 20
+LONGEST_LINE = 64 * MEBIBYTE  # bytes
 REQUIRED = ("task", "optimizer", "variant", "role", "seed", "settings", "budget", "curve")  # by the report
 
 Record = dict[str, Any]
@@ -122,6 +124,8 @@ def read_records(
 ) -> Records:
     """Every whole record of a file of JSON lines; damaged lines are skipped and counted; no file, no records.
 
+    Lines of `PATH.gz` come before those of the file itself: a finished folder may keep its records compressed.
+
     Args:
         path: the file.
         required: keys that every record has.
@@ -132,29 +136,49 @@ def read_records(
             what no record does, or it was written by a later version of this library. The message names the file and
             the line.
     """
-    if not Path(path).exists():
-        return Records([], 0)
-    records, damaged, ours = [], [], False
-    name = shown(os.fspath(path), 120)
-    with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            record = opened(line.rstrip(b"\n"))
-            if record is None:
-                damaged.append(number)
-                ours = ours or line.startswith(b"{")
-                continue
-            _check(record, f"{name}, line {number}", required)
-            # Without an escape there is nothing in ASCII to clean, but for one character.
-            plain_text = b"\\" not in line and b"\x7f" not in line and line.isascii()
-            records.append(record if as_written or plain_text else cleaned(record))
+    records: list[Record] = []
+    damaged: list[str] = []
+    ours = False
+    for where, line in _lines(Path(path)):
+        record = opened(line.rstrip(b"\n"))
+        if record is None:
+            damaged.append(where)
+            ours = ours or line.startswith(b"{")
+            continue
+        _check(record, where, required)
+        # Without an escape there is nothing in ASCII to clean, but for one character.
+        plain_text = b"\\" not in line and b"\x7f" not in line and line.isascii()
+        records.append(record if as_written or plain_text else cleaned(record))
     if damaged and not records and not ours:
         raise ValueError(
-            f"{name}, line {damaged[0]}: not a JSON object, nor is any other line; give a file that "
+            f"{damaged[0]}: not a JSON object, nor is any other line; give a file that "
             "`dopaminergic reproduce` wrote, or move this one away to start afresh"
         )
     return Records(records, len(damaged))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, those of `PATH.gz` first, and where each of them stands."""
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists():
+        with open_file(packed) as file, gzip.GzipFile(fileobj=file) as inner:
+            yield from _numbered(inner, shown(os.fspath(packed), 120))
+    if path.exists():
+        with open_file(path) as file:
+            yield from _numbered(file, shown(os.fspath(path), 120))
+
+
+def _numbered(file: Any, name: str) -> Iterator[tuple[str, bytes]]:
+    number = 0
+    try:
+        while line := file.readline(LONGEST_LINE):  # a few kB may unpack to one line of gigabytes
+            number += 1
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB, which no record is")
+            if line.strip():
+                yield f"{name}, line {number}", line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name}, after line {number}: damaged ({error}); take it from its source again") from error
 
 
 def _check(record: Record, where: str, required: Iterable[str]) -> None:
