@@ -277,6 +277,8 @@ class Loop(Optimizer):
             # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
             with _room_on_the_stack():
                 self._undo(before)
+            if self._ranks is not None and self._progress is before:
+                self._ranks.leave(before.step, error)
             checks.explain(self._rule_name, error, closure)
             raise
         finally:
@@ -398,6 +400,8 @@ class Loop(Optimizer):
         return self._mean(losses)
 
     def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        if self._ranks is not None:
+            self._ranks.begin(self._rule_name, before.step)
         self._on_use.extra = 0
         others = crowd.look(threading.get_ident())
         losses, change = self._evaluate(self._watched(closure), before)

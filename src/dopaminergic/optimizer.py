@@ -43,7 +43,8 @@ class ForwardOptimizer(Loop):
         batched: evaluate up to 32 directions as one batch where the closure allows it, which is faster for small models
             and takes the memory of so many copies of the weights and activations.
         process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and losses are averaged.
-            Or a `Ranks`, which says how ranks share data and directions; None: this process is alone.
+            Or a `Ranks`, which says how ranks share data and directions. None: this process is alone; `"alone"` says
+            so to a process that belongs to a group, which None warns of.
     """
 
     needs_base = True  # the loss at the weights; else those to both sides of them
