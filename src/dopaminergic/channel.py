@@ -169,7 +169,7 @@ class Channel:
 
 def _words(text: str) -> np.ndarray:
     """As many numbers as a frame has room for."""
-    return np.frombuffer(text.encode()[:TEXT].ljust(8 * ROOM, b"\0"), np.int64)
+    return np.frombuffer(text.encode()[:TEXT].ljust(8 * ROOM, b"\0"), np.int64).copy()
 
 
 def _text(words: np.ndarray) -> str:
