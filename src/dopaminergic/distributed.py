@@ -107,7 +107,8 @@ class Ranks:
             checks.number("Ranks", "deadline", deadline, at_least=0)
         self.shares, self.check_every, self.deadline = self.size // self.shards, check_every, deadline
         self.shard, self.share = self.rank % self.shards, self.rank // self.shards
-        self._began, self._rule, self._step, self._unsettled = 0.0, "", 0, False
+        self._began, self._rule, self._step = 0.0, "", 0
+        self._handed = False  # whether the others may complete a step that this rank has not completed
         _keep_gloo_from_interrupting()
 
     def __deepcopy__(self, memo: Any) -> Ranks:
@@ -173,12 +174,19 @@ class Ranks:
     def begin(self, rule: str, step: int) -> None:
         """Raise unless this rank can still make a step with the others."""
         self._channel.require_open()
-        self._rule, self._step, self._unsettled = rule, step, False
+        self._rule, self._step, self._handed = rule, step, False
 
-    def leave(self, step: int, error: BaseException) -> None:
-        """Close for good if others may have completed this step, while this rank was interrupted in it."""
-        if self._unsettled and step == self._step:
-            self._channel.leave(step, error)
+    def settle(self) -> None:
+        """Note that this rank has done what it could for the step."""
+        self._handed = False
+
+    def stop(self, error: BaseException) -> None:
+        """Leave if Ctrl-C or the like has ended a step that the others complete.
+
+        Errors may be raised by all ranks alike, after which all go on. Where they are not, the next frames differ.
+        """
+        if self._handed and not isinstance(error, Exception):
+            self._channel.leave(self._step, error)
 
     def exchange(self, work: Work, length: int, what: str) -> np.ndarray:
         """Do this rank's work, and hand what it returns to all ranks.
@@ -195,27 +203,19 @@ class Ranks:
             RuntimeError: another rank raised an exception, does something else, has left, or does not answer. An
                 exception in `work` of this rank is raised as it is, once the others know.
         """
-        sent = np.full(length, MISSING)
-        self._began, self._unsettled = time.monotonic(), True
-        what = f"{self._rule}, {length} numbers, {what}, data_parallel={self.shards}, check_every={self.check_every}"
+        sent, step = np.full(length, MISSING), self._step
+        self._began, self._handed = time.monotonic(), False
+        what = f"{self._rule}, {what}, data_parallel={self.shards}, check_every={self.check_every}"
         try:
             numbers = np.asarray(work(), np.float64).reshape(-1)
             sent.view(np.float64)[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
         except BaseException:
             with contextlib.suppress(RuntimeError):  # its own message is the one to be read
-                self._channel.exchange(self._step, what, sent, True)
-            self._unsettled = False
+                self._channel.exchange(step, what, sent, True)
             raise
-        try:
-            return self._channel.exchange(self._step, what, sent, False).view(np.float64)
-        except RuntimeError:
-            self._unsettled = False  # all know, or this rank is closed
-            raise
-
-    def differ(self, message: str) -> RuntimeError:
-        """An error that all ranks are about to raise, so that all may go on."""
-        self._unsettled = False
-        return RuntimeError(message)
+        found = self._channel.exchange(step, what, sent, False)
+        self._handed = True
+        return found.view(np.float64)
 
     def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of ranks.
@@ -273,7 +273,7 @@ class Ranks:
         settings, places, weights = rows.T
         if (settings != settings[0]).any():
             other = int(np.flatnonzero(settings != settings[0])[0])
-            raise self.differ(
+            raise RuntimeError(
                 f"rank {other} differs from rank 0 in the optimizer's settings, parameter groups, step or state; make "
                 "the same model and optimizer on all ranks, and load the same state_dict on all or on none"
             )
@@ -281,7 +281,7 @@ class Ranks:
             same = np.flatnonzero(places == place)
             if (weights[same] != weights[same[0]]).any():
                 other = int(same[weights[same] != weights[same[0]]][0])
-                raise self.differ(
+                raise RuntimeError(
                     f"the weights of rank {other} differ from those of rank {same[0]}: they must be equal at the start "
                     "(seed the model alike or dopaminergic.broadcast it, load the same checkpoint) and must not "
                     "be changed by anybody else; load a checkpoint on all ranks to go on"

@@ -278,10 +278,12 @@ class Loop(Optimizer):
             with _room_on_the_stack():
                 self._undo(before)
             if self._ranks is not None and self._progress is before:
-                self._ranks.leave(before.step, error)
+                self._ranks.stop(error)
             checks.explain(self._rule_name, error, closure)
             raise
         finally:
+            if self._ranks is not None:
+                self._ranks.settle()
             _set_grad_enabled(gradients)
             crowd.steps.pop(id(self), None)
             self._thread = None

@@ -72,7 +72,7 @@ def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | N
     sizes, losses, sound = np.split(rows[:, checks:], [2, 2 + replicas], axis=1)
     for rank, size in enumerate(sizes):
         if (size != sizes[rank % ranks.shards]).any():
-            raise ranks.differ(
+            raise RuntimeError(
                 f"ranks {rank % ranks.shards} and {rank} share a shard of the data, but one's closure returned "
                 f"{sizes[rank % ranks.shards].astype(int).tolist()} samples and outcomes, the other's "
                 f"{size.astype(int).tolist()}; ranks with the same Ranks.shard must see the same data"
