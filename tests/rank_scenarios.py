@@ -20,9 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from dopaminergic import ForwardOptimizer, Outcome, cross_entropy, squared_error
 from dopaminergic.distributed import Ranks, broadcast
 from dopaminergic.journal import Journal, replay
+from launching import SIZE
 from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
-SIZE = 4
 STEPS = 3
 K = 7  # with the weights themselves eight evaluations, two for each rank; the pairs of SPSA are shared unevenly
 SETTINGS: dict[str, Any] = {"directions": K, "seed": 5, "weight_decay": 0.1}
@@ -228,77 +228,6 @@ def differences(rank: int) -> dict[str, str]:
         }
 
 
-OUT_OF_STEP = [
-    "directions",
-    "many_directions",
-    "check_every",
-    "data_parallel",
-    "rule",
-    "noise",
-    "two_sided",
-    "dtype",
-    "seed",
-    "later_seed",
-    "repeated",
-    "skipped",
-    "outcomes",
-]
-
-
-def out_of_step(rank: int) -> dict[Any, Any]:
-    """In the second step rank 3 is about to do something else than the others; or already in the first."""
-    return {key: value for what in OUT_OF_STEP for key, value in deviating(what, rank == 3).items()}
-
-
-def deviating(what: str, other: bool) -> dict[Any, Any]:
-    changes: dict[str, Any] = {"directions": 8, "many_directions": 200, "seed": 6, "noise": "gaussian"}
-    settings = {**SETTINGS, "two_sided": False}
-    if other:
-        settings |= {what.removeprefix("many_"): changes[what]} if what in changes else {}
-        settings |= {"two_sided": True} if what == "two_sided" else {}
-    shards = 4 if other and what == "data_parallel" else 2
-    ranks = Ranks(data_parallel=shards, check_every=1 if other and what == "check_every" else 100)
-    problem = Shards(dtype=torch.float32 if other and what == "dtype" else torch.float64)
-    make: Any = ROWS[3].make
-    if what in ("rule", "outcomes"):
-        del settings["two_sided"]
-        make = VECTOR.make if what == "outcomes" or other else ROWS[3].make
-    optimizer = make(problem.model.parameters(), process_group=ranks, **settings)
-    count = 3 if other and what == "outcomes" else 4
-
-    def loss() -> Tensor:
-        residuals = problem.model(problem.x[:count]) - problem.y[:count]
-        return (residuals**2)[:, 0]
-
-    def two_steps() -> None:
-        optimizer.step(loss)
-        before[:] = problem.weights()
-        if what == "later_seed" and other:
-            state = optimizer.state_dict()
-            state["forward"]["settings"]["seed"] = 9
-            optimizer.load_state_dict(state)
-        if what in ("repeated", "skipped") and other:
-            state = optimizer.state_dict()
-            state["forward"]["progress"]["step"] += 1 if what == "skipped" else -1
-            optimizer.load_state_dict(state)
-            optimizer._agreed = True
-        optimizer.step(loss)
-
-    before = problem.weights()
-    message = failing(two_steps)
-    return {(what, "message"): message, (what, "weights"): (before, problem.weights())}
-
-
-def not_introduced(rank: int) -> list[str]:
-    """Warnings of optimizers without a group; the one that says so is not warned."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for group in ("alone", None, None):
-            problem = Shards()
-            ROWS[3].make(problem.model.parameters(), process_group=group).step(problem.loss)
-    return [str(warning.message) for warning in said]
-
-
 def resumed(rank: int) -> dict[str, Any]:
     """Six steps, and three and three with all that a run saves in between."""
     whole = Shards()
@@ -433,7 +362,6 @@ def bowl(w: Any) -> Any:
 
 
 SCENARIOS = [directions, deadline, data, faults, differences, resumed, fleet, bytes_sent, sharded, unseen, misplaced]
-SCENARIOS += [out_of_step, not_introduced]
 
 
 def warm_up() -> None:

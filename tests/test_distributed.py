@@ -14,38 +14,23 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import rank_scenarios
 from dopaminergic import Dopamine
 from dopaminergic.channel import FRAME
 from dopaminergic.distributed import CHUNK, Ranks, fingerprint
+from launching import SIZE, found_by_ranks, start
 from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
-from rank_scenarios import LARGE_ROWS, SIZE, Shards, large, trained, vector_closures
+from rank_scenarios import LARGE_ROWS, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
 
 
-def run_ranks(main: Any, folder: Path, size: int, limit: float) -> None:
-    """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
-    context: Any = mp.spawn(main, (str(folder),), nprocs=size, join=False)  # pyright: ignore[reportPrivateImportUsage]
-    end = time.monotonic() + limit
-    try:
-        while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
-            assert time.monotonic() < end, "the ranks hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of four ranks found in each scenario."""
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(rank_scenarios.main, folder, SIZE, 400.0)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
+    return found_by_ranks(rank_scenarios.main, tmp_path_factory, "ranks")
 
 
 @pytest.fixture
@@ -217,17 +202,6 @@ def test_ranks_that_differ_are_told_so(found: list[Any], what: str, said: str) -
     """The last change happens in the second step, and every other step compares."""
     for rank in range(SIZE):
         assert said in found[rank]["differences"][what], (rank, found[rank]["differences"][what])
-
-
-@pytest.mark.parametrize("what", rank_scenarios.OUT_OF_STEP)
-def test_ranks_that_would_send_something_else_are_all_told_by_the_same_words(found: list[Any], what: str) -> None:
-    """No process is aborted, none hangs, the weights stay; and the group can be used afterwards."""
-    messages = [found[rank]["out_of_step"][what, "message"] for rank in range(SIZE)]
-    assert messages[0].startswith("RuntimeError: rank 3 "), messages[0]
-    assert len(messages[0]) <= len("RuntimeError: ") + 300, messages[0]
-    assert messages == [messages[0]] * SIZE
-    for rank in range(SIZE):
-        assert same(*found[rank]["out_of_step"][what, "weights"])
 
 
 def test_weights_may_be_broadcast_at_the_start(found: list[Any]) -> None:
@@ -446,123 +420,13 @@ def dying(rank: int, folder: str) -> None:
 
 
 def test_the_others_are_told_when_a_rank_has_died(tmp_path: Path) -> None:
-    processes = [mp.get_context("spawn").Process(target=dying, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = start(dying, tmp_path, 2).processes
     for process in processes:
         process.join(120.0)
     assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
     told = torch.load(tmp_path / "0.pt", weights_only=True)
     assert told["message"].startswith("RuntimeError: rank 0 of 2 got no answer"), told
     assert told["same"]
-
-
-def late(number: int, frame: Any) -> None:
-    raise TimeoutError
-
-
-def interrupted(rank: int, folder: str) -> None:
-    """An alarm strikes rank 1 of 3 while it waits for rank 0; all try to go on."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-    w, said, done = torch.nn.Parameter(torch.ones(20)), [], 0
-    optimizer = Dopamine([w], directions=5, process_group=Ranks(data_parallel=1))
-    optimizer.step(lambda: w.square().mean())
-    signal.signal(signal.SIGALRM, late)
-
-    def loss() -> torch.Tensor:
-        if rank == 0:
-            time.sleep(0.5 if len(said) == 0 else 0.0)
-        return w.square().mean()
-
-    if rank == 1:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-    for _ in range(4):
-        said.append(rank_scenarios.failing(lambda: optimizer.step(loss)))
-    said.append(rank_scenarios.failing(Ranks))
-    done = optimizer.state_dict()["forward"]["progress"]["step"]
-    torch.save({"said": said, "done": done}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_a_rank_that_is_interrupted_while_it_waits_ends_all(tmp_path: Path) -> None:
-    """The others may have completed the step that it did not, so that no step is made after it."""
-    run_ranks(interrupted, tmp_path, 3, 120.0)
-    runs = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
-    assert runs[1]["said"][0].startswith("TimeoutError")
-    assert [run["done"] for run in runs] == [2, 1, 2]
-    for rank in (0, 2):
-        assert runs[rank]["said"][0] == "nothing was raised"
-        assert "rank 1 of 3 was interrupted in step 1 by TimeoutError and has left" in runs[rank]["said"][1]
-    for run in runs:
-        assert all(said.startswith("RuntimeError: Ranks: closed for good, since ") for said in run["said"][2:])
-
-
-def exhausted(rank: int, folder: str) -> None:
-    """Rank 1 has Ctrl-C between the last exchange and the update, which the other rank makes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    w, said = torch.nn.Parameter(torch.ones(20)), []
-    optimizer = Stopped([w], directions=3, process_group=Ranks())
-    optimizer.stop = rank == 1
-    for _ in range(2):
-        try:
-            said.append(rank_scenarios.failing(lambda: optimizer.step(lambda: w.square().mean())))
-        except KeyboardInterrupt:
-            said.append("Ctrl-C")
-            optimizer.stop = False
-    torch.save(said, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-class Stopped(Dopamine):
-    """Ctrl-C comes while the rule is at work."""
-
-    stop = False
-
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
-        if self.stop:
-            signal.raise_signal(signal.SIGINT)
-        return super()._rule(state, losses, groups)
-
-
-def test_an_interruption_after_the_exchange_ends_all(tmp_path: Path) -> None:
-    run_ranks(exhausted, tmp_path, 2, 120.0)
-    other, stopped = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert stopped[0] == "Ctrl-C"
-    assert stopped[1].startswith("RuntimeError: Ranks: closed for good, since KeyboardInterrupt")
-    assert other[0] == "nothing was raised"
-    assert "rank 1 of 2 was interrupted in step 0 by KeyboardInterrupt" in other[1]
-
-
-def test_ranks_are_refused_in_a_forked_child(alone: Ranks) -> None:
-    problem = Shards()
-    optimizer = Dopamine(problem.model.parameters(), process_group=alone)
-    optimizer.step(problem.loss)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, rank_scenarios.failing(lambda: optimizer.step(problem.loss)).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    said = os.read(reading, 1000).decode()
-    os.close(reading)
-    os.close(writing)
-    assert f"they belong to process {os.getpid()}, and this is its child {child}" in said
-    optimizer.step(problem.loss)
-
-
-def test_an_optimizer_beside_other_ranks_is_told_once_that_it_is_alone(found: list[Any]) -> None:
-    for rank in range(SIZE):
-        [said] = found[rank]["not_introduced"]
-        assert "none of the 4 ranks" in said
-        assert "DistributedDataParallel" in said
-        assert len(said) <= 300
-
-
-def test_a_group_that_is_only_a_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"process_group must be .* 'alone', got 'world'"):
-        Dopamine(Shards().model.parameters(), process_group="world")
 
 
 ENDS = """
