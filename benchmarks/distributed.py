@@ -37,9 +37,9 @@ class Timed(Ranks):
         super().__init__(**settings)
         gather = self._channel._gather
 
-        def timed(sent: Any, step: int) -> Any:
+        def timed(sent: Any, due: int) -> Any:
             start = time.perf_counter()
-            found = gather(sent, step)
+            found = gather(sent, due)
             self.waited += time.perf_counter() - start
             return found
 

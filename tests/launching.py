@@ -1,4 +1,4 @@
-"""Processes of ranks for the tests: started by a server that has imported torch once, and once for all workers."""
+"""Processes of ranks for the tests, started by a server that has imported all and compiled the kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent
 
 @contextlib.contextmanager
 def _paths() -> Iterator[None]:
-    """Let the server find the tests: from Python 3.13 on it would without."""
+    """Let the server find the tests, as newer versions of Python do by themselves."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, TESTS.parent / "src", *filter(None, [before])]))
     try:
@@ -35,7 +35,7 @@ def _paths() -> Iterator[None]:
 
 def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
     """Start a function in as many processes; what comes back is waited for by `join`."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["rank_scenarios", "channel_scenarios"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["warmed"])
     with _paths():
         forkserver.ensure_running()
     return mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
