@@ -21,7 +21,7 @@ from optimizers import ROWS, VECTOR
 from rank_scenarios import SETTINGS, Shards
 
 # Told by the first frames, which close the group; told by what the frames bring.
-BY_FRAMES = ["directions", "many_directions", "check_every", "data_parallel", "rule", "two_sided"]
+BY_FRAMES = ["directions", "many_directions", "check_every", "data_parallel", "rule", "two_sided", "replicas"]
 BY_FRAMES += ["later_seed", "repeated", "skipped"]
 BY_NUMBERS = ["noise", "dtype", "seed", "outcomes"]
 CHANGES: dict[str, Any] = {"directions": 8, "many_directions": 200, "seed": 6, "noise": "gaussian", "two_sided": True}
@@ -70,6 +70,8 @@ def differently_made(what: str, other: bool, problem: Shards) -> Any:
     make: Any = ROWS[3].make
     if other and what in CHANGES:
         settings[what.removeprefix("many_")] = CHANGES[what]
+    if what == "replicas":
+        return fleet(5 if other else 3)
     if what in ("rule", "outcomes"):
         del settings["two_sided"]
         make = VECTOR.make if what == "outcomes" or other else make
@@ -79,6 +81,19 @@ def differently_made(what: str, other: bool, problem: Shards) -> Any:
         check_every=1 if other and what == "check_every" else 100,
     )
     return make(problem.model.parameters(), process_group=ranks, **settings)
+
+
+def fleet(replicas: int) -> Any:
+    w = torch.nn.Parameter(torch.ones(replicas, 2))
+    return Fleet([w], process_group=Ranks(dist.new_group(), data_parallel=1), seed=list(range(replicas)))
+
+
+class Fleet(Dopamine):
+    """Has a closure of its own, since the losses of a fleet are many."""
+
+    def step(self, closure: Any = None) -> Any:
+        w = self.param_groups[0]["params"][0]
+        return super().step(lambda: (w**2).mean(1))
 
 
 def load_another_state(optimizer: Any, what: str) -> None:
@@ -203,11 +218,11 @@ class Failing(Dopamine):
 
     fails = False
 
-    def _rule(self, *arguments: Any) -> Any:
+    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
         if self.fails:
             self.fails = False
             raise ArithmeticError("of the rule")
-        return super()._rule(*arguments)
+        return super()._rule(state, losses, groups)
 
 
 def errors(rank: int, folder: Path) -> dict[str, Any]:

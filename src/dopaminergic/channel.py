@@ -182,7 +182,7 @@ class Channel:
             )
         if differ.any():
             other = int((rows[:, 1:HEAD] != rows[0, 1:HEAD]).any(1).argmax())
-            here, there = [f"step {rows[i, 1]}, {_text(rows[i, HEAD:BEGIN])}" for i in (0, other)]
+            here, there = _told_apart(rows[0], rows[other])
             _closed[self.group] = f"rank {other} and rank 0 were about to do different things"
             raise _Refused(
                 f"rank {other} is at [{there}], rank 0 at [{here}]; make the same model, optimizer and Ranks, load the "
@@ -206,6 +206,14 @@ def _error_of(work: Any, *limit: timedelta) -> RuntimeError | None:
             raise  # it comes from Python code, so from a handler of signals
         return error
     return None
+
+
+def _told_apart(*frames: np.ndarray) -> list[str]:
+    """Each frame in words; with the number of numbers only where nothing else is different."""
+    texts = [f"step {frame[1]}, {_text(frame[HEAD:BEGIN])}"[:88] for frame in frames]
+    if len(set(texts)) == 1:
+        return [f"{text[:70]}, {frame[2]} numbers" for text, frame in zip(texts, frames, strict=True)]
+    return texts
 
 
 @functools.lru_cache(maxsize=256)

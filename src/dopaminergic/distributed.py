@@ -43,6 +43,7 @@ MISSING = 0x7FF8_DEAD_0000_0001  # bits of a NaN that no arithmetic makes: this 
 CHUNK = 1 << 20  # weights that are hashed at once
 EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
+COMPARED = ", compared"  # what such a message says of itself
 ALONE = "alone"  # as `process_group`: other ranks have nothing to do with this optimizer
 
 Work = Callable[[], Sequence[float] | np.ndarray]
@@ -205,7 +206,7 @@ class Ranks:
         """
         sent, step = np.full(length, MISSING), self._step
         self._began, self._handed = time.monotonic(), False
-        what = f"{self._rule}, {what}, data_parallel={self.shards}, check_every={self.check_every}"
+        what = f"{self._rule}, check_every={self.check_every}, data_parallel={self.shards}, {what}"
         try:
             numbers = np.asarray(work(), np.float64).reshape(-1)
             sent.view(np.float64)[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
@@ -250,7 +251,7 @@ class Ranks:
         compared = 0 if check is None else CHECKS
         parts = [self.part(units, share) for share in range(self.shares)]
         length = compared + max(map(len, parts)) * width
-        what = f"{compared} to compare, {units} evaluations"
+        what = f"{units} evaluations{COMPARED if check else ''}"
         rows = self.exchange(lambda: [*(check() if check else ()), *work()], length, what)
         self.compare(rows[:, :compared])
         rows = rows[:, compared:].reshape(self.size, -1, width)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.distributed import CHECKS, Check, Ranks
+from dopaminergic.distributed import CHECKS, COMPARED, Check, Ranks
 from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.subspace import Subspace
@@ -67,7 +67,7 @@ def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | N
         return [*checked, *sizes, *own[0].loss.tolist(), *_sound(own[0]).tolist()]
 
     checks = CHECKS if check else 0
-    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas, f"{checks} to compare, loss")
+    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas, f"loss{COMPARED if check else ''}")
     ranks.compare(rows[:, :checks])
     sizes, losses, sound = np.split(rows[:, checks:], [2, 2 + replicas], axis=1)
     for rank, size in enumerate(sizes):
