@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import torch.distributed as dist
 import channel_scenarios
 from channel_scenarios import BY_FRAMES, BY_NUMBERS, DEPARTURES, failing
 from dopaminergic import Dopamine
+from dopaminergic.channel import _error_of
 from dopaminergic.distributed import Ranks
 from launching import SIZE, found_by_ranks
 from optimizers import same
@@ -94,6 +98,20 @@ def test_a_rank_that_is_interrupted_leaves_and_ends_all(found: list[Any], where:
             assert len(said[0]) <= len("RuntimeError: ") + 300
     for run in runs:
         assert all(said.startswith("RuntimeError: Ranks: closed for good, since ") for said in run["said"][1:])
+
+
+def test_an_error_of_a_handler_of_signals_is_not_taken_for_one_of_torch() -> None:
+    """The signal comes while C code waits, which then returns as if nothing had been."""
+
+    def late(number: int, frame: Any) -> None:
+        raise RuntimeError("of a handler")
+
+    before = signal.signal(signal.SIGUSR1, late)
+    try:
+        with pytest.raises(RuntimeError, match="of a handler"):
+            _error_of(SimpleNamespace(wait=functools.partial(signal.raise_signal, signal.SIGUSR1)))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_ranks_that_raise_the_same_error_after_the_exchange_go_on(found: list[Any]) -> None:
