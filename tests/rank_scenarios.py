@@ -20,9 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from dopaminergic import ForwardOptimizer, Outcome, cross_entropy, squared_error
 from dopaminergic.distributed import Ranks, broadcast
 from dopaminergic.journal import Journal, replay
+from launching import SIZE
 from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
-SIZE = 4
 STEPS = 3
 K = 7  # with the weights themselves eight evaluations, two for each rank; the pairs of SPSA are shared unevenly
 SETTINGS: dict[str, Any] = {"directions": K, "seed": 5, "weight_decay": 0.1}
@@ -68,7 +68,7 @@ def trained(
     make: Callable[..., ForwardOptimizer],
     problem: Any,
     closure: Callable[[], Any],
-    group: Ranks | None,
+    group: Any,
     steps: int = STEPS,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -249,10 +249,10 @@ def resumed(rank: int) -> dict[str, Any]:
 
 def fleet(rank: int) -> dict[str, Any]:
     """Three replicas, on one rank and on four."""
-    return {"one": fleet_of_three(None), "four": fleet_of_three(Ranks(data_parallel=1))}
+    return {"one": fleet_of_three("alone"), "four": fleet_of_three(Ranks(data_parallel=1))}
 
 
-def fleet_of_three(group: Ranks | None) -> list[Tensor]:
+def fleet_of_three(group: Any) -> list[Tensor]:
     w, x = nn.Parameter(randn(3, 2, seed=2)), randn(8, 2, seed=1)
     optimizer = ROWS[3].make([w], process_group=group, directions=3, seed=[1, 2, 3])
     losses = [optimizer.step(lambda: ((w @ x.T) ** 2).mean(1)) for _ in range(STEPS)]
@@ -260,17 +260,17 @@ def fleet_of_three(group: Ranks | None) -> list[Tensor]:
 
 
 def bytes_sent(rank: int) -> dict[Any, int]:
-    """Of ten steps, without the comparison at the start."""
+    """Of two steps, without the comparison at the start."""
     cases = [(row, size, shards) for row in [*ROWS, VECTOR] for size in (10, 10_000) for shards in (1, 4)]
-    return {(row.name, size, shards): bytes_of_ten(row, size, shards) for row, size, shards in cases}
+    return {(row.name, size, shards): bytes_of_two_steps(row, size, shards) for row, size, shards in cases}
 
 
-def bytes_of_ten(row: Row, size: int, shards: int) -> int:
+def bytes_of_two_steps(row: Row, size: int, shards: int) -> int:
     w, ranks = nn.Parameter(randn(size)), Ranks(data_parallel=shards, check_every=1000)
     optimizer = row.make([w], process_group=ranks, directions=8)
     optimizer.step(lambda: (w**2).mean())
     before = ranks.bytes_sent
-    for _ in range(10):
+    for _ in range(2):
         optimizer.step(lambda: (w**2).mean())
     return ranks.bytes_sent - before
 
@@ -327,8 +327,8 @@ def deadline(rank: int) -> dict[str, Any]:
     found: dict[Any, Any] = {row.name: in_time(row, Ranks(data_parallel=1, deadline=0.0)) for row in [*ROWS, VECTOR]}
     for row in (ROWS[3], VECTOR):
         found[row.name, "shards"] = in_time(row, Ranks(data_parallel=2, deadline=0.0))
-    slow = Ranks(data_parallel=1, deadline=1.0)
-    found["slow"] = in_time(ROWS[3], slow, seconds=1.1 if rank == 2 else 0.0, directions=15)
+    slow = Ranks(data_parallel=1, deadline=0.4)
+    found["slow"] = in_time(ROWS[3], slow, seconds=0.5 if rank == 2 else 0.0, directions=15)
     model = nn.Linear(4, 4)
     fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
     found["sharded"] = failing(lambda: ROWS[3].make(model.parameters(), process_group=slow))
@@ -365,22 +365,19 @@ SCENARIOS = [directions, deadline, data, faults, differences, resumed, fleet, by
 
 
 def warm_up() -> None:
-    """Have the kernels compiled once, not by four processes at the same time."""
+    """Have the kernels compiled."""
     for dtype in (torch.float64, torch.bfloat16):
         problem = Shards(dtype=dtype)
         for directions in (1, K):
-            trained(ROWS[0].make, problem, problem.loss, None, directions=directions)
+            trained(ROWS[0].make, problem, problem.loss, "alone", directions=directions)
     for noise in ("rademacher", "gaussian"):
-        trained(ROWS[0].make, Bowl(), Bowl().loss, None, noise=noise)
+        trained(ROWS[0].make, Bowl(), Bowl().loss, "alone", noise=noise)
 
 
 def main(rank: int, folder: str) -> None:
     """Do all of it, and leave what was found in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
-    if rank == 0:
-        warm_up()
-    dist.barrier()
     found = {scenario.__name__: scenario(rank) for scenario in SCENARIOS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.barrier()

@@ -7,8 +7,8 @@ share of a step on its shard of the data; one all_gather of a few float64 number
 sum them in the order of ranks and run the same rule on the same bits. Weights are never sent; every so many steps a
 hash of them is (Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017).
 
-Whatever a rank does between two exchanges, it comes to the next one: an exception travels as a NaN of its own, so that
-all ranks stop at the same step with the weights they had before it.
+Whatever a rank does between two exchanges, it comes to the next one: that it raised an exception travels too, so that
+all ranks stop at the same step with the weights they had before it. See `channel` for how messages are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from dopaminergic import checks
 from dopaminergic.batched import rewind
+from dopaminergic.channel import Channel
 from dopaminergic.sharding import first_element, is_sharded, local
 from dopaminergic.weights import Weights
 
@@ -37,12 +39,12 @@ if dist.is_available():
     # where they wake while Python shuts down.
     import torch.distributed.nn.functional
 
-# Bits of NaNs that no arithmetic makes: this rank raised an exception, it has no number here.
-RAISED, MISSING = 0x7FF8_DEAD_0000_0000, 0x7FF8_DEAD_0000_0001
+MISSING = 0x7FF8_DEAD_0000_0001  # bits of a NaN that no arithmetic makes: this rank has no number here
 CHUNK = 1 << 20  # weights that are hashed at once
 EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
-POLL = 0.002  # seconds for which an answer is asked for again and again
+COMPARED = ", compared"  # what such a message says of itself
+ALONE = "alone"  # as `process_group`: other ranks have nothing to do with this optimizer
 
 Work = Callable[[], Sequence[float] | np.ndarray]
 Check = Callable[[], Sequence[float]]
@@ -70,7 +72,6 @@ class Ranks:
         shards: number of shards of the data.
         shares: number of shares of the directions.
         shard: which data this rank should see, in [0, shards).
-        bytes_sent: bytes that this rank has handed to collectives.
 
     Raises:
         RuntimeError: there is no process group.
@@ -90,10 +91,11 @@ class Ranks:
                 "Ranks: there is no process group; call torch.distributed.init_process_group() first, and start the "
                 "script with torchrun"
             )
-        self.group = process_group
-        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        if self.rank < 0:
+        if dist.get_rank(process_group) < 0:
             raise ValueError("Ranks: this process is not in process_group; make the optimizer on its members only")
+        self._channel = Channel(process_group)
+        self._channel.require_open()
+        self.rank, self.size = self._channel.rank, self._channel.size
         self.shards = self.size if data_parallel is None else data_parallel
         if not isinstance(self.shards, int) or self.shards < 1 or self.size % self.shards:
             raise ValueError(
@@ -106,9 +108,8 @@ class Ranks:
             checks.number("Ranks", "deadline", deadline, at_least=0)
         self.shares, self.check_every, self.deadline = self.size // self.shards, check_every, deadline
         self.shard, self.share = self.rank % self.shards, self.rank // self.shards
-        self.bytes_sent, self._began = 0, 0.0
-        on_gpu = "nccl" in dist.get_backend(process_group)
-        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self._began, self._rule, self._step = 0.0, "", 0
+        self._handed = False  # whether the others may complete a step that this rank has not completed
         _keep_gloo_from_interrupting()
 
     def __deepcopy__(self, memo: Any) -> Ranks:
@@ -118,6 +119,11 @@ class Ranks:
         raise TypeError(
             "Ranks belong to this process and cannot be saved; save optimizer.state_dict() and make the optimizer anew"
         )
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this rank has handed to collectives."""
+        return self._channel.bytes_sent
 
     # ---- who does what ----------------------------------------------------------------------------------------------
 
@@ -166,57 +172,51 @@ class Ranks:
 
     # ---- what travels -----------------------------------------------------------------------------------------------
 
-    def exchange(self, work: Work, length: int) -> np.ndarray:
+    def begin(self, rule: str, step: int) -> None:
+        """Raise unless this rank can still make a step with the others."""
+        self._channel.require_open()
+        self._rule, self._step, self._handed = rule, step, False
+
+    def settle(self) -> None:
+        """Note that this rank has done what it could for the step."""
+        self._handed = False
+
+    def stop(self, error: BaseException) -> None:
+        """Leave if Ctrl-C or the like has ended a step that the others complete.
+
+        Errors may be raised by all ranks alike, after which all go on. Where they are not, the next frames differ.
+        """
+        if self._handed and not isinstance(error, Exception):
+            self._channel.leave(self._step, error)
+
+    def exchange(self, work: Work, length: int, what: str) -> np.ndarray:
         """Do this rank's work, and hand what it returns to all ranks.
 
         Args:
             work: returns up to `length` numbers.
             length: how many numbers each rank sends.
+            what: the numbers are; the same text on all ranks.
 
         Returns:
             float64 `(size, length)`; the end of a row is `MISSING`, a NaN, where a rank returned fewer.
 
         Raises:
-            RuntimeError: another rank raised an exception, or does not answer. An exception in `work` of this rank is
-                raised as it is, once the others know.
+            RuntimeError: another rank raised an exception, does something else, has left, or does not answer. An
+                exception in `work` of this rank is raised as it is, once the others know.
         """
-        sent = np.full(length, MISSING).view(np.float64)
-        self._began = time.monotonic()
+        sent, step = np.full(length, MISSING), self._step
+        self._began, self._handed = time.monotonic(), False
+        what = f"{self._rule}, check_every={self.check_every}, data_parallel={self.shards}, {what}"
         try:
             numbers = np.asarray(work(), np.float64).reshape(-1)
-            sent[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
+            sent.view(np.float64)[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
         except BaseException:
-            sent.view(np.int64)[:] = RAISED
-            self._gather(sent)
+            with contextlib.suppress(RuntimeError):  # its own message is the one to be read
+                self._channel.exchange(step, what, sent, True)
             raise
-        rows = self._gather(sent)
-        raised = np.flatnonzero((rows.view(np.int64) == RAISED).any(1)).tolist()
-        if raised:
-            raise RuntimeError(
-                f"rank {', '.join(map(str, raised))} of {self.size} raised an exception in this step, see its own "
-                f"message; rank {self.rank} stops with it, its weights are those before the step"
-            )
-        return rows
-
-    def _gather(self, sent: np.ndarray) -> np.ndarray:
-        one = torch.from_numpy(sent.view(np.int64)).to(self._device)
-        all_ranks = torch.empty(self.size, len(sent), dtype=torch.int64, device=self._device)
-        self.bytes_sent += one.numel() * one.element_size()
-        try:
-            work: Any = dist.all_gather(list(all_ranks), one, group=self.group, async_op=True)
-            until = time.monotonic() + POLL
-            # A thread that sleeps leaves its core to others, and is back late.
-            while not work.is_completed() and time.monotonic() < until:
-                os.sched_yield()
-            work.wait()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"rank {self.rank} of {self.size} got no answer from the others: one has died, hangs, or waited longer "
-                "than the timeout of init_process_group, or they do different things (another number of directions?). "
-                "The weights are those before the step; end all ranks and start them again from a checkpoint, as "
-                f"torchrun --max-restarts does. torch said: {error}"
-            ) from error
-        return all_ranks.cpu().numpy().view(np.float64)
+        found = self._channel.exchange(step, what, sent, False)
+        self._handed = True
+        return found.view(np.float64)
 
     def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of ranks.
@@ -250,7 +250,9 @@ class Ranks:
         """
         compared = 0 if check is None else CHECKS
         parts = [self.part(units, share) for share in range(self.shares)]
-        rows = self.exchange(lambda: [*(check() if check else ()), *work()], compared + max(map(len, parts)) * width)
+        length = compared + max(map(len, parts)) * width
+        what = f"{units} evaluations{COMPARED if check else ''}"
+        rows = self.exchange(lambda: [*(check() if check else ()), *work()], length, what)
         self.compare(rows[:, :compared])
         rows = rows[:, compared:].reshape(self.size, -1, width)
         missing = (rows.view(np.int64) == MISSING).any(2).reshape(self.shares, self.shards, -1).any(1)
@@ -352,8 +354,33 @@ def _keep_gloo_from_interrupting() -> None:
 
 
 def ranks_of(process_group: Any) -> Ranks | None:
-    """What an optimizer's `process_group` stands for: a bare group is data-parallel."""
-    return process_group if process_group is None or isinstance(process_group, Ranks) else Ranks(process_group)
+    """What an optimizer's `process_group` stands for: a bare group is data-parallel, `"alone"` is no group."""
+    if process_group is None:
+        _warn_of_others()
+    elif isinstance(process_group, str) and process_group != ALONE:
+        raise ValueError(
+            f"process_group must be a group of torch.distributed, a Ranks, None or {ALONE!r}, got {process_group!r}"
+        )
+    if process_group is None or isinstance(process_group, str | Ranks):
+        return process_group if isinstance(process_group, Ranks) else None
+    return Ranks(process_group)
+
+
+def _warn_of_others() -> None:
+    global _warned
+    if _warned or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    _warned = True
+    warnings.warn(
+        f"process_group is None, so that none of the {dist.get_world_size()} ranks hears of the others; pass "
+        f"process_group=Ranks() or torch.distributed.group.WORLD, or {ALONE!r} if that is meant. "
+        "DistributedDataParallel averages nothing here: there are no gradients.",
+        RuntimeWarning,
+        stacklevel=checks.levels_up(),
+    )
+
+
+_warned = False  # once is enough in a process
 
 
 def broadcast(parameters: Iterable[Tensor], process_group: Any = None) -> None:

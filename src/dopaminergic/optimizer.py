@@ -57,7 +57,8 @@ class ForwardOptimizer(Optimizer):
         batched: evaluate up to 32 directions as one batch where the closure allows it, which is faster for small models
             and takes the memory of so many copies of the weights and activations.
         process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and losses are averaged.
-            Or a `Ranks`, which says how ranks share data and directions; None: this process is alone.
+            Or a `Ranks`, which says how ranks share data and directions. None: this process is alone; `"alone"` says
+            so to a process that belongs to a group, which None warns of.
         settings: of the rule; `state_dict` holds them.
 
     A subclass says how it starts (`start`), how it evaluates (`_evaluate`), and what a step writes and takes back.
@@ -143,6 +144,11 @@ class ForwardOptimizer(Optimizer):
 
     def _watched(self, closure: Closure) -> Closure:
         """The closure of one step, looked after at each of its calls."""
+        raise self._is_abstract()
+
+    @property
+    def next_passes(self) -> int:
+        """The most forward passes that the next step may take."""
         raise self._is_abstract()
 
     def _extra_passes(self) -> int:
@@ -254,9 +260,13 @@ class ForwardOptimizer(Optimizer):
             # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
             with _room_on_the_stack():
                 self._undo(before)
+            if self._ranks is not None and self._progress is before:
+                self._ranks.stop(error)
             checks.explain(self._rule_name, error, closure)
             raise
         finally:
+            if self._ranks is not None:
+                self._ranks.settle()
             _set_grad_enabled(gradients)
             crowd.steps.pop(id(self), None)
             self._thread = None
@@ -311,6 +321,8 @@ class ForwardOptimizer(Optimizer):
         return self._mean(losses)
 
     def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
+        if self._ranks is not None:
+            self._ranks.begin(self._rule_name, before.step)
         others = crowd.look(threading.get_ident())
         losses, change = self._evaluate(self._watched(closure), before)
         crowd.tell(self._rule_name, others)

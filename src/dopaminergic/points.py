@@ -62,7 +62,9 @@ def directions(plan: Sequence[Point]) -> list[int]:
     return list(dict.fromkeys(point.direction for point in plan if point.direction is not None))
 
 
-def complete(there: Sequence[Point], plan: Plan) -> list[Point]:
-    """Those of the points that are there whose directions have no point missing."""
-    missing = {point.direction for point in set(plan) - set(there)}
-    return [point for point in there if point.direction not in missing]
+def by_direction(plan: Plan) -> list[list[Point]]:
+    """The points that can be used only together: those of one direction, and the weights alone."""
+    found: dict[int | None, list[Point]] = {}
+    for point in plan:
+        found.setdefault(point.direction, []).append(point)
+    return list(found.values())

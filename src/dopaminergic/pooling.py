@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic.distributed import CHECKS, Check, Ranks
+from dopaminergic.distributed import CHECKS, COMPARED, Check, Ranks
 from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.subspace import Subspace
@@ -67,7 +67,7 @@ def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | N
         return [*checked, *sizes, *own[0].loss.tolist(), *_sound(own[0]).tolist()]
 
     checks = CHECKS if check else 0
-    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas)
+    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas, f"loss{COMPARED if check else ''}")
     ranks.compare(rows[:, :checks])
     sizes, losses, sound = np.split(rows[:, checks:], [2, 2 + replicas], axis=1)
     for rank, size in enumerate(sizes):
@@ -119,7 +119,7 @@ def project(
         return torch.cat([space.slope.flatten(), *halves, steepness, taken.flatten(), used.flatten()]).numpy()
 
     sizes = np.cumsum([replicas * n for n in (count, len(row), len(row), len(row), 1, count, count)])
-    rows = ranks.exchange(numbers, int(sizes[-1]))
+    rows = ranks.exchange(numbers, int(sizes[-1]), f"span of {count} directions")
     total = torch.from_numpy(ranks.average(rows, np.ones(ranks.shards))[0])
     slope, products, outputs, moments, steepness, taken, used = [
         x.reshape(replicas, -1) for x in torch.tensor_split(total, sizes[:-1].tolist())
@@ -150,7 +150,7 @@ def judged(
     """
     if ranks is None:
         return work()
-    rows = ranks.exchange(lambda: torch.cat(work()).tolist(), 2 * replicas)
+    rows = ranks.exchange(lambda: torch.cat(work()).tolist(), 2 * replicas, "trial")
     losses, squares = np.split(rows, 2, axis=1)
     return torch.from_numpy(ranks.average(losses, portions)[0]), torch.from_numpy(squares.mean(0))
 
@@ -166,7 +166,8 @@ def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, 
         return as_double(padded.transpose(0, 1).flatten()).numpy()
 
     parts = [ranks.part(count, share) for share in range(ranks.shares)]
-    rows = ranks.exchange(numbers, max(map(len, parts)) * replicas * outcomes)
+    length = max(map(len, parts)) * replicas * outcomes
+    rows = ranks.exchange(numbers, length, f"regrets of {count} directions")
     found = [
         torch.from_numpy(rows[share * ranks.shards + ranks.shard]).reshape(-1, replicas, outcomes)[: len(part)]
         for share, part in enumerate(parts)

@@ -109,7 +109,6 @@ class ScalarRule(WeightOptimizer):
                     rewind(random_states)
                     found, extra = self._as_batches(closure, plan[number:], values, groups, step)
                     return values + found, groups, extra
-                # Of the first direction of all there are then both sides, whichever ranks evaluate them.
                 if last not in (None, point.direction) and self._ranks is not None and self._ranks.late:
                     break
                 last = point.direction
@@ -123,17 +122,32 @@ class ScalarRule(WeightOptimizer):
     ) -> tuple[list[Point], list[Scalar], list[Group]]:
         """The points at which all ranks have evaluated the closure, the losses there, and the groups."""
         ranks: Any = self._ranks
+        replicas = self._replicas or 1
         groups: list[Group] = []
-        width = self._replicas or 1
+        units = points.by_direction(plan)
+        widest = max(map(len, units))
 
-        def work() -> list[float]:
-            part = ranks.part(len(plan))
+        def work() -> np.ndarray:
+            part = ranks.part(len(units))
+            mine = units[part.start : part.stop]
+            own = [point for unit in mine for point in unit]
             seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
-            values, groups[:], _ = self._values(seeded, plan[part.start : part.stop], step)
-            return np.concatenate(values).tolist() if self._fleet and values else values
+            values, groups[:], _ = self._values(seeded, own, step)
+            rows = np.array(values, np.float64).reshape(-1, replicas)
+            filled = np.zeros((len(mine), widest, replicas))
+            done = 0
+            for number, unit in enumerate(mine):
+                if done == len(rows):
+                    return filled[:number].reshape(-1)
+                filled[number, : len(unit)] = rows[done : done + len(unit)]
+                done += len(unit)
+            return filled.reshape(-1)
 
-        found, numbers = ranks.losses(work, len(plan), width, self._check(step))
-        if self._weights.sharded and not self._agreed and (found == found[0]).all():
+        found, numbers = ranks.losses(work, len(units), widest * replicas, self._check(step))
+        found = found.reshape(-1, widest, replicas)
+        there = [point for number in numbers for point in units[number]]
+        rows = [found[i, j] for i, number in enumerate(numbers) for j in range(len(units[number]))]
+        if self._weights.sharded and not self._agreed and all((row == rows[0]).all() for row in rows):
             warnings.warn(
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
                 "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
@@ -141,10 +155,7 @@ class ScalarRule(WeightOptimizer):
                 stacklevel=checks.levels_up(),
             )
         self._agreed = True
-        rows = list(found) if self._fleet else found[:, 0].tolist()
-        by_point = dict(zip([plan[number] for number in numbers], rows, strict=True))
-        there = points.complete(list(by_point), plan)
-        return there, [by_point[point] for point in there], groups
+        return there, rows if self._fleet else [float(row[0]) for row in rows], groups
 
     def _as_batches(
         self, closure: Closure, plan: Sequence[Point], base: list[Scalar], groups: list[Group], step: int

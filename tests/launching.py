@@ -1,0 +1,73 @@
+"""Processes of ranks for the tests, started by a server that has imported all and compiled the kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+SIZE = 4  # ranks
+LIMIT = 400.0  # seconds; the first time, numba compiles
+TESTS = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def _paths() -> Iterator[None]:
+    """Let the server find the tests, as newer versions of Python do by themselves."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, TESTS.parent / "src", *filter(None, [before])]))
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
+    """Start a function in as many processes; what comes back is waited for by `join`."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["warmed"])
+    with _paths():
+        forkserver.ensure_running()
+    return mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
+
+
+def run_ranks(main: Callable[[int, str], None], folder: Path, size: int, limit: float = LIMIT) -> None:
+    """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
+    context = start(main, folder, size)
+    end = time.monotonic() + limit
+    try:
+        while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
+            assert time.monotonic() < end, "the ranks hang"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+
+
+def found_by_ranks(main: Callable[[int, str], None], factory: pytest.TempPathFactory, name: str) -> list[Any]:
+    """What each of the ranks left in a file; they run once, also where several workers share the tests."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        end = time.monotonic() + LIMIT
+        while not (folder / "ended").exists():
+            assert time.monotonic() < end, "the ranks of another worker hang"
+            time.sleep(0.1)
+    else:
+        try:
+            run_ranks(main, folder, SIZE)
+        finally:
+            (folder / "ended").touch()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
