@@ -116,7 +116,7 @@ class Fleet:
         content = io.BytesIO()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **self._own()}
         torch.save(state, content)
-        write_whole(path, _header(content.getvalue()) + content.getvalue())
+        write_whole(path, with_header(content.getvalue()))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of a fleet of the same making, bit for bit.
@@ -170,8 +170,9 @@ class Fleet:
         return {"task": [self.task.name, self.task.settings], **{name: getattr(self, name) for name in names}}
 
 
-def _header(body: bytes) -> bytes:
-    return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n"
+def with_header(body: bytes) -> bytes:
+    """The content of a checkpoint: what it is and its checksum in a first line, and then a state."""
+    return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = file.read()
     # torch itself does not notice a flipped bit in a tensor.
     body = content[content.find(b"\n") + 1 :]
-    if not content.startswith(_header(body)):
+    if content != with_header(body):
         raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
     try:
         state = torch.load(io.BytesIO(body), weights_only=True)
