@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, VectorDopamine, WeightPerturbation, squared_error
-from dopaminergic.plain import shown
+from dopaminergic.plain import brief
 from optimizers import ROWS, VECTOR, Row, copies, randn, same, through_a_file
 
 HOSTILE: list[Any] = [
@@ -128,7 +128,7 @@ def test_whatever_is_exchanged_weights_stay_sound(row: Row, seed: Any) -> None:
     start, tried, taken = w.detach().clone(), 0, 0
     for i, path in enumerate(paths(good)):
         for value in HOSTILE[i % 4 :: 4]:
-            what = (path, shown(value))
+            what = (path, brief(value))
             tried += 1
             if not check(optimizer, w, closure, exchanged(good, path, value), what):
                 continue

@@ -73,17 +73,25 @@ def changed(value: Any, chance: random.Random) -> Any:
 
 
 def _replacement(old: Any, chance: random.Random) -> Any:
-    if isinstance(old, torch.Tensor) and chance.random() < 0.7:
-        makes: list[Callable[[], Any]] = [
+    if isinstance(old, torch.Tensor) and _is_usual(old) and chance.random() < 0.7:
+        tensors: list[Callable[[], Any]] = [
             lambda: old.double() * math.nan, lambda: old.double() * 1e300, lambda: old.reshape(-1)[:0],
             lambda: old.reshape(1, *old.shape), lambda: old.to(torch.int8), lambda: -old,
-            lambda: old.flatten().tolist(),
-            lambda: torch.zeros(3, 5), lambda: torch.empty_like(old, device="meta"),
+            lambda: old.flatten().tolist(), lambda: old.to_sparse(),
+            lambda: old.flatten()[:1].expand(max(2, old.numel())), lambda: torch.zeros(3, 5),
+            lambda: torch.empty_like(old, device="meta"),
         ]  # fmt: skip
-        return chance.choice(makes)()
+        return chance.choice(tensors)()
     if type(old) in (int, float) and chance.random() < 0.3:
-        makes = [lambda: -old, lambda: old + 1, lambda: old * 2**40, lambda: as_float(old), lambda: repr(as_float(old))]
-        return chance.choice(makes)()
+        near = as_float(old)
+        numbers: list[Callable[[], Any]] = [
+            lambda: -old, lambda: old + 1, lambda: old * 2**40, lambda: near, lambda: repr(near),
+        ]  # fmt: skip
+        return chance.choice(numbers)()
     if isinstance(old, str) and chance.random() < 0.3:
         return old + chance.choice(("\x1b[31m", "\ud800", " " * 200, "?"))
     return copy.deepcopy(chance.choice(HOSTILE))
+
+
+def _is_usual(tensor: torch.Tensor) -> bool:
+    return not tensor.is_meta and tensor.layout == torch.strided and tensor.numel() > 0

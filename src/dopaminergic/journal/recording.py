@@ -238,9 +238,10 @@ class Journal:
         }
         for name, value in theirs.items():
             if own[name] != value:
+                said, mine = shown(str(value), 60), shown(str(own[name]), 60)
                 raise JournalError(
-                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {shown(str(value), 60)}, the "
-                    f"optimizer {shown(str(own[name]), 60)}; build the same model and optimizer first"
+                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {said}, the optimizer "
+                    f"{mine}; build the same model and optimizer first"
                 )
 
     def _state(self, contents: Contents, snapshot: Snapshot) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
     for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
         if not _has_memory(p):
             raise JournalError(
-                f"{contents.path}: parameter {_name(w, i)} is given as a meta, sparse, nested or expanded tensor, which "
-                "has no memory for each of its entries; give a dense one, such as p.clone()"
+                f"{contents.path}: parameter {_name(w, i)} is a meta, sparse, nested or expanded tensor, which has no "
+                "memory for each of its entries; give a dense one, such as p.clone()"
             )
         if not _fits(p, w):
             raise JournalError(

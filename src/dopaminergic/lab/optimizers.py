@@ -21,7 +21,7 @@ from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.lab.form import difference
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import mean_losses
-from dopaminergic.plain import shown
+from dopaminergic.plain import brief
 from dopaminergic.subspace import MOST_DIRECTIONS
 from dopaminergic.vector import VectorDopamine
 
@@ -81,11 +81,11 @@ class Backpropagation:
         """
         name, steps = type(self.inner).__name__, state.get("steps")
         if type(steps) is not int or not 0 <= steps < 1 << 62:
-            raise ValueError(f"{name}: steps must be an int in [0, 2^62), got {shown(steps)}")
+            raise ValueError(f"{name}: steps must be an int in [0, 2^62), got {brief(steps)}")
         wrong = difference(state, {"steps": steps, "lr": self.lr, "inner": self._state_after(steps)}, "state")
         rates = [] if wrong else state["lr"].tolist()
         if wrong or not all(0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"{name}: {wrong or f'lr must be finite and >= 0, got {shown(rates)}'}")
+            raise ValueError(f"{name}: {wrong or f'lr must be finite and >= 0, got {brief(rates)}'}")
         self.inner.load_state_dict(state["inner"])
         self.steps, self.lr = steps, state["lr"]
 
