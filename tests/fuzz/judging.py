@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.fuzz.kind import Failure, Kind
 
-SECONDS = 20.0
+# Seconds of the processor, of which others take none away, and of the clock, for what waits without an end.
+LIMITS = {signal.ITIMER_PROF: 20.0, signal.ITIMER_REAL: 120.0}
 MOST_GROWTH = 1024  # MiB
 LONGEST = 300
 
@@ -24,7 +25,8 @@ class Hang(BaseException):
 
 def limit_time() -> None:
     """Let a case that takes too long raise `Hang`."""
-    signal.signal(signal.SIGALRM, _hang)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, _hang)
 
 
 def _hang(number: int, frame: Any) -> None:
@@ -35,13 +37,14 @@ def judged(kind: Kind, chance: random.Random) -> tuple[str, str]:
     """What became of a case: "taken", "refused", or what is wrong with it, and details."""
     _reset_peak()
     before = _status("VmRSS")
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    for timer, seconds in LIMITS.items():
+        signal.setitimer(timer, seconds)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             kind.try_one(chance)
         found = "taken", ""
     except Hang:
-        found = "hang", f"more than {SECONDS:g} s"
+        found = "hang", "more than 20 s of work or 120 s of waiting"
     except Failure as error:
         found = "broken", str(error)[:300]
     except kind.allowed as error:
@@ -50,7 +53,8 @@ def judged(kind: Kind, chance: random.Random) -> tuple[str, str]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         found = "traceback", f"{type(error).__name__}: {str(error)[:160]} ({Path(place.filename).name}:{place.lineno})"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in LIMITS:
+            signal.setitimer(timer, 0)
     grown = (_status("VmHWM") - before) / 1024
     return ("memory", f"{grown:.0f} MiB") if grown > MOST_GROWTH else found
 
