@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import logging
-import pickle
 import zlib
 
 import numba
@@ -38,6 +37,7 @@ def _guard(cache):
     """Let a full disk or a damaged file cost nothing but the time to compile."""
     load, save = cache.load_overload, cache.save_overload
     files = cache._cache_file
+    read = files._load_data
 
     def load_if_it_is_whole(*arguments):
         try:
@@ -72,7 +72,7 @@ def _guard(cache):
         body = content[: max(0, len(content) - len(_MARK) - 4)]
         if content[len(body) :] != end_of(name, body):
             raise ValueError(f"{files._data_path(name)} is not as it was written")  # machine code, which would be run
-        return pickle.loads(body)
+        return read(name)
 
     cache.load_overload, cache.save_overload = load_if_it_is_whole, save_if_there_is_room
     files._save_data, files._load_data = write_with_checksum, read_with_checksum
