@@ -102,8 +102,8 @@ def _read_dates(where: str, name: str, cells: Sequence[Any], lines: Sequence[int
     if not whole:
         row = max(row for _, row in readings)
         raise ValueError(
-            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, no date like those "
-            "before it; correct or remove the row (a line of totals?)"
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            "no date like those before it; correct or remove the row (a line of totals?)"
         )
     return whole
 
@@ -138,8 +138,8 @@ def _check_descent(where: str, name: str, cells: Sequence[Any], lines: Sequence[
     if lost.any():
         row = int(lost.argmax())
         raise ValueError(
-            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, no number like the "
-            "others; correct or remove the row (a line of totals?)"
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            "no number like the others; correct or remove the row (a line of totals?)"
         )
     step = np.diff(keys.to_numpy(dtype=np.float64))
     if len(step) and (step <= 0).all() and (step < 0).any():
