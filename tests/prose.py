@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "results").rglob("README.md"))]
 LONG = 28  # words; a longer sentence is a long one
 
 FENCED = re.compile(r"^[ \t]*```.*?^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
     """The figures of one text.
 
     Attributes:
-        words: in all.
+        words: in all, those of headings too.
         what: times the word "what" comes in 1,000 words.
         examples: times "for example", "such as" or "e.g." comes in 1,000 words.
         short: share of sentences of at most `LONG` words.
@@ -78,11 +79,14 @@ def of_docstring(text: str) -> list[str]:
 
 
 def _units(lines: Iterable[str]) -> list[str]:
-    """Lines joined to paragraphs; an empty line, a heading and the sign of an item begin another one."""
+    """Lines joined to paragraphs; an empty line, a heading and the sign of an item begin another one.
+
+    A heading keeps its sign, since it is no sentence.
+    """
     units = [""]
     for line in lines:
         if line.startswith("#") or not line.strip():
-            units += [line.lstrip("# "), ""]
+            units += [line, ""]
         elif ITEM.match(line):
             units.append(ITEM.sub("", line, count=1))
         else:
@@ -91,9 +95,11 @@ def _units(lines: Iterable[str]) -> list[str]:
 
 
 def sentences(units: Iterable[str]) -> list[list[str]]:
-    """The words of each sentence."""
+    """The words of each sentence, headings left out."""
     found: list[list[str]] = []
     for unit in units:
+        if unit.startswith("#"):
+            continue
         plain = ABBREVIATION.sub(lambda m: m[1].replace(".", ""), re.sub(r"[*_\\]", "", unit))
         found += [WORD.findall(part) for part in re.split(r"(?<=[.!?])[)\"”]*\s+", plain)]
     return [words for words in found if words]
@@ -103,7 +109,7 @@ def read(units: list[str]) -> Reading:
     """Count."""
     text = "\n".join(units)
     lengths = [len(words) for words in sentences(units)]
-    words = sum(lengths)
+    words = len(WORD.findall(text))
     per_thousand = 1000 / max(1, words)
     return Reading(
         words,
@@ -122,20 +128,19 @@ def page(path: Path) -> list[str]:
 
 def docstrings(folder: Path) -> list[str]:
     """The units of all docstrings of the modules below a folder."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     units: list[str] = []
     for path in sorted(folder.rglob("*.py")):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
-        units += [unit for node in nodes for unit in of_docstring(ast.get_docstring(node) or "")]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                units += of_docstring(ast.get_docstring(node) or "")
     return units
 
 
 def main() -> None:
     """Print the figures of all pages and of the docstrings."""
-    texts = {str(path.relative_to(ROOT)): page(path) for path in PAGES}
-    others = [ROOT / "SECURITY.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "results").rglob("README.md"))]
-    extra = {str(path.relative_to(ROOT)): page(path) for path in others}
-    rows = {**texts, "all pages": sum(texts.values(), []), **extra, "docstrings": docstrings(ROOT / "src")}
+    rows = {str(path.relative_to(ROOT)): page(path) for path in [*PAGES, *OTHERS]}
+    rows["all pages"] = [unit for path in PAGES for unit in page(path)]
+    rows["docstrings"] = docstrings(ROOT / "src")
     print(f"{'':28}{'words':>7}{'what':>7}{'e.g.':>7}{'short':>7}{'longest':>9}")
     for name, units in rows.items():
         found = read(units)

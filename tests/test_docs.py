@@ -115,16 +115,6 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-def test_the_map_of_the_tree_names_every_module() -> None:
-    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```text\nsrc/dopaminergic/\n")[1].split("```")[0]
-    core = ROOT / "src/dopaminergic"
-    modules = {path.name for path in core.glob("*.py") if not path.name.startswith("_")}
-    folders = {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
-    assert {name for name in modules | folders if name not in drawn} == set()
-    named = set(re.findall(r"\b\w+\.py", drawn)) - {"optimizers.py", "reference.py"}
-    assert named <= {path.name for path in core.rglob("*.py")}
-
-
 def default_sigma(row: Row, dtype: torch.dtype) -> float:
     """The sigma of a rule that was given none, once it has made a step."""
     model = nn.Linear(3, 2, dtype=dtype)
