@@ -82,7 +82,7 @@ def test_every_module_and_package_of_the_core_is_in_the_map() -> None:
 def test_every_name_in_the_map_exists() -> None:
     tests = ROOT / "tests"
     files = {path.name for folder in (CORE, tests) for path in folder.rglob("*.py")}
-    folders = {f"{path.name}/" for folder in (ROOT, *CORE.rglob("*")) for path in folder.glob("*") if path.is_dir()}
+    folders = {f"{path.name}/" for path in (*ROOT.glob("*"), *CORE.rglob("*")) if path.is_dir()}
     named = set(re.findall(r"\b\w+\.py\b|\b\w+/", map_of_the_tree()))
     assert {"optimizer.py", "noise/", "lab/", "tests/"} <= named
     assert named - files - folders == set()
