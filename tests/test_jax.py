@@ -14,8 +14,8 @@ import torch
 from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, VectorDopamine, WeightPerturbation
 from dopaminergic.jax import Functional, State, normals, sign_words, signs
 from dopaminergic.noise import reference
-from dopaminergic.optimizer import ScalarRule
 from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.scalar_rule import ScalarRule
 
 INPUTS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
 TARGETS = np.array([[0], [1], [1], [0]], np.float32)
