@@ -139,7 +139,7 @@ def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callab
         samples = batch(for_batch)
         base = loss(weights, samples)
         plus = loss(jax.tree.map(lambda w, s: w + SIGMA * s, weights, z), samples)
-        # dopamine() of dopaminergic.dopamine, line by line; in float32, JAX's default.
+        # dopamine() of dopaminergic.prediction_errors, line by line; in float32, JAX's default.
         first = jnp.where(trials == 0.0, jnp.abs(base), first)
         r, m = plus - base, regret / (trials + TINY)
         trials = BETA * trials + (1 - BETA)

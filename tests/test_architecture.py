@@ -56,7 +56,7 @@ def test_numba_is_imported_by_one_package_only() -> None:
 
 def test_rules_know_no_tensors_of_weights() -> None:
     """A rule is a function of losses: neither the noise nor the weights are in its reach."""
-    for name in ("dopamine.py", "baselines.py", "scalars.py"):
+    for name in ("dopamine.py", "prediction_errors.py", "baselines.py", "scalars.py"):
         assert not [i for i in imported(ROOT / name) if i.startswith(("dopaminergic.noise", "dopaminergic.weights"))]
 
 

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, ScalarRule, VectorDopamine, WeightPerturbation, checks
+from dopaminergic import (
+    Dopamine,
+    Dopamine2,
+    ForwardOptimizer,
+    ScalarRule,
+    VectorDopamine,
+    WeightPerturbation,
+    checks,
+)
 from dopaminergic.plain import brief
 from optimizers import Regression, Row, copies, randn, same, through_a_file
 

@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import SPSA, Dopamine, Outcome, WeightPerturbation, cross_entropy, outcome, squared_error
+from dopaminergic import (
+    SPSA,
+    Dopamine,
+    Outcome,
+    WeightPerturbation,
+    cross_entropy,
+    outcome,
+    squared_error,
+)
 from optimizers import Regression, Row, copies, perceptron, randn, same
 
 # ---- what it returns -------------------------------------------------------------------------------------------------

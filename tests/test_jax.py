@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, VectorDopamine, WeightPerturbation
+from dopaminergic import (
+    SPSA,
+    Dopamine,
+    Dopamine2,
+    EvolutionStrategy,
+    VectorDopamine,
+    WeightPerturbation,
+)
 from dopaminergic.jax import Functional, State, normals, sign_words, signs
 from dopaminergic.noise import reference
 from dopaminergic.rule import Decision, Group, Losses

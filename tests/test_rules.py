@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, WeightPerturbation, scalars
 from dopaminergic.baselines import antithetic, ranked, weight_perturbation
-from dopaminergic.dopamine import (
+from dopaminergic.prediction_errors import (
     Dopamine2State,
     DopamineState,
     dopamine,

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, Outcome, VectorDopamine, squared_error
+from dopaminergic import (
+    SPSA,
+    Dopamine,
+    Dopamine2,
+    EvolutionStrategy,
+    Outcome,
+    VectorDopamine,
+    squared_error,
+)
 from optimizers import ROWS, VECTOR, Row, perceptron, randn
 
 ALL_ROWS = [*ROWS, VECTOR]

@@ -1,8 +1,9 @@
 """Mixed precision: casts that torch keeps, and whether a closure computes in 16 bits.
 
-Torch keeps the casts of weights until the outermost `torch.autocast` ends. A perturbed pass inside it would see the
-weights of the pass before, so the casts are forgotten around every evaluation. A closure that computes in 16 bits
-needs the larger perturbations that 16-bit weights need, whatever the dtype of its weights.
+Torch keeps the casts of weights until the outermost `torch.autocast` ends. A perturbed pass inside
+it would see the weights of the pass before, so the casts are forgotten around every evaluation. A
+closure that computes in 16 bits needs the larger perturbations that 16-bit weights need, whatever
+the dtype of its weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ forget_casts = torch.clear_autocast_cache
 @contextlib.contextmanager
 def watched() -> Iterator[set[torch.dtype]]:
     """The 16-bit dtypes in which code within the block computes, also where it enters `torch.autocast` itself."""
-    seen = {torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+    seen = {
+        torch.get_autocast_dtype(kind)
+        for kind in ("cpu", "cuda")
+        if torch.is_autocast_enabled(kind)
+    }
     enter: Any = torch.autocast.__enter__
 
     def enter_watched(self: Any) -> Any:

@@ -2,7 +2,8 @@
 
     WeightPerturbation = sign noise + one-sided difference + fixed learning rate
     SPSA               = sign noise + antithetic difference + fixed learning rate
-    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of the losses + fixed learning rate
+    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of the losses + fixed learning
+    rate
 
 Each rule is a plain function of losses; each class below it keeps the settings.
 """
@@ -29,12 +30,15 @@ def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
 
 
 def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
-    """Differences of centred ranks: each loss is replaced by its rank among the 2K, scaled to [-1/2, 1/2].
+    """Differences of centred ranks: each loss is replaced by its rank among the 2K, scaled to
+    [-1/2, 1/2].
 
-    Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017. Equal losses get
-    equal ranks, so that a constant loss moves nothing.
+    Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning",
+    2017. Equal losses get equal ranks, so that a constant loss moves nothing.
     """
-    losses = torch.stack([torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in plus + minus])
+    losses = torch.stack(
+        [torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in plus + minus]
+    )
     below = (losses[None] < losses[:, None]).sum(1) - (losses[None] > losses[:, None]).sum(1)
     centred = below.to(torch.float64) / (2 * (len(losses) - 1))
     values: Any = list(centred.numpy()) if losses.ndim > 1 else centred.tolist()
@@ -47,10 +51,13 @@ class WeightPerturbation(ScalarRule):
     The baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: learning rate of gradient descent, >= 0. No single value works on all tasks.
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
-        directions: number K of random directions that are averaged; a step costs K + 1 forward passes.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit
+            weights.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward
+            passes.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
@@ -103,13 +110,15 @@ class WeightPerturbation(ScalarRule):
 class SPSA(ScalarRule):
     """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
 
-    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of both losses. It is
-    the update that MeZO uses (Spall 1992; Malladi et al. 2023).
+    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of
+    both losses. It is the update that MeZO uses (Spall 1992; Malladi et al. 2023).
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: learning rate of gradient descent, >= 0.
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit weights.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.01 with 16-bit
+            weights.
         directions: number K of random directions that are averaged; a step costs 2K forward passes.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
@@ -165,15 +174,18 @@ class SPSA(ScalarRule):
 
 
 class EvolutionStrategy(ScalarRule):
-    """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr / sigma * mean_k u_k z_k.
+    """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr /
+    sigma * mean_k u_k z_k.
 
-    Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma` alone. 2K forward
-    passes a step; `step` returns their mean loss. A loss of `inf` ranks last, as a simulation that failed should: the
-    mean loss and `last_rpe` are then those of the finite losses, and of the pairs of them. A step whose losses are all
-    `inf`, or in which any is NaN or `-inf`, is skipped.
+    Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma`
+    alone. 2K forward passes a step; `step` returns their mean loss. A loss of `inf` ranks last, as
+    a simulation that failed should: the mean loss and `last_rpe` are then those of the finite
+    losses, and of the pairs of them. A step whose losses are all `inf`, or in which any is NaN or
+    `-inf`, is skipped.
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most.
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.02.
         directions: number K of antithetic pairs.
@@ -236,15 +248,19 @@ class EvolutionStrategy(ScalarRule):
     def _mean(self, losses: Losses) -> Any:
         with np.errstate(all="ignore"):
             found = losses.mean()
-            return as_tensor(select(finite(found), found, _mean_of_finite(losses.plus + losses.minus, found)))
+            return as_tensor(
+                select(finite(found), found, _mean_of_finite(losses.plus + losses.minus, found))
+            )
 
 
 def _mean_of_finite(values: list[Scalar], otherwise: Scalar = 0.0) -> Scalar:
     """Mean of the numbers that are neither infinite nor NaN; `otherwise` if there are none."""
-    total, count = 0.0, 0.0
+    total = 0.0
+    count = 0.0
     for value in values:
         known = finite(value)
-        total, count = total + select(known, value, 0.0), count + select(known, 1.0, 0.0)
+        total = total + select(known, value, 0.0)
+        count = count + select(known, 1.0, 0.0)
     return select(count > 0.0, total / clip(count, 1.0, math.inf), otherwise)
 
 

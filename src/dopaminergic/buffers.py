@@ -1,10 +1,12 @@
-"""Buffers of modules, which must not follow perturbed weights: running statistics, observers, codebooks.
+"""Buffers of modules, which must not follow perturbed weights: running statistics, observers,
+codebooks.
 
     a step:  first evaluation (at the weights, where the rule asks for that) -> its buffers are kept
              every other evaluation -> the buffers are put back
 
-Without it a batch normalisation averages the statistics of all perturbed passes, and its network is lost in eval mode.
-Modules are found when they are called in the first evaluation; a module that is never called has no say in a closure.
+Without it a batch normalisation averages the statistics of all perturbed passes, and its network is
+lost in eval mode. Modules are found when they are called in the first evaluation; a module that is
+never called has no say in a closure.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Buffers:
     def __init__(self) -> None:
         self.known = False
         self._buffers: list[Buffer] = []
-        self._written: set[int] = set()  # places in `_buffers` of large ones that the closure writes to
+        # Places in `_buffers` of large ones that the closure writes to.
+        self._written: set[int] = set()
         self._before: list[Saved] = []  # as they were when the step began
         self._kept: list[Saved] | None = None  # as the first evaluation left them
         self._trial: list[Saved] | None = None  # as the evaluation of the new weights left them
@@ -81,7 +84,8 @@ class Buffers:
         hook = register_module_forward_pre_hook(look)
         try:
             with warnings.catch_warnings():
-                # Torch says of any such hook that it is called twice for compiled modules, which does no harm here.
+                # Torch says of any such hook that it is called twice for compiled modules, which
+                # does no harm here.
                 warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
                 yield
         finally:

@@ -19,7 +19,8 @@ from dopaminergic.plain import as_float, brief, number_of, plain
 
 Range = dict[str, float]
 
-# What settings may be, the same in all rules: where a constructor is given them, and where a state is loaded.
+# What settings may be, the same in all rules: where a constructor is given them, and where a state
+# is loaded.
 RANGES: dict[str, Range] = {
     "loss_floor": {},
     "cap": {"above": 0},
@@ -35,7 +36,13 @@ PERTURBED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def number(
-    rule: str, name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+    rule: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
 ) -> float:
     """The number as a float; raise unless `value` is a finite real number in the range, in any library's form."""
     found = number_of(value)
@@ -43,9 +50,14 @@ def number(
         raise TypeError(f"{rule}: {name} must be a number, got {brief(value)}")
     x = as_float(found)
     if not (math.isfinite(x) and x > above and x >= at_least and x < below):
-        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (at_least > -math.inf)
+        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (
+            at_least > -math.inf
+        )
         bounds += [f"< {below:g}"] * (below < math.inf)
-        raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {brief(value)}")
+        raise ValueError(
+            f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got "
+            f"{brief(value)}"
+        )
     return x
 
 
@@ -63,7 +75,8 @@ def directions(rule: str, value: Any) -> int:
         raise TypeError(f"{rule}: directions must be an int, got {brief(value)}")
     if not 1 <= found < MAX_DIRECTIONS:
         raise ValueError(
-            f"{rule}: directions must be >= 1 and < {MAX_DIRECTIONS}, got {brief(found)}; 1 is the plain method"
+            f"{rule}: directions must be >= 1 and < {MAX_DIRECTIONS}, got {brief(found)}; 1 is the "
+            "plain method"
         )
     return found
 
@@ -71,7 +84,9 @@ def directions(rule: str, value: Any) -> int:
 def noise(rule: str, value: Any) -> str:
     """The kind of noise; raise unless `value` names one."""
     if not isinstance(value, str) or value not in KINDS:
-        raise ValueError(f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {brief(value)}")
+        raise ValueError(
+            f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {brief(value)}"
+        )
     return KINDS[KINDS.index(value)]
 
 
@@ -99,12 +114,15 @@ def parameters(rule: str, params: Any) -> Any:
         return params
     if isinstance(params, torch.nn.Module | dict) or not isinstance(params, Iterable):
         raise TypeError(
-            f"{rule}: params must be an iterable of parameters, got {type(params).__name__}; pass model.parameters(), "
+            f"{rule}: params must be an iterable of parameters, got {type(params).__name__}; pass "
+            "model.parameters(), "
             "model.named_parameters(), or a list of groups"
         )
     params = _listed(params)
     if not params:
-        raise ValueError(f"{rule}: params is empty; pass model.parameters() of a model that has some")
+        raise ValueError(
+            f"{rule}: params is empty; pass model.parameters() of a model that has some"
+        )
     for i, p in enumerate(tensors(params)):
         _has_memory(rule, f"parameter {i}", p)
     return params
@@ -114,7 +132,10 @@ def _listed(params: Any) -> list[Any]:
     """Parameters that can be looked at more than once: also those of a group may come from a generator."""
     if isinstance(params, Tensor):
         return [params]
-    return [{**p, "params": _listed(p["params"])} if isinstance(p, dict) and "params" in p else p for p in params]
+    return [
+        {**p, "params": _listed(p["params"])} if isinstance(p, dict) and "params" in p else p
+        for p in params
+    ]
 
 
 def any_16_bits(params: Any) -> bool:
@@ -124,7 +145,9 @@ def any_16_bits(params: Any) -> bool:
 
 def tensors(params: Any) -> list[Tensor]:
     """All tensors among these parameters, named parameters or groups of either."""
-    flat = [q for p in _listed(params) for q in (p.get("params", []) if isinstance(p, dict) else [p])]
+    flat = [
+        q for p in _listed(params) for q in (p.get("params", []) if isinstance(p, dict) else [p])
+    ]
     bare = [q[1] if isinstance(q, tuple) else q for q in flat]
     return [q for q in bare if isinstance(q, Tensor)]
 
@@ -139,8 +162,10 @@ def usual_rate(rule: str, groups: Iterable[dict[str, Any]], default: float) -> N
     small = [rate for rate in found if 0.0 < rate < default / 100.0]
     if small:
         warnings.warn(
-            f"{rule}: lr={small[0]:g} is below a hundredth of its default {default:g}; here lr is a factor on a step "
-            "that the rule finds by itself, not a rate of gradient descent: leave it out, or take about "
+            f"{rule}: lr={small[0]:g} is below a hundredth of its default {default:g}; here lr is "
+            "a factor on a step "
+            "that the rule finds by itself, not a rate of gradient descent: leave it out, or take "
+            "about "
             f"{default:g}",
             RuntimeWarning,
             stacklevel=levels_up(),
@@ -150,14 +175,18 @@ def usual_rate(rule: str, groups: Iterable[dict[str, Any]], default: float) -> N
 def seeds(rule: str, value: Any) -> int | list[int]:
     """Return the seed, or a fleet's seeds as a list; raise unless they are ints in [0, 2^63)."""
     single = number_of(value)
-    if single is None and (isinstance(value, bool | np.bool_ | str | bytes | dict | set) or not _is_sequence(value)):
+    if single is None and (
+        isinstance(value, bool | np.bool_ | str | bytes | dict | set) or not _is_sequence(value)
+    ):
         raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {brief(value)}")
     fleet = [single] if single is not None else [number_of(seed) for seed in value]
     if not fleet:
         raise ValueError(f"{rule}: seed is an empty sequence; give one seed for each replica")
     for seed in fleet:
         if not isinstance(seed, int):
-            raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {brief(value)}")
+            raise TypeError(
+                f"{rule}: seed must be an int or a sequence of ints, got {brief(value)}"
+            )
         if not 0 <= seed < 1 << 63:
             raise ValueError(f"{rule}: seed must be in [0, 2^63), got {brief(seed)}")
     found: Any = fleet[0] if single is not None else fleet
@@ -165,7 +194,11 @@ def seeds(rule: str, value: Any) -> int | list[int]:
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1 and not getattr(value, "is_meta", False)
+    return (
+        isinstance(value, Iterable)
+        and getattr(value, "ndim", 1) == 1
+        and not getattr(value, "is_meta", False)
+    )
 
 
 def usable(lr: Any, sigma: Any, weight_decay: Any) -> bool:
@@ -177,7 +210,9 @@ def rates(rule: str, group: dict[str, Any], replicas: int | None) -> dict[str, A
     """The numbers of a group in plain form: `lr`, `sigma` and `weight_decay`; raise unless a step may use them."""
     for name in ("lr", "sigma", "weight_decay"):
         if name not in group:
-            raise ValueError(f"{rule}: a parameter group lacks {name}; give it, or make the group anew")
+            raise ValueError(
+                f"{rule}: a parameter group lacks {name}; give it, or make the group anew"
+            )
     return {
         "lr": _learning_rate(rule, group["lr"], replicas),
         "sigma": number(rule, "sigma", group["sigma"], above=0),
@@ -223,13 +258,15 @@ def _has_memory(rule: str, place: str, p: Tensor) -> None:
     """Raise unless it is strided, which also what is frozen must be: its memory is looked at in each step."""
     if torch.nn.parameter.is_lazy(p):
         raise ValueError(
-            f"{rule}: {place} is not initialized yet (of a lazy layer); run one forward pass of the model first, "
+            f"{rule}: {place} is not initialized yet (of a lazy layer); run one forward pass of "
+            "the model first, "
             "model(x) say, and then make the optimizer"
         )
     if p.layout != torch.strided or p.is_nested:
         kind = "nested" if p.is_nested else str(p.layout).removeprefix("torch.")
         raise TypeError(
-            f"{rule}: {place} is a {kind} tensor, whose entries have no place of their own; pass a dense one "
+            f"{rule}: {place} is a {kind} tensor, whose entries have no place of their own; pass a "
+            "dense one "
             "(p.to_dense()), or leave it out of params if it is frozen"
         )
 
@@ -244,7 +281,9 @@ def perturbable(rule: str, place: str, p: Tensor, replicas: int | None) -> None:
             way = "make its real view the parameter: nn.Parameter(torch.view_as_real(p.detach()).clone())"
         elif p.is_floating_point():
             way = "an update is far below its resolution; train it as p.to(torch.bfloat16), or freeze it"
-        raise TypeError(f"{rule}: {place} (shape {shape}) has dtype {kind}, which cannot be perturbed; {way}")
+        raise TypeError(
+            f"{rule}: {place} (shape {shape}) has dtype {kind}, which cannot be perturbed; {way}"
+        )
     if p.is_meta:
         raise ValueError(
             f"{rule}: {place} (shape {shape}) is on the meta device, where it has no memory; call "
@@ -252,16 +291,19 @@ def perturbable(rule: str, place: str, p: Tensor, replicas: int | None) -> None:
         )
     if replicas is not None and (p.ndim == 0 or p.shape[0] != replicas):
         raise ValueError(
-            f"{rule}: with {replicas} seeds every trainable parameter needs a first dimension of {replicas}, one entry "
-            f"for each replica, but {place} has shape {shape}; stack the replicas, or give a single seed"
+            f"{rule}: with {replicas} seeds every trainable parameter needs a first dimension of "
+            f"{replicas}, one entry "
+            f"for each replica, but {place} has shape {shape}; stack the replicas, or give a "
+            "single seed"
         )
 
 
 def apart(rule: str, groups: Iterable[dict[str, Any]]) -> None:
-    """Raise where weights share memory: each would be perturbed and updated as often as it is listed.
+    """Raise where weights share memory: each would be perturbed and updated as often as it is
+    listed.
 
-    Parameters are compared by the stretch of memory from their first to their last element, so that two which
-    interleave without an element in common are refused too.
+    Parameters are compared by the stretch of memory from their first to their last element, so that
+    two which interleave without an element in common are refused too.
     """
     stretches = []
     for i, p in enumerate(p for settings in groups for p in settings["params"]):
@@ -270,16 +312,27 @@ def apart(rule: str, groups: Iterable[dict[str, Any]]) -> None:
         if type(p) not in (Tensor, torch.nn.Parameter) or p.numel() == 0 or p.data_ptr() == 0:
             continue  # shards and the like have no memory that could be compared
         if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
-            raise ValueError(f"{rule}: elements of parameter {i} share memory (an expanded tensor); give it .clone()")
-        last = sum((size - 1) * abs(stride) for size, stride in zip(p.shape, p.stride(), strict=True))
+            raise ValueError(
+                f"{rule}: elements of parameter {i} share memory (an expanded tensor); give it "
+                ".clone()"
+            )
+        last = sum(
+            (size - 1) * abs(stride) for size, stride in zip(p.shape, p.stride(), strict=True)
+        )
         first = p.data_ptr()
-        stretches.append((p.device.type, p.device.index or 0, first, first + (last + 1) * p.element_size(), i))
+        stretches.append(
+            (p.device.type, p.device.index or 0, first, first + (last + 1) * p.element_size(), i)
+        )
     stretches.sort()
-    for (kind, index, _, end, i), (other_kind, other_index, start, _, j) in itertools.pairwise(stretches):
+    for (kind, index, _, end, i), (other_kind, other_index, start, _, j) in itertools.pairwise(
+        stretches
+    ):
         if (kind, index) == (other_kind, other_index) and start < end:
             raise ValueError(
-                f"{rule}: parameters {min(i, j)} and {max(i, j)} share memory, so that weights would be "
-                "perturbed twice; list a tied parameter once, and give views a .clone() of their own"
+                f"{rule}: parameters {min(i, j)} and {max(i, j)} share memory, so that weights "
+                "would be "
+                "perturbed twice; list a tied parameter once, and give views a .clone() of their "
+                "own"
             )
 
 
@@ -290,25 +343,33 @@ def some_trainable(rule: str, groups: Iterable[dict[str, Any]]) -> None:
         if parameters and not any(p.dtype in PERTURBED for p in parameters):
             kinds = brief(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
             raise TypeError(
-                f"{rule}: params has nothing to train: all {len(parameters)} parameters are of dtypes {kinds}, which "
-                "cannot be perturbed; pass floating-point weights, of a complex one its torch.view_as_real"
+                f"{rule}: params has nothing to train: all {len(parameters)} parameters are of "
+                f"dtypes {kinds}, which "
+                "cannot be perturbed; pass floating-point weights, of a complex one its "
+                "torch.view_as_real"
             )
         raise ValueError(
-            f"{rule}: params has nothing to train: all {len(parameters)} parameters are frozen or empty; set "
+            f"{rule}: params has nothing to train: all {len(parameters)} parameters are frozen or "
+            "empty; set "
             "requires_grad_(True) on those that may change (no gradient will be computed)"
         )
 
 
 def levels_up() -> int:
     """The `stacklevel` by which the caller's warning names the line of the user that led to it."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("dopaminergic.", "torch.")):
-        level, frame = level + 1, frame.f_back
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("dopaminergic.", "torch.")
+    ):
+        level = level + 1
+        frame = frame.f_back
     return level
 
 
 def explain(rule: str, error: BaseException, closure: Any) -> None:
-    """Raise our own sentence for an error of a step that Python or torch told in a way that helps nobody.
+    """Raise our own sentence for an error of a step that Python or torch told in a way that helps
+    nobody.
 
     Args:
         rule: the optimizer's name.
@@ -317,12 +378,15 @@ def explain(rule: str, error: BaseException, closure: Any) -> None:
     """
     if closure is not None and not callable(closure):
         raise TypeError(
-            f"{rule}: the closure must be a function that computes the loss, got {brief(closure)}; pass "
+            f"{rule}: the closure must be a function that computes the loss, got {brief(closure)}; "
+            "pass "
             "opt.step(lambda: loss_of(model(x), y)), for it is called once for each forward pass"
         ) from error
     if isinstance(error, RuntimeError) and "does not require grad" in str(error):
         raise RuntimeError(
-            f"{rule}: the closure asked for gradients, with backward() or autograd.grad, and there are none in a step; "
-            "return the loss and leave backward() out. If the loss itself needs derivatives, compute them under "
+            f"{rule}: the closure asked for gradients, with backward() or autograd.grad, and there "
+            "are none in a step; "
+            "return the loss and leave backward() out. If the loss itself needs derivatives, "
+            "compute them under "
             "torch.enable_grad()"
         ) from error

@@ -1,7 +1,8 @@
-"""Whether an exception is a complaint of torch about batched or handed-over tensors, or the closure's own.
+"""Whether an exception is a complaint of torch about batched or handed-over tensors, or the
+closure's own.
 
-A closure that torch cannot follow is evaluated in another way. An exception of its own, a time limit for example, must
-reach the caller.
+A closure that torch cannot follow is evaluated in another way. An exception of its own, a time
+limit for example, must reach the caller.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ RAISES = ("RAISE_VARARGS", "RERAISE")
 TORCH = str(Path(torch.__file__).parent)
 RECURRENT = str(Path(__file__).with_name("recurrent.py"))
 # These parts of torch raise for the closure: a data loader whose worker died, say.
-OF_CLOSURES = tuple(str(Path(TORCH) / name) for name in ("utils/data", "distributed", "multiprocessing"))
+OF_CLOSURES = tuple(
+    str(Path(TORCH) / name) for name in ("utils/data", "distributed", "multiprocessing")
+)
 
 
 def is_complaint(error: BaseException) -> bool:
     """Whether torch refused an operation; False where Python code of the closure raised.
 
     Args:
-        error: raised by a closure, in a batch say. One that a library raises because of torch's complaint
-            (`raise EinopsError from error`) counts as that complaint.
+        error: raised by a closure, in a batch say. One that a library raises because of torch's
+            complaint (`raise EinopsError from error`) counts as that complaint.
     """
     seen: set[int] = set()
     chain: BaseException | None = error

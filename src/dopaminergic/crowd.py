@@ -1,7 +1,8 @@
 """Steps of several optimizers at one time, in threads: they share torch's generators.
 
-Every evaluation of a step starts from the same random numbers, which a step in another thread may rewind. A lock would
-let threads wait for each other, and a closure that waits for another optimizer would hang; so a warning is all.
+Every evaluation of a step starts from the same random numbers, which a step in another thread may
+rewind. A lock would let threads wait for each other, and a closure that waits for another optimizer
+would hang; so a warning is all.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ def tell(rule: str, before: Tensor | None) -> None:
         return
     _told.append(rule)
     warnings.warn(
-        f"{rule}: steps run in several threads at once, and closures draw random numbers. Threads share torch's "
-        "generator, so evaluations of one step may see different ones; use processes, or a lock around step()",
+        f"{rule}: steps run in several threads at once, and closures draw random numbers. Threads "
+        "share torch's "
+        "generator, so evaluations of one step may see different ones; use processes, or a lock "
+        "around step()",
         RuntimeWarning,
         stacklevel=checks.levels_up(),
     )

@@ -1,9 +1,11 @@
-"""Is the estimate sound? The updates of many virtual steps against the gradient that autograd finds.
+"""Is the estimate sound? The updates of many virtual steps against the gradient that autograd
+finds.
 
-    check = exact gradient + observed updates at fixed weights + what theory predicts for a linear loss
+    check = exact gradient + observed updates at fixed weights + what theory predicts for a linear
+    loss
 
-An update is observed where it ends up, as the change of the weights, so that noise, arithmetic and rounding are judged
-with the rule. Verdicts are taken in standard errors.
+An update is observed where it ends up, as the change of the weights, so that noise, arithmetic and
+rounding are judged with the rule. Verdicts are taken in standard errors.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from dopaminergic.virtual_steps import Model, Observed, observe, promises_a_scal
 __all__ = ["EstimatorReport", "check_estimator"]
 
 STANDARD_ERRORS = 5.0
-# A finite sigma biases every estimate by O(sigma^2), which enough probes would show: shares that do not matter.
-NEGLIGIBLE_BIAS, NEGLIGIBLE_VARIANCE = 0.01, 0.1
-# A signal of which only the sign is left varies at most twice as much: E|z.g| >= |g| / sqrt(2) (Szarek 1976).
+# A finite sigma biases every estimate by O(sigma^2), which enough probes would show: shares that do
+# not matter.
+NEGLIGIBLE_BIAS = 0.01
+NEGLIGIBLE_VARIANCE = 0.1
+# A signal of which only the sign is left varies at most twice as much: E|z.g| >= |g| / sqrt(2)
+# (Szarek 1976).
 SIGN_FACTOR = 2.0
 
 
@@ -40,17 +45,22 @@ class EstimatorReport:
         weights: number d of trainable weights.
         directions: number K of directions of each step.
         probes: number of virtual steps M.
-        cosine: of the mean update and the negative gradient (each group's gradient times its learning rate).
+        cosine: of the mean update and the negative gradient (each group's gradient times its
+            learning rate).
         predicted_cosine: what it is for a linear loss, 1 / sqrt(1 + variance / M).
         learning_rate: of the gradient descent that the mean update amounts to, in the first group.
         expected_learning_rate: what the rule promises; None for rules that set their own scale.
-        alignment: component of the mean update along the negative gradient, in standard errors; > 0 if it descends.
-        bias: distance of the learning rate from the expected one, in standard errors; None without an expected one.
-        remainder: squared part of the mean update across the gradient, over its expected sampling size; 1 if unbiased.
+        alignment: component of the mean update along the negative gradient, in standard errors; > 0
+            if it descends.
+        bias: distance of the learning rate from the expected one, in standard errors; None without
+            an expected one.
+        remainder: squared part of the mean update across the gradient, over its expected sampling
+            size; 1 if unbiased.
         remainder_bias: distance of `remainder` from 1, in standard errors.
-        variance: of an update, over that of K independent directions on a linear loss; NaN where that is 0.
-        variance_excess: distance of `variance` above its bound (1; 2 for rules that set their own scale), in standard
-            errors; None for 16-bit weights, whose rounding adds to it.
+        variance: of an update, over that of K independent directions on a linear loss; NaN where
+            that is 0.
+        variance_excess: distance of `variance` above its bound (1; 2 for rules that set their own
+            scale), in standard errors; None for 16-bit weights, whose rounding adds to it.
         problems: what is wrong, in words; empty if the estimate is sound.
     """
 
@@ -79,17 +89,23 @@ class EstimatorReport:
         """The verdict first, then the figures behind it."""
         rate = f"{self.learning_rate:.4g}"
         if self.bias is not None:
-            rate += f", expected {self.expected_learning_rate:.4g} ({self.bias:+.1f} standard errors)"
+            rate += (
+                f", expected {self.expected_learning_rate:.4g} ({self.bias:+.1f} standard errors)"
+            )
         excess = (
-            "" if self.variance_excess is None else f" ({self.variance_excess:+.1f} standard errors past its bound)"
+            ""
+            if self.variance_excess is None
+            else f" ({self.variance_excess:+.1f} standard errors past its bound)"
         )
         verdict = "The estimate is sound." if self.sound else "The estimate is NOT sound:"
         return "\n".join(
             [
-                f"{self.rule}: {self.probes} virtual steps, {self.directions} directions each, {self.weights} weights",
+                f"{self.rule}: {self.probes} virtual steps, {self.directions} directions each, "
+                f"{self.weights} weights",
                 verdict,
                 *(f"  - {problem}" for problem in self.problems),
-                f"  cosine with the negative gradient  {self.cosine:.4f}, predicted {self.predicted_cosine:.4f}",
+                f"  cosine with the negative gradient  {self.cosine:.4f}, predicted "
+                f"{self.predicted_cosine:.4f}",
                 f"  along the gradient                 {self.alignment:+.1f} standard errors",
                 f"  effective learning rate            {rate}",
                 f"  remainder across the gradient      {self.remainder:.3f} of its sampling size"
@@ -99,27 +115,32 @@ class EstimatorReport:
         )
 
 
-def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200) -> EstimatorReport:
+def check_estimator(
+    optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200
+) -> EstimatorReport:
     """Compare an optimizer's updates at the present weights with the exact gradient.
 
-    The closure is called once with gradients and then as in `probes` virtual steps, with the noise of the optimizer's
-    next steps; rules with running scales first let them settle in 50 more. Weights, rule state, counters and torch's
-    random numbers are afterwards what they were, bit for bit.
+    The closure is called once with gradients and then as in `probes` virtual steps, with the noise
+    of the optimizer's next steps; rules with running scales first let them settle in 50 more.
+    Weights, rule state, counters and torch's random numbers are afterwards what they were, bit for
+    bit.
 
     Args:
         optimizer: of a single model, at any point of its training; weight decay is left out.
-        closure: what `step` takes, on the same data at each call, and differentiable: it returns a tensor or an
-            `Outcome`, not a float.
-        probes: number M of virtual steps, >= 100. With d weights and K directions a bias across the gradient shows if
-            it is larger than about `3 d^(1/4) / sqrt(M K)` of the gradient's length, one along it much earlier.
+        closure: what `step` takes, on the same data at each call, and differentiable: it returns a
+            tensor or an `Outcome`, not a float.
+        probes: number M of virtual steps, >= 100. With d weights and K directions a bias across the
+            gradient shows if it is larger than about `3 d^(1/4) / sqrt(M K)` of the gradient's
+            length, one along it much earlier.
 
     Returns:
         The figures and a verdict: `report.sound`, `print(report)`.
 
     Raises:
-        TypeError: an argument, or what the closure returned, is of the wrong type; or the optimizer is a
-            `VectorDopamine`, whose step is no estimate of the gradient.
-        ValueError: the loss is not differentiable or not finite, its gradient is 0, or the optimizer is a fleet's.
+        TypeError: an argument, or what the closure returned, is of the wrong type; or the optimizer
+            is a `VectorDopamine`, whose step is no estimate of the gradient.
+        ValueError: the loss is not differentiable or not finite, its gradient is 0, or the
+            optimizer is a fleet's.
 
     >>> from dopaminergic import SPSA
     >>> model = torch.nn.Linear(3, 1)
@@ -128,42 +149,56 @@ def check_estimator(optimizer: ForwardOptimizer, closure: Closure, *, probes: in
     True
     """
     if not isinstance(optimizer, ForwardOptimizer):
-        raise TypeError(f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}")
+        raise TypeError(
+            f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}"
+        )
     if not isinstance(optimizer, ScalarRule):
         raise TypeError(
-            f"check_estimator: the step of {type(optimizer).__name__} is no mean of regrets times directions, so there "
-            "is no learning rate to compare with the gradient; check Dopamine2 on the same closure, and let `last_rpe` "
+            f"check_estimator: the step of {type(optimizer).__name__} is no mean of regrets times "
+            "directions, so there "
+            "is no learning rate to compare with the gradient; check Dopamine2 on the same "
+            "closure, and let `last_rpe` "
             "tell how well steps are predicted"
         )
     if not isinstance(probes, int) or isinstance(probes, bool):
         raise TypeError(f"check_estimator: probes must be an int, got {probes!r}")
     if probes < 100:
-        raise ValueError(f"check_estimator: probes must be >= 100 to tell a slope from noise, got {probes}")
+        raise ValueError(
+            f"check_estimator: probes must be >= 100 to tell a slope from noise, got {probes}"
+        )
     seed = optimizer.settings["seed"]
     if not isinstance(seed, int):
         raise ValueError(
-            f"check_estimator: the optimizer is a fleet of {len(seed)} seeds; build it for one model with one seed"
+            f"check_estimator: the optimizer is a fleet of {len(seed)} seeds; build it for one "
+            "model with one seed"
         )
     return _judge(optimizer, *observe(optimizer, closure, probes))
 
 
 def _judge(optimizer: ScalarRule, model: Model, observed: Observed) -> EstimatorReport:
-    probes, directions = len(observed.square), optimizer.settings["directions"]
+    probes = len(observed.square)
+    directions = optimizer.settings["directions"]
     rates = torch.tensor(observed.rates, dtype=torch.float64, device="cpu")
     target = rates[model.group] * model.gradient  # minus the mean update, by theory
     size = float(target @ target)
     if size == 0.0 or float(observed.square.sum()) == 0.0:
         return _motionless(optimizer, model, probes)
     theory = _linear_variance(optimizer, model, rates[model.group] / model.sigma)
-    shares = -(observed.along @ rates) / size  # of each update in the target; 1 on average if unbiased
-    slope, across = float(shares.mean()), observed.square - shares**2 * size
-    estimate, error = slope, _standard_error(shares)
+    # Of each update in the target; 1 on average if unbiased.
+    shares = -(observed.along @ rates) / size
+    slope = float(shares.mean())
+    across = observed.square - shares**2 * size
+    estimate = slope
+    error = _standard_error(shares)
     if observed.linear_along is not None:
-        # The same noise on a linear loss, whose mean is known to be 1, tells by how much these M draws are off.
+        # The same noise on a linear loss, whose mean is known to be 1, tells by how much these M
+        # draws are off.
         linear = -(observed.linear_along @ rates) / size
         estimate = slope / float(linear.mean())
         error = _standard_error(shares - estimate * linear) / float(linear.mean())
-    remainder, remainder_bias, bent = _remainder(observed, across, slope * slope * size, rates, model)
+    remainder, remainder_bias, bent = _remainder(
+        observed, across, slope * slope * size, rates, model
+    )
     variance, excess = _variance(observed, shares, slope, size, theory)
     rounded = any(p.dtype not in FAST_DTYPES for _, _, p in model.members)
     scaled = promises_a_scale(optimizer)
@@ -172,7 +207,9 @@ def _judge(optimizer: ScalarRule, model: Model, observed: Observed) -> Estimator
         "weights": len(target),
         "directions": directions,
         "probes": probes,
-        "cosine": slope * math.sqrt(size) / float(observed.mean.norm()) if float(observed.mean.norm()) else 0.0,
+        "cosine": slope * math.sqrt(size) / float(observed.mean.norm())
+        if float(observed.mean.norm())
+        else 0.0,
         "predicted_cosine": 1.0 / math.sqrt(1.0 + theory / (probes * size)),
         "learning_rate": estimate * observed.rates[0],
         "expected_learning_rate": observed.rates[0] if scaled else None,
@@ -193,10 +230,11 @@ def _standard_error(values: Tensor) -> float:
 
 
 def _linear_variance(optimizer: ScalarRule, model: Model, multiples: Tensor) -> float:
-    """Variance of the update for a linear loss, summed over weights: regret y.z, update -multiples (y.z) z, K averaged.
+    """Variance of the update for a linear loss, summed over weights: regret y.z, update -multiples
+    (y.z) z, K averaged.
 
-    E[(y.z)^2 z_i^2] is |y|^2 for signs and |y|^2 + 2 y_i^2 for normals. For one group that makes (d - 1) / K and
-    (d + 1) / K times the squared length of the mean update.
+    E[(y.z)^2 z_i^2] is |y|^2 for signs and |y|^2 + 2 y_i^2 for normals. For one group that makes (d
+    - 1) / K and (d + 1) / K times the squared length of the mean update.
     """
     y = model.sigma * model.gradient
     own = float((multiples * y).square().sum())
@@ -223,30 +261,41 @@ def _remainder(
     return found / expected, errors, found - expected > NEGLIGIBLE_BIAS**2 * along
 
 
-def _variance(observed: Observed, shares: Tensor, slope: float, size: float, theory: float) -> tuple[float, float]:
+def _variance(
+    observed: Observed, shares: Tensor, slope: float, size: float, theory: float
+) -> tuple[float, float]:
     """Variance of the updates, at a slope of 1, over `theory`; its distance above the bound in standard errors."""
     if theory <= 1e-12 * size or slope == 0.0:
         return math.nan, 0.0
     if observed.linear_square is not None:
-        ratios, bound = 1.0 + (observed.square - observed.linear_square) / theory, 1.0
+        ratios = 1.0 + (observed.square - observed.linear_square) / theory
+        bound = 1.0
     else:
         # Each update's share in mean(|u|^2) / slope^2, linearised in the slope.
         square = float(observed.square.mean())
-        ratios = (observed.square / slope**2 - 2.0 * square / slope**3 * (shares - slope) - size) / theory
+        ratios = (
+            observed.square / slope**2 - 2.0 * square / slope**3 * (shares - slope) - size
+        ) / theory
         bound = SIGN_FACTOR
     ratio = float(ratios.mean())
     excess = (ratio - bound) / _standard_error(ratios)
-    return ratio, excess if ratio > bound * (1.0 + NEGLIGIBLE_VARIANCE) else min(excess, STANDARD_ERRORS)
+    return ratio, excess if ratio > bound * (1.0 + NEGLIGIBLE_VARIANCE) else min(
+        excess, STANDARD_ERRORS
+    )
 
 
 def _problems(figures: dict[str, Any], *, off: bool, bent: bool) -> Iterator[str]:
-    alignment, bias, excess = figures["alignment"], figures["bias"], figures["variance_excess"]
-    variance, directions = figures["variance"], figures["directions"]
+    alignment = figures["alignment"]
+    bias = figures["bias"]
+    excess = figures["variance_excess"]
+    variance = figures["variance"]
+    directions = figures["directions"]
     if alignment < -STANDARD_ERRORS:
         yield "it climbs: the mean update points up the gradient; a sign is wrong"
     elif alignment < STANDARD_ERRORS:
         yield (
-            "it does not follow the gradient: the update may use other noise than the perturbation, or be lost in "
+            "it does not follow the gradient: the update may use other noise than the "
+            "perturbation, or be lost in "
             "rounding, or the closure may be noisy"
         )
     elif bias is not None and off and abs(bias) > STANDARD_ERRORS:
@@ -254,12 +303,14 @@ def _problems(figures: dict[str, Any], *, off: bool, bent: bool) -> Iterator[str
         yield f"the mean update is {share:.3g} times what the learning rate promises"
     if bent and figures["remainder_bias"] > STANDARD_ERRORS:
         yield (
-            "it leads aside: the mean update has a part across the gradient; noise may be shared between parameters or "
+            "it leads aside: the mean update has a part across the gradient; noise may be shared "
+            "between parameters or "
             "steps, or sigma be too large"
         )
     if excess is not None and excess > STANDARD_ERRORS:
         yield (
-            f"it varies {variance:.3g} times as much as {directions} independent directions would on a linear loss: "
+            f"it varies {variance:.3g} times as much as {directions} independent directions would "
+            "on a linear loss: "
             "directions may repeat, sigma be too large, or the closure be noisy"
         )
 
@@ -280,5 +331,8 @@ def _motionless(optimizer: ScalarRule, model: Model, probes: int) -> EstimatorRe
         remainder_bias=math.nan,
         variance=math.nan,
         variance_excess=None,
-        problems=("it does not move: lr is 0, or nothing is left to gain, or the updates are lost in rounding",),
+        problems=(
+            "it does not move: lr is 0, or nothing is left to gain, or the updates are lost in "
+            "rounding",
+        ),
     )

@@ -1,321 +1,61 @@
 """The two rules of this library: prediction errors of the regret set both the update and its size.
 
     Dopamine  = sign noise + one-sided regret + relative, precision-weighted error + Polyak step
-    Dopamine2 = sign noise + one-sided regret + precision-weighted error + expected-versus-actual learning rate
+    Dopamine2 = sign noise + one-sided regret + precision-weighted error + expected-versus-actual
+    learning rate
 
-Both are defined by this library after the abstract of "Dopamine-driven synaptic credit assignment in neural networks"
-(Nambusubramaniyan, Safavi, Guru and Knoblauch, arXiv 2510.22178, 2025), whose equations were not at hand.
+Both are defined by this library after the abstract of "Dopamine-driven synaptic credit assignment
+in neural networks" (Nambusubramaniyan, Safavi, Guru and Knoblauch, arXiv 2510.22178, 2025), whose
+equations were not at hand.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
+from dopaminergic.prediction_errors import (
+    Dopamine2State,
+    DopamineState,
+    dopamine,
+    dopamine2,
+    learning_rate_gain,
+    variance_factor,
+)
 from dopaminergic.rule import Decision, Group, Losses
 from dopaminergic.scalar_rule import ScalarRule
-from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
-
-RESOLUTION = 1e-8  # of the present loss: regrets below it are rounding, and must not be taken for precise
-CLIP = 4.0  # of Dopamine's errors, in units of their scale: none of a normal distribution, but those of outliers
-CLIP2 = 2.0  # of Dopamine2's
-STRANGE = 5.0  # times what is usual: a regret or a loss beyond that is an outlier, or the first of a new scale
-FEW = 10.0  # a scale that rests on one trial is believed within 1 + 10 times that, on n trials 1 + 10 / n
-FIRST_TRIALS = 4.5  # as few may all have been outliers, if the next loss is a tenth of them
-CALM = 0.99  # decay of the doubt that an outlier leaves
-
-
-class DopamineState(NamedTuple):
-    """What `Dopamine` remembers; all 0 at the start but `doubt`, which is 1.
-
-    A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values and one of weights,
-    and read as their quotient.
-
-    Attributes:
-        regret: decayed sum of regrets.
-        root: square root of the decayed sum of squared regrets, since squares overflow.
-        size: decayed sum of sizes of losses.
-        trials: decayed sum of weights of all four.
-        doubt: factor on what is usual, doubled by each outlier: what comes again and again is none.
-        loss: decayed sum of losses.
-    """
-
-    regret: Scalar
-    root: Scalar
-    size: Scalar
-    trials: Scalar
-    doubt: Scalar
-    loss: Scalar
-
-
-class Dopamine2State(NamedTuple):
-    """What `Dopamine2` remembers; all 0 at the start but `doubt` and `gain`, which are 1.
-
-    Attributes:
-        regret: decayed sum of regrets.
-        root: square root of the decayed sum of squared regrets.
-        size: decayed sum of sizes of losses.
-        trials: decayed sum of weights of all three.
-        doubt: factor on what is usual, doubled by each outlier.
-        actual: decayed sum of sizes of actual improvements.
-        promised: decayed sum of expected improvements.
-        comparisons: decayed sum of weights of both.
-        last_loss: the loss of the last step.
-        expected: the improvement P that the last step should bring.
-        gain: g, the factor that prediction errors put on the learning rate.
-    """
-
-    regret: Scalar
-    root: Scalar
-    size: Scalar
-    trials: Scalar
-    doubt: Scalar
-    actual: Scalar
-    promised: Scalar
-    comparisons: Scalar
-    last_loss: Scalar
-    expected: Scalar
-    gain: Scalar
-
-
-class Errors(NamedTuple):
-    """What a rule makes of the regrets of one step.
-
-    Attributes:
-        state: the next state.
-        rpes: prediction errors, one for each direction.
-        signals: these in units of their scale, clipped, which the update follows.
-        scale: s, the unit that makes them precise.
-        level: `dopamine`: R, the outcome still to be gained; `dopamine2`: g, the gain of the learning rate.
-    """
-
-    state: Any
-    rpes: list[Scalar]
-    signals: list[Scalar]
-    scale: Scalar
-    level: Scalar
-
-
-def variance_factor(count: int, directions: int) -> float:
-    """Mean square of the averaged estimate over the squared gradient, (d + K - 1) / K for Rademacher directions."""
-    return (count + directions - 1) / directions
-
-
-class Memory(NamedTuple):
-    """What both rules remember of losses and regrets; the first five fields of their states, see `DopamineState`."""
-
-    regret: Scalar
-    root: Scalar
-    size: Scalar
-    trials: Scalar
-    doubt: Scalar
-
-
-class Outliers(NamedTuple):
-    """What is unusual about the losses of one step.
-
-    Attributes:
-        strange: they are far beyond all before, and are not remembered.
-        fallen: all before were outliers, since the loss is a tenth of them.
-        lone: the regrets before were outliers, since those of now are a hundredth of them.
-    """
-
-    strange: Scalar
-    fallen: Scalar
-    lone: Scalar
-
-
-def _is_strange(memory: Memory, base: Scalar) -> Scalar:
-    """Whether a loss is far larger than losses were."""
-    return (absolute(base) * memory.trials > STRANGE * memory.doubt * memory.size) & (memory.size > 0.0)
-
-
-def _has_fallen(memory: Memory, base: Scalar, beta: float) -> Scalar:
-    """Whether the few losses before were outliers, since this one is a tenth of them."""
-    return (absolute(base) * memory.trials * 10.0 < memory.size) & (memory.trials < FIRST_TRIALS * (1.0 - beta))
-
-
-def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> Outliers:
-    """Compare a loss, and the largest regret of a step, with those before; algorithms.md, "Outliers"."""
-    size, trials = memory.size, memory.trials
-    least = tiny(trials)
-    young = (1.0 - beta) / (trials + least)
-    usual = memory.root / sqrt(trials + least)
-    fallen = _has_fallen(memory, base, beta)
-    lone = (peak * 100.0 < usual) & (usual * 2.0 * trials > size) & (young * FIRST_TRIALS > 1.0)
-    far = peak > STRANGE * memory.doubt * (1.0 + FEW * young) * usual
-    beyond = far & (usual * trials > RESOLUTION * size)
-    strange = select(fallen | lone, False, beyond | _is_strange(memory, base))
-    return Outliers(strange, fallen, lone)
-
-
-def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
-    """The memory in the unit of this loss where all before were outliers; forgotten if only their regrets were."""
-    anew = outliers.fallen | outliers.lone
-    if anew is False:
-        return memory
-    unit = select(outliers.lone, 0.0, absolute(base) * memory.trials / (memory.size + tiny(memory.trials)))
-    regret, root, size = (select(anew, x * unit, x) for x in (memory.regret, memory.root, memory.size))
-    return memory._replace(regret=regret, root=root, size=size, trials=select(outliers.lone, 0.0, memory.trials))
-
-
-def _remember(
-    memory: Memory, base: Scalar, regrets: list[Scalar], peak: Scalar, strange: Scalar, beta: float
-) -> Memory:
-    """The memory after these losses; an outlier is not remembered, but doubles the doubt whether it is one."""
-    fresh = 1.0 - beta
-    unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
-    squares = total((r / unit) * (r / unit) for r in regrets) / len(regrets)
-    before = memory.root / unit
-    after = Memory(
-        regret=beta * memory.regret + fresh * mean(regrets),
-        root=unit * sqrt(beta * before * before + fresh * squares),
-        size=beta * memory.size + fresh * absolute(base),
-        trials=beta * memory.trials + fresh,
-        doubt=clip(CALM * memory.doubt, 1.0, math.inf),
-    )
-    if strange is False:
-        return after
-    unchanged = memory._replace(doubt=2.0 * memory.doubt)
-    return Memory(*(select(strange, old, new) for old, new in zip(unchanged, after, strict=True)))
-
-
-def _regret_errors(
-    memory: Memory, base: Scalar, plus: list[Scalar], beta: float
-) -> tuple[Memory, list[Scalar], Scalar, Outliers]:
-    """The memory after these losses, prediction errors of regrets, their scale s, and what is unusual about them."""
-    regrets = [loss - base for loss in plus]
-    peak = 0.0
-    for regret in regrets:
-        peak = clip(absolute(regret), peak, math.inf)
-    outliers = _find_outliers(memory, base, peak, beta)
-    memory = _forget(memory, base, outliers)
-    expected = memory.regret / (memory.trials + tiny(memory.trials))  # m, about sigma^2 tr(H) / 2
-    rpes = [regret - expected for regret in regrets]
-    after = _remember(memory, base, regrets, peak, outliers.strange, beta)
-    s = after.root / sqrt(after.trials) + RESOLUTION * (after.size / after.trials) + tiny(after.trials)
-    return after, rpes, s, outliers
-
-
-def dopamine(
-    state: DopamineState, base: Scalar, plus: list[Scalar], *, loss_floor: float = 0.0, beta: float = 0.99
-) -> Errors:
-    """One relative, precision-weighted prediction error for each direction.
-
-    Args:
-        state: from the last step.
-        base: the loss L(W).
-        plus: the losses L(W + sigma z_k).
-        loss_floor: the least loss that can be reached.
-        beta: decay of the running means.
-
-    Returns:
-        `Errors`, whose `level` is R.
-    """
-    memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
-    loss = beta * state.loss + (1.0 - beta) * base
-    loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
-    loss = select(outliers.strange, state.loss, loss)
-    level = clip(loss / memory.trials - loss_floor, 0.0, math.inf)  # R
-    most = select(outliers.strange, 1.0, CLIP)
-    signals = [clip(rpe / s, -most, most) for rpe in rpes]
-    return Errors(DopamineState(*memory, loss), rpes, signals, s, level)
-
-
-def learning_rate_gain(
-    state: Dopamine2State, base: Scalar, *, tau: float, kappa: float, beta: float, limits: tuple[float, float]
-) -> Dopamine2State:
-    """The second prediction error: actual against expected improvement of the last step sets g.
-
-    Args:
-        state: from the last step.
-        base: the loss L(W_t+1; B_t+1), which tells the actual improvement at no cost.
-        tau: share of the expected improvement that is enough; 1/2 would be exact on a quadratic without noise.
-        kappa: speed of the controller.
-        beta: decay of the scales.
-        limits: of g.
-    """
-    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak of, and g stays; an
-    # outlier says nothing of the last step.
-    memory = Memory(*state[:5])
-    odd = _is_strange(memory, base) | _has_fallen(memory, base, beta)
-    began = select(odd, False, state.trials > 0.0)
-    if began is False:
-        return state
-    fresh = 1.0 - beta
-    improvement = state.last_loss - base
-    actual = beta * state.actual + fresh * absolute(improvement)
-    promised = beta * state.promised + fresh * state.expected
-    comparisons = beta * state.comparisons + fresh
-    scale = (actual + absolute(promised)) / comparisons + tiny(comparisons)
-    error = (improvement - tau * state.expected) / scale
-    gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
-    return state._replace(
-        actual=select(began, actual, state.actual),
-        promised=select(began, promised, state.promised),
-        comparisons=select(began, comparisons, state.comparisons),
-        gain=select(began, gain, state.gain),
-    )
-
-
-def dopamine2(
-    state: Dopamine2State, base: Scalar, plus: list[Scalar], *, reach: Scalar = 0.0, beta: float = 0.99
-) -> Errors:
-    """The first prediction error of `Dopamine2`, its scale, and the improvement to expect of an update that follows it.
-
-    Args:
-        state: from `learning_rate_gain`.
-        base: the loss L(W).
-        plus: the losses L(W + sigma z_k).
-        reach: how far an update for a signal of 1 moves along its direction, in units of sigma.
-        beta: decay of the running means.
-
-    Returns:
-        `Errors`, whose `level` is g.
-    """
-    before = Memory(*state[:5])
-    memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)
-    strange = outliers.strange
-    anew = outliers.fallen | outliers.lone
-    most = select(strange, 1.0, CLIP2)
-    signals = [clip(rpe / s, -most, most) for rpe in rpes]
-    gains = [signal * select(strange, signal * s, rpe) for signal, rpe in zip(signals, rpes, strict=True)]
-    after = Dopamine2State(
-        *memory,
-        actual=select(anew, 0.0, state.actual),
-        promised=select(anew, 0.0, state.promised),
-        comparisons=select(anew, 0.0, state.comparisons),
-        last_loss=select(strange & _is_strange(before, base), state.last_loss, base),
-        expected=select(strange, state.expected, reach * mean(gains)),
-        gain=state.gain,
-    )
-    return Errors(after, rpes, signals, s, state.gain)
+from dopaminergic.scalars import clip, mean, total
 
 
 class Dopamine(ScalarRule):
-    """Weight perturbation whose step follows a relative, precision-weighted reward prediction error; nothing to tune.
+    """Weight perturbation whose step follows a relative, precision-weighted reward prediction
+    error; nothing to tune.
 
-    Two forward passes a step. Indifferent to the scale of the loss. It must know the least loss that can be reached
-    (`loss_floor`, 0 for most losses): with an unknown floor above 0 it steps too far; use `Dopamine2` then.
+    Two forward passes a step. Indifferent to the scale of the loss. It must know the least loss
+    that can be reached (`loss_floor`, 0 for most losses): with an unknown floor above 0 it steps
+    too far; use `Dopamine2` then.
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: factor on the Polyak step, dimensionless, >= 0; any scheduler may change it.
             From 4 on it overshoots on a quadratic without noise.
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the curvature of the loss
-            adds less to a regret than its slope does, or 0.0125 with 16-bit weights.
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the
+            curvature of the loss adds less to a regret than its slope does, or 0.0125 with 16-bit
+            weights.
         loss_floor: the least loss that can be reached.
-        cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
+        cap: the farthest that a weight moves in one step for an error of one standard deviation, >
+            0.
         beta: decay in [0, 1) of all running means.
-        directions: number K of random directions that are averaged; a step costs K + 1 forward passes, 2 K if
-            they are two-sided.
-        two_sided: take the regret of a direction as half the difference between the losses to both of its sides, which
-            curvature does not change: a larger `sigma` can then be used, as 16-bit weights need it. The loss at the
-            weights is taken to be the mean of both. None: with 16-bit weights.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward
+            passes, 2 K if they are two-sided.
+        two_sided: take the regret of a direction as half the difference between the losses to both
+            of its sides, which curvature does not change: a larger `sigma` can then be used, as
+            16-bit weights need it. The loss at the weights is taken to be the mean of both. None:
+            with 16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
@@ -380,35 +120,49 @@ class Dopamine(ScalarRule):
         """See `ScalarRule.rule`; algorithms.md, "Dopamine"."""
         settings = self.settings
         base, plus = losses.one_sided()
-        errors = dopamine(state, base, plus, loss_floor=settings["loss_floor"], beta=settings["beta"])
+        errors = dopamine(
+            state, base, plus, loss_floor=settings["loss_floor"], beta=settings["beta"]
+        )
         factor = variance_factor(sum(group.size for group in groups), len(plus))  # (d + K - 1) / K
         steps = [  # min(a R sigma / (factor s), cap)
-            clip(group.lr * errors.level * group.sigma / (factor * errors.scale), 0.0, settings["cap"])
+            clip(
+                group.lr * errors.level * group.sigma / (factor * errors.scale),
+                0.0,
+                settings["cap"],
+            )
             for group in groups
         ]
-        rates = [step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)]
+        rates = [
+            step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)
+        ]
         return Decision(errors.state, errors.signals, steps, rates, mean(errors.rpes))
 
 
 class Dopamine2(ScalarRule):
-    """Weight perturbation whose learning rate follows a second prediction error: actual against expected improvement.
+    """Weight perturbation whose learning rate follows a second prediction error: actual against
+    expected improvement.
 
     Two forward passes a step. Indifferent to the scale of the loss and to any constant added to it.
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
-        lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of d weights moves by
-            `lr / d` (for one direction). Errors change it from there by a factor g in [1e-3, 1e3].
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with 16-bit weights.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
+        lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of
+            d weights moves by `lr / d` (for one direction). Errors change it from there by a factor
+            g in [1e-3, 1e3].
+        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with
+            16-bit weights.
         tau: share in (0, 1) of the expected improvement that is taken for enough.
         kappa: speed of the learning rate's controller, >= 0.
-        cap: the farthest that a weight moves in one step for an error of one standard deviation, > 0.
+        cap: the farthest that a weight moves in one step for an error of one standard deviation, >
+            0.
         beta: decay in [0, 1) of all running means.
-        directions: number K of random directions that are averaged; a step costs K + 1 forward passes, 2 K if
-            they are two-sided.
-        two_sided: take the regret of a direction as half the difference between the losses to both of its sides, which
-            curvature does not change: a larger `sigma` can then be used, as 16-bit weights need it. The loss at the
-            weights is taken to be the mean of both. None: with 16-bit weights.
+        directions: number K of random directions that are averaged; a step costs K + 1 forward
+            passes, 2 K if they are two-sided.
+        two_sided: take the regret of a direction as half the difference between the losses to both
+            of its sides, which curvature does not change: a larger `sigma` can then be used, as
+            16-bit weights need it. The loss at the weights is taken to be the mean of both. None:
+            with 16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
@@ -470,7 +224,9 @@ class Dopamine2(ScalarRule):
 
     def start(self) -> Dopamine2State:
         """Nothing known: all 0 but `doubt` and `gain`."""
-        return Dopamine2State(*[self.zero()] * 11)._replace(doubt=self.zero() + 1.0, gain=self.zero() + 1.0)
+        return Dopamine2State(*[self.zero()] * 11)._replace(
+            doubt=self.zero() + 1.0, gain=self.zero() + 1.0
+        )
 
     def rule(self, state: Dopamine2State, losses: Losses, groups: list[Group]) -> Decision:
         """See `ScalarRule.rule`; algorithms.md, "Dopamine2"."""
@@ -482,10 +238,13 @@ class Dopamine2(ScalarRule):
         )
         factor = variance_factor(sum(group.size for group in groups), len(plus))
         steps = [clip(group.lr * state.gain / factor, 0.0, settings["cap"]) for group in groups]
-        # P = step c rpe / sigma; with several groups each has its share in the error by its number of weights.
+        # P = step c rpe / sigma; with several groups each has its share in the error by its number
+        # of weights.
         squares = total(group.size * group.sigma * group.sigma for group in groups)
         shares = [group.size * group.sigma / squares for group in groups]
         reach = total(step * share for step, share in zip(steps, shares, strict=True))
         errors = dopamine2(state, base, plus, reach=reach, beta=beta)
-        rates = [step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)]
+        rates = [
+            step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)
+        ]
         return Decision(errors.state, errors.signals, steps, rates, mean(errors.rpes))

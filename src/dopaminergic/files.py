@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 JOINERS = "\u200c\u200d"
-LONGEST_STEM = 100  # characters of a name that a temporary file keeps: names of 255 bytes leave no room for more
+# Characters of a name that a temporary file keeps: names of 255 bytes leave no room for more.
+LONGEST_STEM = 100
 KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -35,7 +36,8 @@ def open_file(path: str | os.PathLike[str], mode: str = "rb") -> BinaryIO:
         mode: "rb", "r+b" or "a+b".
 
     Raises:
-        NotAFileError: it is a FIFO, which would keep its reader waiting for ever, or something else that is no file.
+        NotAFileError: it is a FIFO, which would keep its reader waiting for ever, or something else
+            that is no file.
         OSError: there is no such file, or it cannot be opened.
     """
     require_file(path)
@@ -61,24 +63,34 @@ def require_file(path: str | os.PathLike[str]) -> None:
 def _require(path: str | os.PathLike[str], mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no file")
-        raise NotAFileError(f"{shown(os.fspath(path), 200)} is {kind}, not a file; remove it, or give another path")
+        raise NotAFileError(
+            f"{shown(os.fspath(path), 200)} is {kind}, not a file; remove it, or give another path"
+        )
 
 
 def open_temporary(path: Path, buffering: int = -1) -> tuple[BinaryIO, Path]:
     """A new file beside `path` that is to take its name once it is whole, and its name until then.
 
-    The name is one that nobody can foresee, so nobody can plant a link there, and the file is made only if there is
-    nothing of that name. The number of the process in it lets `discard_leftovers` see what a kill has left.
+    The name is one that nobody can foresee, so nobody can plant a link there, and the file is made
+    only if there is nothing of that name. The number of the process in it lets `discard_leftovers`
+    see what a kill has left.
     """
     name = f".{_short(path.name)}.{uuid.uuid4().hex[:12]}.{os.getpid()}.tmp"
     temporary = path.with_name(name)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDWR
+        | os.O_CREAT
+        | os.O_EXCL
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     return os.fdopen(os.open(temporary, flags, 0o666), "r+b", buffering=buffering), temporary  # pyright: ignore[reportReturnType]
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends without an error, all at once and on the disk.
+    """A new file that takes the place of `path` when the block ends without an error, all at once
+    and on the disk.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/notes"
@@ -110,8 +122,16 @@ def appear(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError as error:  # a file system without links, such as FAT: the next best is to look first
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL):
+    # A file system without links, such as FAT: the next best is to look first.
+    except OSError as error:
+        if error.errno not in (
+            errno.EPERM,
+            errno.ENOTSUP,
+            errno.ENOSYS,
+            errno.EMLINK,
+            errno.EACCES,
+            errno.EINVAL,
+        ):
             raise
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
@@ -121,7 +141,8 @@ def appear(temporary: Path, path: Path) -> None:
 
 
 def discard_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
-    """Remove the temporary files that a killed process has left in a folder; files of living processes stay.
+    """Remove the temporary files that a killed process has left in a folder; files of living
+    processes stay.
 
     Args:
         folder: where they lie.
@@ -130,7 +151,12 @@ def discard_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
     start = f".{_short(name)}." if name else "."
     for path in Path(folder).glob(".*.tmp"):
         number = path.name.split(".")[-2]
-        if path.name.startswith(start) and number.isascii() and number.isdigit() and not _alive(int(number)):
+        if (
+            path.name.startswith(start)
+            and number.isascii()
+            and number.isdigit()
+            and not _alive(int(number))
+        ):
             path.unlink(missing_ok=True)
 
 
@@ -149,10 +175,12 @@ def _alive(process: int) -> bool:
 
 
 def shown(text: str, longest: int | None = None) -> str:
-    r"""Text of others as a terminal or a page may show it: control characters and halves of characters are spelled out.
+    r"""Text of others as a terminal or a page may show it: control characters and halves of
+    characters are spelled out.
 
-    A terminal obeys some of them: it writes to the clipboard, changes colours, or moves what is shown. Marks that turn
-    the direction of writing show another text than there is. Joiners within words and pictures stay.
+    A terminal obeys some of them: it writes to the clipboard, changes colours, or moves what is
+    shown. Marks that turn the direction of writing show another text than there is. Joiners within
+    words and pictures stay.
 
     Args:
         text: of anybody.
@@ -162,7 +190,9 @@ def shown(text: str, longest: int | None = None) -> str:
     ('flow [l/s]', '\\x1b]52;c;YQ==\\x07', 'a\\ud800', 'xxx...')
     """
     if not (text.isascii() and text.isprintable()):
-        text = "".join(one if _harmless(one) else one.encode("unicode_escape").decode() for one in text)
+        text = "".join(
+            one if _harmless(one) else one.encode("unicode_escape").decode() for one in text
+        )
     return text if longest is None or len(text) <= longest else text[: longest - 3] + "..."
 
 

@@ -1,10 +1,13 @@
-"""The rules of this library as pure functions that JAX can compile, for networks so small that Python is the cost.
+"""The rules of this library as pure functions that JAX can compile, for networks so small that
+Python is the cost.
 
-    state = functional.init(params, seed)          params, state, value = functional.step(loss, params, state, *batch)
+    state = functional.init(params, seed)          params, state, value = functional.step(loss,
+    params, state, *batch)
 
-The rules are the very ones of the torch optimizers, and so are the random numbers: a run has the signs that a torch
-optimizer with its seed would draw. `jax.jit`, `jax.lax.scan` (many steps in one call) and `jax.vmap` (many runs, each
-with its own seed) apply as to any function. This file is the only one that imports JAX, and nobody else imports it.
+The rules are the very ones of the torch optimizers, and so are the random numbers: a run has the
+signs that a torch optimizer with its seed would draw. `jax.jit`, `jax.lax.scan` (many steps in one
+call) and `jax.vmap` (many runs, each with its own seed) apply as to any function. This file is the
+only one that imports JAX, and nobody else imports it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ try:
     import jax
     import jax.numpy as jnp
 except ImportError as error:
-    raise ImportError("dopaminergic.jax needs JAX 0.8 or later: pip install 'dopaminergic[jax]'") from error
+    raise ImportError(
+        "dopaminergic.jax needs JAX 0.8 or later: pip install 'dopaminergic[jax]'"
+    ) from error
 
 from dopaminergic import checks
 from dopaminergic.baselines import EvolutionStrategy
@@ -45,15 +50,17 @@ Loss = Callable[..., Any]
 
 
 class State(NamedTuple):
-    """What a run needs besides its weights; arrays without dimensions, or one for each run under `jax.vmap`.
+    """What a run needs besides its weights; arrays without dimensions, or one for each run under
+    `jax.vmap`.
 
     Attributes:
         key: the seed, uint32 `(2,)`, its low half first.
         step: number of the next step, uint32.
         rule: what the rule remembers.
-        noise: the directions of the next step, for each leaf of n weights uint32 `(K, ceil(n / 32))` for signs, float32
-            `(K, n)` for normals. They follow from `key` and `step`; made a step ahead they are kept, where XLA would
-            otherwise draw them again for each weight they move.
+        noise: the directions of the next step, for each leaf of n weights uint32
+            `(K, ceil(n / 32))` for signs, float32 `(K, n)` for normals. They follow from `key` and
+            `step`; made a step ahead they are kept, where XLA would otherwise draw them again for
+            each weight they move.
         skipped_steps: steps without an update because a loss was not finite.
         last_rpe: reward prediction error of the last step.
         last_learning_rate: learning rate of gradient descent that the last update amounts to.
@@ -71,16 +78,18 @@ class State(NamedTuple):
 class Functional:
     """An optimizer as two pure functions, `init` and `step`.
 
-    For networks of some thousand weights, of which JAX may hold K + 1 copies; for large models there are the torch
-    optimizers, whose steps take no memory.
+    For networks of some thousand weights, of which JAX may hold K + 1 copies; for large models
+    there are the torch optimizers, whose steps take no memory.
 
     Args:
-        optimizer: `Dopamine`, `Dopamine2`, `WeightPerturbation`, `SPSA`, or a subclass of `ScalarRule` whose rule
-            is made of `dopaminergic.scalars`.
-        **settings: as the optimizer takes them: `lr`, `sigma`, `directions`, `noise`, `weight_decay`, ...
+        optimizer: `Dopamine`, `Dopamine2`, `WeightPerturbation`, `SPSA`, or a subclass of
+            `ScalarRule` whose rule is made of `dopaminergic.scalars`.
+        **settings: as the optimizer takes them: `lr`, `sigma`, `directions`, `noise`,
+            `weight_decay`, ...
 
     Raises:
-        TypeError: another optimizer, or a setting that it does not have or that has no meaning here.
+        TypeError: another optimizer, or a setting that it does not have or that has no meaning
+            here.
         ValueError: a setting is out of range.
     """
 
@@ -88,10 +97,16 @@ class Functional:
         known = isinstance(optimizer, type) and issubclass(optimizer, ScalarRule)
         if not known or issubclass(optimizer, EvolutionStrategy):
             name = getattr(optimizer, "__name__", repr(optimizer))
-            raise TypeError(f"Functional: expected Dopamine, Dopamine2, WeightPerturbation or SPSA, got {name}")
+            raise TypeError(
+                f"Functional: expected Dopamine, Dopamine2, WeightPerturbation or SPSA, got {name}"
+            )
         for name in ELSEWHERE:
             if name in settings:
-                hint = "give it to init" if name in ("params", "seed") else "use jax.vmap, or JAX's own collectives"
+                hint = (
+                    "give it to init"
+                    if name in ("params", "seed")
+                    else "use jax.vmap, or JAX's own collectives"
+                )
                 raise TypeError(f"Functional: {name} is no setting of a pure function; {hint}")
         # It holds the settings, checked, and the rule; its weight is never looked at.
         self.optimizer: Any = optimizer([torch.zeros(1, requires_grad=True)], **settings)
@@ -100,8 +115,8 @@ class Functional:
         """The state before the first step.
 
         Args:
-            params: the weights, float32 or float64. Parameter number i of a torch optimizer is leaf i of them, in the
-                order of `jax.tree.leaves`, which sorts the keys of dicts.
+            params: the weights, float32 or float64. Parameter number i of a torch optimizer is leaf
+                i of them, in the order of `jax.tree.leaves`, which sorts the keys of dicts.
             seed: in [0, 2^63); or, traced by JAX, an integer array without dimensions.
 
         Raises:
@@ -110,18 +125,30 @@ class Functional:
         """
         _check_leaves(params)
         if isinstance(seed, jax.Array):
-            low, high = seed, seed >> 32 if seed.dtype.itemsize == 8 else jnp.zeros_like(seed)
+            low = seed
+            high = seed >> 32 if seed.dtype.itemsize == 8 else jnp.zeros_like(seed)
         else:
             number: Any = checks.seeds("Functional.init", seed)
             if isinstance(number, list):
                 raise TypeError(
-                    "Functional.init: one seed for one run; for many, jax.vmap(functional.init)(params, seeds)"
+                    "Functional.init: one seed for one run; for many, "
+                    "jax.vmap(functional.init)(params, seeds)"
                 )
-            low, high = jnp.uint32(number & MASK), jnp.uint32(number >> 32)
+            low = jnp.uint32(number & MASK)
+            high = jnp.uint32(number >> 32)
         key = jnp.stack([low.astype(jnp.uint32), high.astype(jnp.uint32)])
         rule = jax.tree.map(lambda x: jnp.asarray(x, float), self.optimizer.start())
-        step, zero = jnp.uint32(0), jnp.zeros(())
-        return State(key, step, rule, self._draw(jax.tree.leaves(params), key, step), jnp.int32(0), zero, zero)
+        step = jnp.uint32(0)
+        zero = jnp.zeros(())
+        return State(
+            key,
+            step,
+            rule,
+            self._draw(jax.tree.leaves(params), key, step),
+            jnp.int32(0),
+            zero,
+            zero,
+        )
 
     def step(
         self, loss: Loss, params: Tree, state: State, *batch: Any, lr: Any = None
@@ -129,32 +156,42 @@ class Functional:
         """One step; what `ForwardOptimizer.step` does.
 
         Args:
-            loss: called as `loss(params, *batch)` for the weights and for each of K perturbed ones; its mean is the
-                loss. Random numbers inside it come from a key in the batch, and are then the same each time.
+            loss: called as `loss(params, *batch)` for the weights and for each of K perturbed ones;
+                its mean is the loss. Random numbers inside it come from a key in the batch, and are
+                then the same each time.
             params: the weights.
             state: of `init` or the last step.
             *batch: handed on to `loss`.
-            lr: another learning rate than the setting, which may be traced: for schedules, or one for each run.
+            lr: another learning rate than the setting, which may be traced: for schedules, or one
+                for each run.
 
         Returns:
-            The new weights, the new state, and the loss at the old weights. A step whose losses or whose update are not
-            finite is skipped: it changes nothing but the state's `step` and `skipped_steps`.
+            The new weights, the new state, and the loss at the old weights. A step whose losses or
+            whose update are not finite is skipped: it changes nothing but the state's `step` and
+            `skipped_steps`.
         """
         _check_leaves(params)
-        optimizer, directions = self.optimizer, self.optimizer.settings["directions"]
-        setting, (leaves, tree) = optimizer.param_groups[0], jax.tree.flatten(params)
+        optimizer = self.optimizer
+        directions = self.optimizer.settings["directions"]
+        setting = optimizer.param_groups[0]
+        (leaves, tree) = jax.tree.flatten(params)
         size = sum(leaf.size for leaf in leaves)
-        group = Group(setting["lr"] if lr is None else jnp.asarray(lr, float), setting["sigma"], size)
+        group = Group(
+            setting["lr"] if lr is None else jnp.asarray(lr, float), setting["sigma"], size
+        )
 
         def value(weights: list[jax.Array]) -> jax.Array:
             return jnp.mean(loss(jax.tree.unflatten(tree, weights), *batch)).astype(float)
 
-        # All points are evaluated as one batch; at the weights themselves a direction counts 0 times.
+        # All points are evaluated as one batch; at the weights themselves a direction counts 0
+        # times.
         plan = optimizer.points()
         rows = jnp.array([point.direction or 0 for point in plan])
         multiples = jnp.array([float(point.side) for point in plan]) * group.sigma
         noise = [each[rows] for each in state.noise]
-        found = list(jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples))
+        found = list(
+            jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples)
+        )
         losses = Losses.at(plan, found)
         rule, signals, (size_of_step,), rates, rpe = optimizer.rule(state.rule, losses, [group])
         moves = [size_of_step * (-1.0 / directions) * signal for signal in signals]
@@ -163,7 +200,9 @@ class Functional:
         if setting["weight_decay"]:
             (scale,) = decay_factors([setting["weight_decay"]], rates, usable)
             leaves = [leaf * jnp.asarray(scale, leaf.dtype) for leaf in leaves]
-        leaves, _ = jax.lax.scan(lambda ws, each: (_moved(ws, *each), None), leaves, (state.noise, jnp.stack(moves)))
+        leaves, _ = jax.lax.scan(
+            lambda ws, each: (_moved(ws, *each), None), leaves, (state.noise, jnp.stack(moves))
+        )
         step = state.step + jnp.uint32(1)
         after = State(
             state.key,
@@ -188,7 +227,10 @@ class Functional:
 
 def _moved(leaves: list[jax.Array], noise: list[jax.Array], multiple: Any) -> list[jax.Array]:
     """The weights, moved by a multiple of the direction that the noise gives."""
-    directions = [signs(x, leaf.size) if x.dtype == jnp.uint32 else x for x, leaf in zip(noise, leaves, strict=True)]
+    directions = [
+        signs(x, leaf.size) if x.dtype == jnp.uint32 else x
+        for x, leaf in zip(noise, leaves, strict=True)
+    ]
     return [
         leaf + jnp.asarray(multiple, leaf.dtype) * z.astype(leaf.dtype).reshape(leaf.shape)
         for leaf, z in zip(leaves, directions, strict=True)
@@ -200,12 +242,13 @@ def _check_leaves(params: Tree) -> None:
     for kind in kinds or ["nothing"]:
         if kind not in LEAVES:
             raise TypeError(
-                f"Functional: params must be arrays of {' or '.join(LEAVES)}, found {kind}; let the loss close over "
+                f"Functional: params must be arrays of {' or '.join(LEAVES)}, found {kind}; let "
+                "the loss close over "
                 "what is not trained, and train 16-bit weights with the torch optimizers"
             )
 
 
-# ---- noise: as in noise/reference.py, in JAX -------------------------------------------------------------------------
+# ---- noise: as in noise/reference.py, in JAX -----------------------------------------------------
 
 
 def _product(word: jax.Array, multiplier: int) -> tuple[jax.Array, jax.Array]:
@@ -215,19 +258,31 @@ def _product(word: jax.Array, multiplier: int) -> tuple[jax.Array, jax.Array]:
         return (product >> jnp.uint64(32)).astype(jnp.uint32), product.astype(jnp.uint32)
 
 
-def _words(count: int, per_block: int, key: jax.Array, step: Any, selector: Any, parameter: int) -> list[jax.Array]:
+def _words(
+    count: int, per_block: int, key: jax.Array, step: Any, selector: Any, parameter: int
+) -> list[jax.Array]:
     """The words of enough blocks for `count` numbers, four uint32 `(blocks,)`."""
     c0 = jnp.arange(-(-count // per_block), dtype=jnp.uint32)
-    c1, c2, c3 = jnp.uint32(parameter), jnp.asarray(step).astype(jnp.uint32), jnp.asarray(selector).astype(jnp.uint32)
-    k0, k1 = key[0], key[1]
+    c1 = jnp.uint32(parameter)
+    c2 = jnp.asarray(step).astype(jnp.uint32)
+    c3 = jnp.asarray(selector).astype(jnp.uint32)
+    k0 = key[0]
+    k1 = key[1]
     for _ in range(ROUNDS):
-        (high0, low0), (high1, low1) = _product(c0, MULTIPLIERS[0]), _product(c2, MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = k0 + jnp.uint32(KEY_INCREMENTS[0]), k1 + jnp.uint32(KEY_INCREMENTS[1])
+        (high0, low0) = _product(c0, MULTIPLIERS[0])
+        (high1, low1) = _product(c2, MULTIPLIERS[1])
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + jnp.uint32(KEY_INCREMENTS[0])
+        k1 = k1 + jnp.uint32(KEY_INCREMENTS[1])
     return [c0, c1, c2, c3]
 
 
-def sign_words(n: int, key: jax.Array, step: Any, direction: Any = 0, *, parameter: int = 0) -> jax.Array:
+def sign_words(
+    n: int, key: jax.Array, step: Any, direction: Any = 0, *, parameter: int = 0
+) -> jax.Array:
     """The words that hold n signs; `signs` reads them.
 
     Args:
@@ -240,7 +295,9 @@ def sign_words(n: int, key: jax.Array, step: Any, direction: Any = 0, *, paramet
     Returns:
         uint32 `(ceil(n / 32),)`.
     """
-    words = _words(n, SIGNS_PER_BLOCK, key, step, direction + jnp.uint32(RADEMACHER << 28), parameter)
+    words = _words(
+        n, SIGNS_PER_BLOCK, key, step, direction + jnp.uint32(RADEMACHER << 28), parameter
+    )
     return jnp.stack(words, -1).reshape(-1)[: -(-n // 32)] if n > 32 else words[0]
 
 
@@ -250,7 +307,9 @@ def signs(words: jax.Array, n: int) -> jax.Array:
     return (2.0 * bits.astype(jnp.float32) - 1.0).reshape(-1)[:n]
 
 
-def normals(n: int, key: jax.Array, step: Any, direction: Any = 0, *, parameter: int = 0) -> jax.Array:
+def normals(
+    n: int, key: jax.Array, step: Any, direction: Any = 0, *, parameter: int = 0
+) -> jax.Array:
     """The numbers of `noise.reference.gaussian`, computed in float32: within 3e-6 of them.
 
     Args:
@@ -263,8 +322,12 @@ def normals(n: int, key: jax.Array, step: Any, direction: Any = 0, *, parameter:
     Returns:
         float32 `(n,)`.
     """
-    words = jnp.stack(_words(n, NORMALS_PER_BLOCK, key, step, direction + jnp.uint32(GAUSSIAN << 28), parameter), -1)
-    of_radius, of_angle = words[:, 0::2], words[:, 1::2]
+    words = jnp.stack(
+        _words(n, NORMALS_PER_BLOCK, key, step, direction + jnp.uint32(GAUSSIAN << 28), parameter),
+        -1,
+    )
+    of_radius = words[:, 0::2]
+    of_angle = words[:, 1::2]
     uniform = ((of_radius >> jnp.uint32(9)).astype(jnp.float32) + 0.5) * 2.0**-23
     radius = jnp.sqrt(-2.0 * jnp.log(uniform))
     angle = (of_angle >> jnp.uint32(8)).astype(jnp.float32) * (2.0**-24 * 2 * math.pi)

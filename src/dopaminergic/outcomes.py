@@ -4,10 +4,11 @@ A closure answers one question, "how well do these weights do?", as richly as it
 
 - a `float`, a number of another library or a 0-d tensor: the mean loss, nothing else is known;
 - a 1-d tensor of `n` losses, one per sample, or an array or a list of them: their mean is the loss;
-- `squared_error(prediction, target)` or `cross_entropy(logits, labels)`: the predictions themselves with a loss that is
-  a known convex function of them.
+- `squared_error(prediction, target)` or `cross_entropy(logits, labels)`: the predictions themselves
+  with a loss that is a known convex function of them.
 
-The scalar rules use the mean loss of each; rules that learn from a vector of prediction errors use all of it.
+The scalar rules use the mean loss of each; rules that learn from a vector of prediction errors use
+all of it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ IGNORED = -100  # as torch has it
 
 @dataclass(frozen=True)
 class Outcome:
-    """Predictions and the loss of each sample of them; made by `squared_error`, `cross_entropy` or `outcome`.
+    """Predictions and the loss of each sample of them; made by `squared_error`, `cross_entropy` or
+    `outcome`.
 
     Attributes:
         values: what the model predicted, of any shape.
-        losses: the losses, one per sample (or per number); their mean is the loss that is minimised.
+        losses: the losses, one per sample (or per number); their mean is the loss that is
+            minimised.
         kind: the name of the loss, `"squared_error"`, `"cross_entropy"` or `"custom"`.
-        truth: what the loss compares the values with: targets, labels, or for a custom loss the function itself.
+        truth: what the loss compares the values with: targets, labels, or for a custom loss the
+            function itself.
     """
 
     values: Tensor
@@ -68,7 +72,8 @@ def squared_error(prediction: Tensor, target: Tensor) -> Outcome:
     _need_tensors("squared_error", prediction=prediction, target=target)
     if prediction.shape != target.shape:
         raise ValueError(
-            f"squared_error: prediction has shape {tuple(prediction.shape)} but target has {tuple(target.shape)}; "
+            f"squared_error: prediction has shape {tuple(prediction.shape)} but target has "
+            f"{tuple(target.shape)}; "
             "reshape one of them, they are not broadcast"
         )
     return Outcome(prediction, (prediction - target) ** 2, "squared_error", target)
@@ -79,8 +84,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
 
     Args:
         logits: unnormalised log-probabilities, shape `(..., classes)`.
-        labels: class numbers in `[0, classes)`, integers of shape `(...)`. A label of -100 marks what is not scored,
-            padding say: its loss is 0, and counts as such in the mean.
+        labels: class numbers in `[0, classes)`, integers of shape `(...)`. A label of -100 marks
+            what is not scored, padding say: its loss is 0, and counts as such in the mean.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -91,13 +96,18 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
     """
     _need_tensors("cross_entropy", logits=logits, labels=labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}; use labels.long()")
+        raise TypeError(
+            f"cross_entropy: labels must be integers, got {labels.dtype}; use labels.long()"
+        )
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"cross_entropy: logits of shape {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, "
+            f"cross_entropy: logits of shape {tuple(logits.shape)} need labels of shape "
+            f"{tuple(logits.shape[:-1])}, "
             f"got {tuple(labels.shape)}"
         )
-    losses = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    losses = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none"
+    )
     return Outcome(logits, losses.reshape(labels.shape), "cross_entropy", labels)
 
 
@@ -122,7 +132,8 @@ def _need_tensors(function: str, **arguments: Any) -> None:
     for name, argument in arguments.items():
         if not isinstance(argument, Tensor):
             raise TypeError(
-                f"{function}: {name} must be a tensor, got {type(argument).__name__}; use torch.as_tensor({name})"
+                f"{function}: {name} must be a tensor, got {type(argument).__name__}; use "
+                f"torch.as_tensor({name})"
             )
 
 
@@ -137,7 +148,8 @@ def mean_loss(returned: Any, rule: str) -> float:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one.
     """
-    kind = type(returned)  # what most closures return comes first, since to ask for all that they may takes a while
+    # What most closures return comes first, since to ask for all that they may takes a while.
+    kind = type(returned)
     if kind is float:
         return returned
     if kind is Tensor and returned.ndim == 0:
@@ -154,11 +166,14 @@ def mean_loss(returned: Any, rule: str) -> float:
     if not isinstance(losses, Tensor):
         return losses
     if losses.ndim == 0:
-        return float(losses.item())  # unlike float(losses), without a warning where a closure wants gradients
+        # Unlike float(losses), without a warning where a closure wants gradients.
+        return float(losses.item())
     if losses.numel() == 0 or (losses.ndim > 1 and losses is found):
         raise ValueError(
-            f"{rule}: the closure returned a tensor of shape {brief(tuple(losses.shape))}; return a number, a 1-d "
-            "tensor of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
+            f"{rule}: the closure returned a tensor of shape {brief(tuple(losses.shape))}; return "
+            "a number, a 1-d "
+            "tensor of per-sample losses, squared_error(prediction, target) or "
+            "cross_entropy(logits, labels)"
         )
     return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
 
@@ -167,7 +182,8 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
     """The losses of a fleet in what its closure returned.
 
     Args:
-        returned: an `Outcome`, or a tensor (or what can be read as one) whose first dimension is the replica.
+        returned: an `Outcome`, or a tensor (or what can be read as one) whose first dimension is
+            the replica.
         rule: the optimizer's name, for errors.
         replicas: number R of replicas.
 
@@ -180,14 +196,21 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
     """
     if not isinstance(returned, Tensor | np.ndarray) and number_of(returned) is not None:
         raise TypeError(
-            f"{rule}: the closure of a fleet returned {type(returned).__name__}; return a tensor of {replicas} losses"
+            f"{rule}: the closure of a fleet returned {type(returned).__name__}; return a tensor "
+            f"of {replicas} losses"
         )
     found = readable(returned, rule)
     losses = found.losses if isinstance(found, Outcome) else found
-    if not isinstance(losses, Tensor) or losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
+    if (
+        not isinstance(losses, Tensor)
+        or losses.ndim == 0
+        or losses.shape[0] != replicas
+        or losses.numel() == 0
+    ):
         shape = brief(tuple(losses.shape)) if isinstance(losses, Tensor) else "()"
         raise ValueError(
-            f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first dimension must be "
+            f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first "
+            "dimension must be "
             f"{replicas}"
         )
     # Not detached, since the lab compares with backpropagation through these losses.
@@ -208,7 +231,11 @@ def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
     if replicas is not None:
         return mean_losses(returned, rule, replicas)
     losses = returned.losses if isinstance(returned, Outcome) else returned
-    if isinstance(losses, Tensor) and losses.dtype in COUNTED and (losses.ndim < 2 or losses is not returned):
+    if (
+        isinstance(losses, Tensor)
+        and losses.dtype in COUNTED
+        and (losses.ndim < 2 or losses is not returned)
+    ):
         return as_double(losses.reshape(1, -1).mean(1))
     return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64, device="cpu")
 
@@ -218,13 +245,15 @@ def as_double(x: Tensor) -> Tensor:
     return x.detach().cpu().to(torch.float64)
 
 
-# ---- what closures return --------------------------------------------------------------------------------------------
+# ---- what closures return ------------------------------------------------------------------------
 
 
 def readable(returned: Any, rule: str) -> float | Tensor | Outcome:
-    """What a closure returned in one of three forms: a number, a dense tensor of real numbers, or an `Outcome`.
+    """What a closure returned in one of three forms: a number, a dense tensor of real numbers, or
+    an `Outcome`.
 
-    Numbers of any library are numbers, and arrays and lists of numbers are losses, one for each sample. A tuple is
+    Numbers of any library are numbers, and arrays and lists of numbers are losses, one for each
+    sample. A tuple is
     none: `return loss, accuracy` would be taken for two samples.
 
     Raises:
@@ -233,11 +262,15 @@ def readable(returned: Any, rule: str) -> float | Tensor | Outcome:
     if isinstance(returned, Outcome):
         if isinstance(returned.values, Tensor) and _is_real(returned.losses):
             return returned
-        losses, values = _real_tensor(returned.losses, rule), _real_tensor(returned.values, rule)
+        losses = _real_tensor(returned.losses, rule)
+        values = _real_tensor(returned.values, rule)
         return replace(returned, values=values, losses=losses)
     if isinstance(returned, bool):  # an error, yes or no
         return float(returned)
-    if not isinstance(returned, Tensor | np.ndarray | np.generic) and (number := number_of(returned)) is not None:
+    if (
+        not isinstance(returned, Tensor | np.ndarray | np.generic)
+        and (number := number_of(returned)) is not None
+    ):
         return as_float(number)
     return _real_tensor(returned, rule)
 
@@ -253,7 +286,8 @@ def _real_tensor(returned: Any, rule: str) -> Tensor:
         return torch.from_numpy(_real_array(returned, rule))
     if returned.is_meta:
         raise TypeError(
-            f"{rule}: the closure returned a tensor on the meta device, which has no numbers; give the model memory, "
+            f"{rule}: the closure returned a tensor on the meta device, which has no numbers; give "
+            "the model memory, "
             "model.to_empty(device='cpu'), or name the device of tensors that the closure makes"
         )
     if returned.is_complex() or returned.is_nested:
@@ -277,7 +311,11 @@ def _listed(returned: list[Any], rule: str) -> Tensor:
 
 def _real_array(returned: Any, rule: str) -> np.ndarray:
     """What numpy takes for an array of real numbers, in a dtype that torch knows; a copy."""
-    if not hasattr(returned, "__array__") or np.ma.isMaskedArray(returned) or isinstance(returned, type):
+    if (
+        not hasattr(returned, "__array__")
+        or np.ma.isMaskedArray(returned)
+        or isinstance(returned, type)
+    ):
         raise _no_loss(returned, rule)
     try:
         array = np.asarray(returned)
@@ -298,14 +336,23 @@ def _no_loss(returned: Any, rule: str) -> TypeError:
             hint = other
             break
     kind = str(returned.dtype) if isinstance(returned, Tensor) else type(returned).__name__[:40]
-    what = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else brief(returned)
+    what = (
+        f"a tensor of shape {tuple(returned.shape)}"
+        if isinstance(returned, Tensor)
+        else brief(returned)
+    )
     return TypeError(f"{rule}: the closure returned {what} of type {kind}; {hint}")
 
 
-COUNTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # dtypes that torch takes means of
+# Dtypes that torch takes means of.
+COUNTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HINTS: list[tuple[Any, str]] = [
     (type(None), "it has no return statement; add `return loss`"),
-    (tuple, "return the loss alone, say the first of these; losses of samples may be a list or a tensor"),
+    (
+        tuple,
+        "return the loss alone, say the first of these; losses of samples may be a list or a "
+        "tensor",
+    ),
     (Mapping, "return the loss in it alone, output['loss'] or output.loss say"),
     (str | bytes, "return the number, not its text"),
     (Coroutine, "it is `async def`; make it a plain function that waits for the result itself"),

@@ -50,7 +50,8 @@ def as_float(value: Any) -> float:
 
 
 def plain(value: Any) -> Any:
-    """The same in Python's own numbers, strings, lists and dicts, with tensors on the CPU; anything else as it is.
+    """The same in Python's own numbers, strings, lists and dicts, with tensors on the CPU; anything
+    else as it is.
 
     It is what `torch.load(weights_only=True)` reads.
 

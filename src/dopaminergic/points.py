@@ -50,11 +50,14 @@ def check(plan: Plan, rule: str) -> None:
     """
     if BASE in plan[1:] or len(set(plan)) < len(plan) or not plan:
         raise ValueError(
-            f"{rule}: points must be different, and BASE, if it is one of them, the first; got {list(plan)[:6]}"
+            f"{rule}: points must be different, and BASE, if it is one of them, the first; got "
+            f"{list(plan)[:6]}"
         )
     for direction, side in plan:
         if (direction is None) != (side == 0) or side not in (-1, 0, 1):
-            raise ValueError(f"{rule}: a point is BASE or Point(k, 1) or Point(k, -1), got ({direction}, {side})")
+            raise ValueError(
+                f"{rule}: a point is BASE or Point(k, 1) or Point(k, -1), got ({direction}, {side})"
+            )
 
 
 def directions(plan: Sequence[Point]) -> list[int]:

@@ -1,9 +1,11 @@
 """VectorDopamine over ranks: what each rank adds to the loss in the span of the directions.
 
-    shards of the data:       l, g, A, <J, J> and moments are sums over samples, so over ranks: 1.5 K^2 + 5 K numbers
-    shares of the directions: A needs products of all regrets, so the regrets travel: n numbers a direction
+    shards of the data:       l, g, A, <J, J> and moments are sums over samples, so over ranks: 1.5
+    K^2 + 5 K numbers shares of the directions: A needs products of all regrets, so the regrets
+    travel: n numbers a direction
 
-Either way the numbers do not grow with the model. Without ranks every function here does its work and hands it on.
+Either way the numbers do not grow with the model. Without ranks every function here does its work
+and hands it on.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Projection(NamedTuple):
     used: Tensor
 
 
-def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | None, replicas: int) -> Measured:
+def measure(
+    ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | None, replicas: int
+) -> Measured:
     """The loss of all shards, from that of each."""
     if ranks is None:
         loss = work()
@@ -73,9 +77,12 @@ def measure(ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | N
     for rank, size in enumerate(sizes):
         if (size != sizes[rank % ranks.shards]).any():
             raise RuntimeError(
-                f"ranks {rank % ranks.shards} and {rank} share a shard of the data, but one's closure returned "
-                f"{sizes[rank % ranks.shards].astype(int).tolist()} samples and outcomes, the other's "
-                f"{size.astype(int).tolist()}; ranks with the same Ranks.shard must see the same data"
+                f"ranks {rank % ranks.shards} and {rank} share a shard of the data, but one's "
+                "closure returned "
+                f"{sizes[rank % ranks.shards].astype(int).tolist()} samples and outcomes, the "
+                "other's "
+                f"{size.astype(int).tolist()}; ranks with the same Ranks.shard must see the same "
+                "data"
             )
     samples = sizes[: ranks.shards, 0]
     portions = samples / samples.sum()
@@ -115,10 +122,16 @@ def project(
 
     def numbers() -> np.ndarray:
         space, steepness, taken, used = here(tried(range(count)))
-        halves = [x[:, row, column].flatten() for x in (space.products, space.outputs, space.moments)]
-        return torch.cat([space.slope.flatten(), *halves, steepness, taken.flatten(), used.flatten()]).numpy()
+        halves = [
+            x[:, row, column].flatten() for x in (space.products, space.outputs, space.moments)
+        ]
+        return torch.cat(
+            [space.slope.flatten(), *halves, steepness, taken.flatten(), used.flatten()]
+        ).numpy()
 
-    sizes = np.cumsum([replicas * n for n in (count, len(row), len(row), len(row), 1, count, count)])
+    sizes = np.cumsum(
+        [replicas * n for n in (count, len(row), len(row), len(row), 1, count, count)]
+    )
     rows = ranks.exchange(numbers, int(sizes[-1]), f"span of {count} directions")
     total = torch.from_numpy(ranks.average(rows, np.ones(ranks.shards))[0])
     slope, products, outputs, moments, steepness, taken, used = [
@@ -138,9 +151,13 @@ def project(
 
 
 def judged(
-    ranks: Ranks | None, work: Callable[[], tuple[Tensor, Tensor]], portions: np.ndarray, replicas: int
+    ranks: Ranks | None,
+    work: Callable[[], tuple[Tensor, Tensor]],
+    portions: np.ndarray,
+    replicas: int,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of all shards at the weights that are tried, and the squares of the weights as the mean rank has them.
+    """The loss of all shards at the weights that are tried, and the squares of the weights as the
+    mean rank has them.
 
     Args:
         ranks: None for one process.
@@ -155,7 +172,9 @@ def judged(
     return torch.from_numpy(ranks.average(losses, portions)[0]), torch.from_numpy(squares.mean(0))
 
 
-def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, int, int]) -> Tensor:
+def _gathered(
+    ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, int, int]
+) -> Tensor:
     """Regrets of all directions on this rank's shard, each tried by one of the ranks that see it."""
     replicas, count, outcomes = shape
     kinds: list[Tensor] = []
@@ -169,7 +188,9 @@ def _gathered(ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, 
     length = max(map(len, parts)) * replicas * outcomes
     rows = ranks.exchange(numbers, length, f"regrets of {count} directions")
     found = [
-        torch.from_numpy(rows[share * ranks.shards + ranks.shard]).reshape(-1, replicas, outcomes)[: len(part)]
+        torch.from_numpy(rows[share * ranks.shards + ranks.shard]).reshape(-1, replicas, outcomes)[
+            : len(part)
+        ]
         for share, part in enumerate(parts)
     ]
     return torch.cat(found).transpose(0, 1)[..., : kinds[0].shape[2]].to(kinds[0])
@@ -184,4 +205,8 @@ def _scaled(loss: Quadratic, portion: float) -> Quadratic:
 
 
 def _sound(loss: Quadratic) -> Tensor:
-    return loss.loss.isfinite() & loss.values.isfinite().all(1).cpu() & loss.slope.isfinite().all(1).cpu()
+    return (
+        loss.loss.isfinite()
+        & loss.values.isfinite().all(1).cpu()
+        & loss.slope.isfinite().all(1).cpu()
+    )

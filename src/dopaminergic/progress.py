@@ -21,7 +21,8 @@ class Progress(NamedTuple):
         silent: steps in which no loss answered to a perturbation, less those in which one did.
         answered: whether any loss has ever answered.
         doublings: how many times sigma was doubled because none did.
-        chosen_sigma: the sigma that the library chose, which it may choose again; 0 if the user chose.
+        chosen_sigma: the sigma that the library chose, which it may choose again; 0 if the user
+            chose.
     """
 
     rule: Any
@@ -43,7 +44,8 @@ class Change(NamedTuple):
         terms: multiples of directions that are added to the weights.
         scales: factors on the weights of each group, from weight decay; None: 1.
         after: the progress that follows.
-        rates: learning rates of gradient descent with the same mean update, one for each group; empty if skipped.
+        rates: learning rates of gradient descent with the same mean update, one for each group;
+            empty if skipped.
     """
 
     terms: list[Term]

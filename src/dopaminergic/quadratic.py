@@ -7,10 +7,10 @@ The outcome o holds n numbers for each of R replicas. Nothing here knows how the
 - `squared_error`: r = 2 (o - y) / N, H = 2 / N.
 - `cross_entropy`: r = (p - e_y) / N, H = (diag(p) - p p') / N, p the softmax of the logits.
 - `outcome(values, loss)`: torch differentiates the loss, a function of the values alone.
-- losses without predictions (a black box): o are the losses l_i themselves, so r = 1 / N. Their mean is not curved; the
-  network behind them is. Each is taken for the square of something that the weights change linearly, l_i = u_i^2,
-  which gives the second moment of regrets in a unit of its own for each sample, H = 1 / (2 l_i N): a natural gradient
-  (Amari 1998), exact for squared errors.
+- losses without predictions (a black box): o are the losses l_i themselves, so r = 1 / N. Their
+  mean is not curved; the network behind them is. Each is taken for the square of something that the
+  weights change linearly, l_i = u_i^2, which gives the second moment of regrets in a unit of its
+  own for each sample, H = 1 / (2 l_i N): a natural gradient (Amari 1998), exact for squared errors.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class Quadratic(NamedTuple):
         loss: mean loss, float64 `(R,)` on the CPU.
         slope: r, shape `(R, n)`.
         curve: maps changes of the outcome `(R, K, n)` to H times them, of the same shape.
-        samples: number N of losses of one replica; of rows of the values where an outcome's loss is a lone number.
-        black_box: the values are losses, curved functions of the weights even where the network is linear.
-        saturates: H may shrink as the network becomes sure of its outcomes. It is constant in a squared error, and in a
-            black box it is that of losses, which grow and shrink.
-        width: outcomes of one sample, in the order of the samples; 0 if they do not belong to samples.
+        samples: number N of losses of one replica; of rows of the values where an outcome's loss is
+            a lone number.
+        black_box: the values are losses, curved functions of the weights even where the network is
+            linear.
+        saturates: H may shrink as the network becomes sure of its outcomes. It is constant in a
+            squared error, and in a black box it is that of losses, which grow and shrink.
+        width: outcomes of one sample, in the order of the samples; 0 if they do not belong to
+            samples.
     """
 
     values: Tensor
@@ -56,24 +59,28 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     """The loss around what a closure returned.
 
     Args:
-        returned: a number, losses, or an `Outcome`; of a fleet with a leading dimension of replicas.
+        returned: a number, losses, or an `Outcome`; of a fleet with a leading dimension of
+            replicas.
         rule: the optimizer's name, for errors.
         replicas: R, or None for one model.
 
     Raises:
         TypeError: it is not a loss.
-        ValueError: it is a tensor of a shape that is not one, or an outcome whose loss is not known.
+        ValueError: it is a tensor of a shape that is not one, or an outcome whose loss is not
+            known.
     """
     returned = readable(returned, rule)
     loss = _loss(returned, rule, replicas)
     if not isinstance(returned, Outcome):
         values = read(returned, replicas or 1)
-        samples, bend = values.shape[1], _black_box(values)
+        samples = values.shape[1]
+        bend = _black_box(values)
         slope = torch.full_like(values, 1.0 / samples)
         return Quadratic(values, loss, slope, lambda J: bend * J, samples, True, False, 1)
     if returned.kind not in KINDS:
         raise ValueError(
-            f"{rule}: the outcome's loss is {returned.kind!r}, which is not known; use squared_error, cross_entropy, "
+            f"{rule}: the outcome's loss is {returned.kind!r}, which is not known; use "
+            "squared_error, cross_entropy, "
             "or outcome(values, loss) with any loss that is a convex function of the values"
         )
     values = read(returned, replicas or 1)
@@ -111,7 +118,11 @@ def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
     if not isinstance(losses, Tensor):
         return torch.tensor([checked], dtype=torch.float64, device="cpu")
     # Improvements near the end are smaller than what a float32 mean can resolve.
-    losses = as_double(losses) if losses.device.type in WITHOUT_DOUBLE else losses.detach().to(torch.float64)
+    losses = (
+        as_double(losses)
+        if losses.device.type in WITHOUT_DOUBLE
+        else losses.detach().to(torch.float64)
+    )
     return losses.reshape(replicas or 1, -1).mean(1).cpu()
 
 
@@ -119,7 +130,8 @@ def _black_box(losses: Tensor) -> Tensor:
     """H of losses `(R, N)`, broadcast over directions: `(R, 1, N)`."""
     excess = losses - losses.min(1, keepdim=True).values.clamp(max=0.0)  # squares are not negative
     mean = excess.mean(1, keepdim=True)
-    # Samples that are nearly solved must not outweigh the rest; a lone negative loss has no excess but its size.
+    # Samples that are nearly solved must not outweigh the rest; a lone negative loss has no excess
+    # but its size.
     unit = torch.where(mean > 0.0, excess + SOLVED * mean, losses.abs())
     return (0.5 / losses.shape[1] / (unit + torch.finfo(losses.dtype).tiny))[:, None]
 
@@ -147,7 +159,8 @@ def _cross_entropy(returned: Outcome, values: Tensor, samples: int) -> Parts:
 
 
 def _custom(returned: Outcome, values: Tensor, samples: int) -> Parts:
-    shape, replicas = returned.values.shape, values.shape[0]
+    shape = returned.values.shape
+    replicas = values.shape[0]
 
     def total(v: Tensor) -> Tensor:
         return returned.truth(v.reshape(shape)).reshape(replicas, -1).mean(1).sum()
@@ -155,7 +168,8 @@ def _custom(returned: Outcome, values: Tensor, samples: int) -> Parts:
     slope, pull = torch.func.vjp(torch.func.grad(total), values)[:2]
 
     def curve(J: Tensor) -> Tensor:
-        # The Hessian is symmetric, and that of a sum over replicas has no terms between them: all share one product.
+        # The Hessian is symmetric, and that of a sum over replicas has no terms between them: all
+        # share one product.
         return torch.func.vmap(lambda v: pull(v)[0], in_dims=1, out_dims=1)(J)
 
     return slope, curve

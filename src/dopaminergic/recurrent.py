@@ -1,8 +1,8 @@
 """torch's fused recurrent layers, written out in operations that `torch.func.vmap` knows.
 
-`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be mapped over weights; so
-do their cells for a time step. These functions take the same arguments and give the same results from matrix products,
-for batches of weights.
+`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be
+mapped over weights; so do their cells for a time step. These functions take the same arguments and
+give the same results from matrix products, for batches of weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def _elman(activation: Callable[[Tensor], Tensor]) -> Cell:
 def _gru(drive: Tensor, state: State, back: Tensor) -> State:
     enter_reset, enter_update, enter_new = drive.chunk(3, -1)
     back_reset, back_update, back_new = back.chunk(3, -1)
-    reset, update = torch.sigmoid(enter_reset + back_reset), torch.sigmoid(enter_update + back_update)
+    reset = torch.sigmoid(enter_reset + back_reset)
+    update = torch.sigmoid(enter_update + back_update)
     new = torch.tanh(enter_new + reset * back_new)
     return (new + update * (state[0] - new),)
 
@@ -39,10 +40,13 @@ def _lstm(drive: Tensor, state: State, back: Tensor) -> State:
     return torch.sigmoid(leave) * torch.tanh(c), c
 
 
-def _layer(cell: Cell, x: Tensor, state: State, weights: list[Tensor], reverse: bool) -> tuple[Tensor, State]:
+def _layer(
+    cell: Cell, x: Tensor, state: State, weights: list[Tensor], reverse: bool
+) -> tuple[Tensor, State]:
     """One direction of one layer: `x` `(T, B, inputs)` -> outputs `(T, B, hidden)` and the last state."""
     biases = (weights[2], weights[3]) if len(weights) == 4 else (None, None)
-    drive, outputs = functional.linear(x, weights[0], biases[0]), []
+    drive = functional.linear(x, weights[0], biases[0])
+    outputs = []
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         state = cell(drive[t], state, functional.linear(state[0], weights[1], biases[1]))
         outputs.append(state[0])
@@ -63,25 +67,36 @@ def _sequence(
 ) -> State:
     """All layers; returns the outputs and the last states `(layers * directions, B, hidden)`."""
     x = x.transpose(0, 1) if batch_first else x
-    each, ways, last = 4 if has_biases else 2, 2 if bidirectional else 1, []
+    each = 4 if has_biases else 2
+    ways = 2 if bidirectional else 1
+    last = []
     for layer in range(layers):
         outputs = []
         for way in range(ways):
             i = layer * ways + way
-            out, state = _layer(cell, x, tuple(s[i] for s in states), weights[each * i : each * (i + 1)], way == 1)
+            out, state = _layer(
+                cell, x, tuple(s[i] for s in states), weights[each * i : each * (i + 1)], way == 1
+            )
             outputs.append(out)
             last.append(state)
         x = torch.cat(outputs, -1)
         if layer < layers - 1:
             x = functional.dropout(x, dropout, train)
-    return (x.transpose(0, 1) if batch_first else x, *(torch.stack(parts) for parts in zip(*last, strict=True)))
+    return (
+        x.transpose(0, 1) if batch_first else x,
+        *(torch.stack(parts) for parts in zip(*last, strict=True)),
+    )
 
 
 def _fused(cell: Cell) -> Callable[..., Any]:
     def run(x: Tensor, state: Any, *rest: Any) -> State:
         if not isinstance(rest[0], list):  # (data, batch_sizes, hx, weights, ...): packed sequences
-            raise NotImplementedError("packed sequences cannot be evaluated as a batch; pad them instead")
-        return _sequence(cell, x, tuple(state) if isinstance(state, list | tuple) else (state,), *rest)
+            raise NotImplementedError(
+                "packed sequences cannot be evaluated as a batch; pad them instead"
+            )
+        return _sequence(
+            cell, x, tuple(state) if isinstance(state, list | tuple) else (state,), *rest
+        )
 
     return run
 
@@ -90,13 +105,21 @@ def _single(cell: Cell) -> Callable[..., Any]:
     def run(x: Tensor, state: Any, enter: Tensor, back: Tensor, *biases: Tensor | None) -> Any:
         states = tuple(state) if isinstance(state, list | tuple) else (state,)
         into, again = biases or (None, None)
-        found = cell(functional.linear(x, enter, into), states, functional.linear(states[0], back, again))
+        found = cell(
+            functional.linear(x, enter, into), states, functional.linear(states[0], back, again)
+        )
         return found[0] if len(found) == 1 else found
 
     return run
 
 
-_CELLS = {"rnn_tanh": _elman(torch.tanh), "rnn_relu": _elman(torch.relu), "gru": _gru, "lstm": _lstm}
-# By the name of the fused operation, of a whole sequence or of one time step (`nn.LSTMCell` and the like).
+_CELLS = {
+    "rnn_tanh": _elman(torch.tanh),
+    "rnn_relu": _elman(torch.relu),
+    "gru": _gru,
+    "lstm": _lstm,
+}
+# By the name of the fused operation, of a whole sequence or of one time step (`nn.LSTMCell` and the
+# like).
 RECURRENT: dict[str, Callable[..., Any]] = {name: _fused(cell) for name, cell in _CELLS.items()}
 RECURRENT |= {f"{name}_cell": _single(cell) for name, cell in _CELLS.items()}

@@ -1,6 +1,7 @@
 """What a rule is given, and what it makes of it.
 
-    losses of the weights and of perturbed weights -> the rule -> one signal for each direction, one step for each group
+    losses of the weights and of perturbed weights -> the rule -> one signal for each direction, one
+    step for each group
 
 A rule sees no weights and no noise: it is a function of losses.
 """
@@ -59,8 +60,8 @@ class Group(NamedTuple):
 
     Attributes:
         lr: learning rate, in the rule's own unit.
-        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models perturbed in place by
-            signs, what was asked for rounded to 6 significant bits.
+        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models
+            perturbed in place by signs, what was asked for rounded to 6 significant bits.
         size: number of trainable weights.
     """
 
@@ -70,13 +71,15 @@ class Group(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What a rule makes of the losses. Group g moves by -(step_sizes[g] / K) * sum_k signals[k] z_k.
+    """What a rule makes of the losses. Group g moves by -(step_sizes[g] / K) * sum_k signals[k]
+    z_k.
 
     Attributes:
         state: the rule's next state.
         signals: one for each direction.
         step_sizes: one for each group; the change of a weight for a signal of 1.
-        rates: one for each group; the learning rate of gradient descent that has the same mean update.
+        rates: one for each group; the learning rate of gradient descent that has the same mean
+            update.
         rpe: the reward prediction error, averaged over directions.
     """
 
@@ -97,18 +100,26 @@ class Decision(NamedTuple):
 
 def can_be_ranked(losses: list[Scalar]) -> Scalar:
     """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
-    known, some = True, False
+    known = True
+    some = False
     for loss in losses:
-        known, some = known & (loss > -math.inf), some | finite(loss)
+        known = known & (loss > -math.inf)
+        some = some | finite(loss)
     return known & some
 
 
 def decay_factors(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
     """What weight decay leaves of the weights of each group."""
-    factors = [clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)]
+    factors = [
+        clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)
+    ]
     return [as_array(select(usable, factor, 1.0)) for factor in factors]
 
 
 def choose(usable: Scalar, new: Any, old: Any) -> Any:
     """The new state of the rule where it is usable; rules without a state have None."""
-    return new if new is None else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))
+    return (
+        new
+        if new is None
+        else type(new)(*(select(usable, n, o) for n, o in zip(new, old, strict=True)))
+    )

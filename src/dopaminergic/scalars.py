@@ -1,11 +1,12 @@
 """Arithmetic that a rule may use, the same for one model and for a fleet.
 
-A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor operations on single numbers
-would cost as much as a small network's forward pass; a fleet of R replicas hands it float64 arrays of shape `(R,)`,
-numpy's, whose operations cost a fifth of torch's at this size. `clip`, `finite` and `select` take tensors as well, and
-all take the arrays of JAX (or of any library that keeps to the array API standard).
-Floats are asked for first, since to ask whether a number is an array takes longer than the sum it is needed for.
-Sums, products and these functions give the same bits for both, so a fleet's replica equals the single run.
+A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor
+operations on single numbers would cost as much as a small network's forward pass; a fleet of R
+replicas hands it float64 arrays of shape `(R,)`, numpy's, whose operations cost a fifth of torch's
+at this size. `clip`, `finite` and `select` take tensors as well, and all take the arrays of JAX (or
+of any library that keeps to the array API standard). Floats are asked for first, since to ask
+whether a number is an array takes longer than the sum it is needed for. Sums, products and these
+functions give the same bits for both, so a fleet's replica equals the single run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One number, or one for each replica. Typed loosely: operators between the two forms are what the rules are made of.
+# One number, or one for each replica. Typed loosely: operators between the two forms are what the
+# rules are made of.
 Scalar = Any
 absolute = abs  # which serves both forms
 TINY = 1e-300  # keeps a quotient of zeros at zero, see `tiny`
@@ -70,7 +72,9 @@ def clip(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     if isinstance(x, np.ndarray):
         return np.minimum(np.maximum(x, low), high)
     if isinstance(x, Tensor):
-        return x.clamp(*(torch.as_tensor(limit, dtype=x.dtype, device=x.device) for limit in (low, high)))
+        return x.clamp(
+            *(torch.as_tensor(limit, dtype=x.dtype, device=x.device) for limit in (low, high))
+        )
     if _is_of_jax(x):
         return _functions(x).minimum(_functions(x).maximum(x, low), high)
     return low if x < low else high if x > high else x
@@ -95,7 +99,9 @@ def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
         return np.where(condition, yes, no)
     if isinstance(condition, Tensor):  # two plain numbers would make a float32 tensor
         device = condition.device
-        return torch.where(condition, *(torch.as_tensor(x, dtype=torch.float64, device=device) for x in (yes, no)))
+        return torch.where(
+            condition, *(torch.as_tensor(x, dtype=torch.float64, device=device) for x in (yes, no))
+        )
     if _is_of_jax(condition):
         return _functions(condition).where(condition, yes, no)
     return yes if condition else no

@@ -1,7 +1,8 @@
 """Steps that see nothing: passes are paid, no loss answers to a perturbation, and nothing moves.
 
-Ten such steps in a row are told once. Where the library chose sigma itself, it looks farther: sigma is doubled in each
-step until a loss answers, and again after ten silent steps more than others. A simulator with thresholds is an example.
+Ten such steps in a row are told once. Where the library chose sigma itself, it looks farther: sigma
+is doubled in each step until a loss answers, and again after ten silent steps more than others. A
+simulator with thresholds is an example.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import math
 from dopaminergic.weights import Weights
 
 PATIENCE = 10  # silent steps before a warning
-FARTHEST = 1.0  # of a perturbation of one weight, in units of the root mean square of the weights, at least of 1
+# Of a perturbation of one weight, in units of the root mean square of the weights, at least of 1.
+FARTHEST = 1.0
 
 
 def warning(rule: str, sigma: float) -> str:
     """Text for a user whose losses do not answer."""
     return (
-        f"{rule}: in {PATIENCE} steps no loss answered to a perturbation (sigma={sigma:.3g}). Is sigma too small, are "
-        "predictions made outside the closure, or do these parameters not belong to the model any more (replaced, "
+        f"{rule}: in {PATIENCE} steps no loss answered to a perturbation (sigma={sigma:.3g}). Is "
+        "sigma too small, are "
+        "predictions made outside the closure, or do these parameters not belong to the model any "
+        "more (replaced, "
         "merged, copied)? Pass a larger sigma, or make the optimizer anew"
     )
 

@@ -1,7 +1,8 @@
-"""What a saved state may hold: all that the constructor takes, and numbers that a rule could have come to.
+"""What a saved state may hold: all that the constructor takes, and numbers that a rule could have
+come to.
 
-A state may come from a file that somebody else made, or that was damaged. It is read as a whole before anything of the
-optimizer changes.
+A state may come from a file that somebody else made, or that was damaged. It is read as a whole
+before anything of the optimizer changes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 from dopaminergic import checks
 from dopaminergic.plain import as_float, brief, number_of, plain
 
-LAST_STEP = (1 << 32) - (1 << 20)  # steps are numbered by 32 bits, and a run should get some way from here
+# Steps are numbered by 32 bits, and a run should get some way from here.
+LAST_STEP = (1 << 32) - (1 << 20)
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
-PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # what wrappers put before names of parameters
+# What wrappers put before names of parameters.
+PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 Bounds = dict[str, tuple[float, float]]
 _SIZE = (0.0, math.inf)
@@ -50,7 +53,9 @@ BOUNDS: dict[str, Bounds] = {
         "reach": (1.0, 2.0**17),
     },
 }
-UNEVEN = 10.0  # times its root mean square, that a mean regret may be; once at most, but for how a rule weighs outliers
+# Times its root mean square, that a mean regret may be; once at most, but for how a rule weighs
+# outliers.
+UNEVEN = 10.0
 
 
 class Own(NamedTuple):
@@ -101,7 +106,8 @@ def read(saved: Any, own: Own) -> Loaded:
         return _read(saved, own)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    except (AttributeError, KeyError, OverflowError, RuntimeError) as error:  # of values that compare like nothing else
+    # Of values that compare like nothing else.
+    except (AttributeError, KeyError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{own.rule}.load_state_dict: the state is damaged ({brief(error)}); load another copy"
         ) from error
@@ -112,10 +118,12 @@ def _read(saved: Any, own: Own) -> Loaded:
     if not isinstance(saved, dict) or not isinstance(saved.get("forward"), dict):
         has = brief(list(saved)) if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(
-            f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are {has}); pass what "
+            f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are "
+            f"{has}); pass what "
             f"{rule}.state_dict() returned"
         )
-    forward, place = saved["forward"], f"{rule}.load_state_dict"
+    forward = saved["forward"]
+    place = f"{rule}.load_state_dict"
     _same_identity(rule, forward, own.forward)
     _same_keys(place, "the state", forward, own.forward, OLDER)
     own_settings = own.forward["settings"]
@@ -124,7 +132,9 @@ def _read(saved: Any, own: Own) -> Loaded:
     seed = settings["seed"]
     if isinstance(seed, list) and len(seed) != own.replicas:
         mine = "a single model" if own.replicas is None else f"a fleet of {own.replicas}"
-        raise ValueError(f"{place}: the state is of a fleet of {len(seed)} seeds, this optimizer of {mine}")
+        raise ValueError(
+            f"{place}: the state is of a fleet of {len(seed)} seeds, this optimizer of {mine}"
+        )
     for name, value in own_settings.items():
         _same_kind(place, f"settings {name}", settings[name], value)
     flags = {name: _flags(place, name, forward.get(name, {}), own.forward[name]) for name in OLDER}
@@ -138,13 +148,22 @@ def _read(saved: Any, own: Own) -> Loaded:
 
 
 def _refuse(place: str, name: str, wanted: str, value: Any) -> None:
-    raise ValueError(f"{place}: {name} must be {wanted}, got {brief(value)}; the state is damaged, load another copy")
+    raise ValueError(
+        f"{place}: {name} must be {wanted}, got {brief(value)}; the state is damaged, load another "
+        "copy"
+    )
 
 
 def _same_identity(rule: str, forward: dict[str, Any], own: dict[str, Any]) -> None:
-    for key, what in (("optimizer", "optimizer"), ("shapes", "parameter shapes"), ("dtypes", "parameter dtypes")):
+    for key, what in (
+        ("optimizer", "optimizer"),
+        ("shapes", "parameter shapes"),
+        ("dtypes", "parameter dtypes"),
+    ):
         if key not in forward:
-            raise ValueError(f"{rule}: the state_dict is damaged, it lacks the {what}; save it again")
+            raise ValueError(
+                f"{rule}: the state_dict is damaged, it lacks the {what}; save it again"
+            )
         theirs = plain(forward[key])
         if not _equal(theirs, own[key]):
             raise ValueError(
@@ -155,7 +174,8 @@ def _same_identity(rule: str, forward: dict[str, Any], own: dict[str, Any]) -> N
 
 def _same_kind(place: str, name: str, value: Any, own: Any) -> None:
     """Refuse a setting of another type than this optimizer's; those of users' own rules are known by nothing else."""
-    theirs, ours = number_of(value), number_of(own)
+    theirs = number_of(value)
+    ours = number_of(own)
     if ours is not None and theirs is not None and math.isfinite(theirs):
         return
     if type(value) is not type(own):
@@ -173,15 +193,21 @@ def _few(value: Any) -> str:
     return brief(value)[:75]
 
 
-def _same_keys(place: str, name: str, theirs: Any, own: dict[str, Any], older: tuple[str, ...] = ()) -> None:
+def _same_keys(
+    place: str, name: str, theirs: Any, own: dict[str, Any], older: tuple[str, ...] = ()
+) -> None:
     if not isinstance(theirs, dict):
         _refuse(place, name, "a dict", theirs)
     for key in own:
         if key not in theirs and key not in older:
-            raise ValueError(f"{place}: {name} lacks {brief(key)}; it is damaged, load another copy")
+            raise ValueError(
+                f"{place}: {name} lacks {brief(key)}; it is damaged, load another copy"
+            )
     for key in theirs:
         if key not in own:
-            raise ValueError(f"{place}: {name} has {brief(key)}, which this optimizer does not know")
+            raise ValueError(
+                f"{place}: {name} has {brief(key)}, which this optimizer does not know"
+            )
 
 
 def _flags(place: str, name: str, flags: Any, own: dict[str, bool]) -> dict[str, bool]:
@@ -190,7 +216,7 @@ def _flags(place: str, name: str, flags: Any, own: dict[str, bool]) -> dict[str,
     return {key: checks.flag(place, f"{name} {key}", value) for key, value in flags.items()}
 
 
-# ---- groups ----------------------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
 def _groups(place: str, saved: dict[str, Any], own: Own) -> list[dict[str, Any]]:
@@ -204,7 +230,8 @@ def _groups(place: str, saved: dict[str, Any], own: Own) -> list[dict[str, Any]]
     ours = [len(group["params"]) for group in own.groups]
     if theirs != ours:
         raise ValueError(
-            f"{place}: the state has parameter groups of {brief(theirs)} parameters, this optimizer of {brief(ours)}; "
+            f"{place}: the state has parameter groups of {brief(theirs)} parameters, this "
+            f"optimizer of {brief(ours)}; "
             "make the same groups first"
         )
     numbers = [number for group in groups for number in group["params"]]
@@ -228,11 +255,15 @@ def _same_order(place: str, groups: list[dict[str, Any]], own: list[dict[str, An
     for theirs, ours in zip(groups, own, strict=True):
         if "param_names" not in theirs or "param_names" not in ours:
             continue
-        for i, (one, other) in enumerate(zip(theirs["param_names"], ours["param_names"], strict=True)):
+        for i, (one, other) in enumerate(
+            zip(theirs["param_names"], ours["param_names"], strict=True)
+        ):
             if _bare(one) != _bare(other):
                 raise ValueError(
-                    f"{place}: the state is of other parameters, or in another order: number {i} of a group is "
-                    f"{brief(one)} there and {brief(other)} here; list them in the same order, or remove "
+                    f"{place}: the state is of other parameters, or in another order: number {i} "
+                    "of a group is "
+                    f"{brief(one)} there and {brief(other)} here; list them in the same order, or "
+                    "remove "
                     "'param_names' from the state's groups if only names have changed"
                 )
 
@@ -241,7 +272,7 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in PREFIXES)
 
 
-# ---- progress --------------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------
 
 
 def _rule(place: str, numbers: Any, own: Own) -> list[Any] | None:
@@ -258,7 +289,9 @@ def _rule(place: str, numbers: Any, own: Own) -> list[Any] | None:
     found = []
     for name, value, first in zip(fields, numbers, start, strict=True):
         low, high = bounds.get(name, (-math.inf, math.inf))
-        entry, entries = _entry(place, f"rule {name}", value, None if isinstance(first, float) else first.shape)
+        entry, entries = _entry(
+            place, f"rule {name}", value, None if isinstance(first, float) else first.shape
+        )
         if not all(math.isfinite(x) and low <= x <= high for x in entries):
             within = "" if (low, high) == (-math.inf, math.inf) else f" in [{low:g}, {high:g}]"
             _refuse(place, f"rule {name}", f"finite{within}", value)
@@ -274,7 +307,12 @@ def _entry(place: str, name: str, value: Any, shape: Any) -> tuple[Any, list[flo
         if number is None:
             _refuse(place, name, "a number", value)
         return float(number or 0.0), [float(number or 0.0)]
-    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float64 or value.is_meta:
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != shape
+        or value.dtype != torch.float64
+        or value.is_meta
+    ):
         _refuse(place, name, f"a float64 tensor of shape {tuple(shape)}", value)
     entry = value.detach().cpu().clone()
     return entry, entry.tolist()
@@ -285,10 +323,16 @@ def _even(place: str, rule: dict[Any, Any]) -> None:
     if not {"regret", "root", "trials"} <= rule.keys():
         return
     regret, root, trials = (
-        torch.as_tensor(rule[name], dtype=torch.float64, device="cpu") for name in ("regret", "root", "trials")
+        torch.as_tensor(rule[name], dtype=torch.float64, device="cpu")
+        for name in ("regret", "root", "trials")
     )
     if bool((regret.abs() > UNEVEN * root * trials.sqrt() + 1e-150 * trials).any()):
-        _refuse(place, "rule regret", "a mean of what rule root is the root mean square of", rule["regret"])
+        _refuse(
+            place,
+            "rule regret",
+            "a mean of what rule root is the root mean square of",
+            rule["regret"],
+        )
 
 
 def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
@@ -298,17 +342,31 @@ def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
     for name in ("step", "forward_passes"):
         found[name] = _count(place, name, progress[name], LAST_STEP if name == "step" else 1 << 63)
     if own.replicas is None:
-        found["skipped_steps"] = _count(place, "skipped_steps", progress["skipped_steps"], found["step"] + 1)
+        found["skipped_steps"] = _count(
+            place, "skipped_steps", progress["skipped_steps"], found["step"] + 1
+        )
     else:
         skipped = found["skipped_steps"]
-        right = isinstance(skipped, Tensor) and skipped.shape == (own.replicas,) and skipped.dtype == torch.int64
+        right = (
+            isinstance(skipped, Tensor)
+            and skipped.shape == (own.replicas,)
+            and skipped.dtype == torch.int64
+        )
         if not right or not bool(((skipped >= 0) & (skipped <= found["step"])).all()):
-            _refuse(place, "skipped_steps", f"an int64 tensor of {own.replicas} numbers up to step", skipped)
+            _refuse(
+                place,
+                "skipped_steps",
+                f"an int64 tensor of {own.replicas} numbers up to step",
+                skipped,
+            )
     for name in ("silent", "doublings"):
-        found[name] = _count(place, name, progress[name], 1 << 10 if name == "doublings" else 1 << 32)
+        found[name] = _count(
+            place, name, progress[name], 1 << 10 if name == "doublings" else 1 << 32
+        )
     found["answered"] = checks.flag(place, "answered", progress["answered"])
     found["chosen_sigma"] = _chosen_sigma(place, progress["chosen_sigma"])
-    for name in ("last_rpe", "last_learning_rate"):  # only told, and perhaps of losses that were not finite
+    # Only told, and perhaps of losses that were not finite.
+    for name in ("last_rpe", "last_learning_rate"):
         found[name] = _report(place, name, found[name], own.replicas)
     return found
 
@@ -330,6 +388,11 @@ def _count(place: str, name: str, value: Any, below: int) -> int:
 def _report(place: str, name: str, value: Any, replicas: int | None) -> float | Tensor:
     if (number := number_of(value)) is not None:
         return as_float(number)
-    if replicas is None or not isinstance(value, Tensor) or value.shape != (replicas,) or value.dtype != torch.float64:
+    if (
+        replicas is None
+        or not isinstance(value, Tensor)
+        or value.shape != (replicas,)
+        or value.dtype != torch.float64
+    ):
         _refuse(place, name, "a number, or of a fleet float64 numbers", value)
     return value

@@ -1,9 +1,11 @@
-"""The rule of VectorDopamine: the loss in the span of K directions, its damped minimum, and what is trusted of it.
+"""The rule of VectorDopamine: the loss in the span of K directions, its damped minimum, and what is
+trusted of it.
 
-    J_k = o(W + D z_k) - o(W),   l(c) = l - g.c + c.A.c / 2,   c = (A + top J J' + lambda T G)^-1 g,   W <- W - D Z c
+    J_k = o(W + D z_k) - o(W),   l(c) = l - g.c + c.A.c / 2,   c = (A + top J J' + lambda T G)^-1 g,
+    W <- W - D Z c
 
-Everything here is a plain function of float64 tensors whose first dimension is the replica. Equations: algorithms.md,
-"VectorDopamine", after Levenberg (1944) and Marquardt (1963).
+Everything here is a plain function of float64 tensors whose first dimension is the replica.
+Equations: algorithms.md, "VectorDopamine", after Levenberg (1944) and Marquardt (1963).
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.scalars import TINY
 
-FIRST_DIRECTIONS, GROWTH, MOST_DIRECTIONS = 32, 1.05, 512  # early steps are rough anyhow, and should come soon
+# Early steps are rough anyhow, and should come soon.
+FIRST_DIRECTIONS = 32
+GROWTH = 1.05
+MOST_DIRECTIONS = 512
 FEWEST = 8
-DAMPING_LIMITS, GAIN_LIMITS = (1e-8, 1e4), (0.05, 1.0)
+DAMPING_LIMITS = (1e-8, 1e4)
+GAIN_LIMITS = (0.05, 1.0)
 LIFT = 0.2  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
-CAUTION = 1024.0  # least lambda, times N^2 (N + 1), where the next batch differs from this one by all of the loss
-SURPRISE = 8.0  # noise is at most so many times the gap between a batch and the next: none where all are one
+# Least lambda, times N^2 (N + 1), where the next batch differs from this one by all of the loss.
+CAUTION = 1024.0
+# Noise is at most so many times the gap between a batch and the next: none where all are one.
+SURPRISE = 8.0
 
 
 class VectorState(NamedTuple):
@@ -36,17 +44,20 @@ class VectorState(NamedTuple):
     Attributes:
         damping: lambda.
         gain: eta, how much of the damped step is taken.
-        curvature: the largest mean curvature so far of the sum of a batch's losses, whatever the size of the batch.
+        curvature: the largest mean curvature so far of the sum of a batch's losses, whatever the
+            size of the batch.
         actual: decayed sum of sizes of actual improvements from batch to batch.
         promised: decayed sum of expected ones.
         comparisons: decayed sum of weights of both.
         last_loss: the loss of the last step.
         expected: the improvement P that the last step should bring; 0 if it was rejected.
         tried: the loss of the last step's batch after the step.
-        gap: decayed sum of sizes of differences between that and the loss of the next batch at the same weights.
+        gap: decayed sum of sizes of differences between that and the loss of the next batch at the
+            same weights.
         slope: decayed sum of the slopes g.c of the proposals.
         signal: decayed sum of what is left of them without the noise of the batch.
-        reach: how many times sigma the perturbations of the next step are; 1 but where no step helps, see `next_reach`.
+        reach: how many times sigma the perturbations of the next step are; 1 but where no step
+            helps, see `next_reach`.
     """
 
     damping: Tensor
@@ -72,7 +83,8 @@ class Subspace(NamedTuple):
         products: A_kl = <J_k, H J_l>, shape `(R, K, K)`.
         outputs: <J_k, J_l>, shape `(R, K, K)`.
         moments: sum_i g_i g_i' over the parts g_i that samples have in g, shape `(R, K, K)`.
-        gram: <D z_k, D z_l> over the mean of its diagonal, shape `(R, K, K)`, or an identity `(1, K, K)`.
+        gram: <D z_k, D z_l> over the mean of its diagonal, shape `(R, K, K)`, or an identity
+            `(1, K, K)`.
         samples: number N of losses.
     """
 
@@ -118,11 +130,14 @@ class Proposal(NamedTuple):
         )
 
 
-def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY) -> int:
-    """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what can be used.
+def directions_for(
+    weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY
+) -> int:
+    """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what
+    can be used.
 
-    Two thirds of the weights, half the number of losses (as many as losses would fit their noise), but at least 8; at
-    most 512, and as many as there is memory for the regrets.
+    Two thirds of the weights, half the number of losses (as many as losses would fit their noise),
+    but at least 8; at most 512, and as many as there is memory for the regrets.
 
     Args:
         weights: number d of weights.
@@ -134,7 +149,12 @@ def directions_for(weights: int, samples: int, step: int, outcomes: int = 1, mem
     >>> [directions_for(10_000, 1_000, step) for step in (0, 1, 20, 60)], directions_for(33, 4, 10)
     ([32, 33, 84, 500], 8)
     """
-    useful = min(math.ceil(2 * weights / 3), max(FEWEST, samples // 2), MOST_DIRECTIONS, memory // (4 * outcomes))
+    useful = min(
+        math.ceil(2 * weights / 3),
+        max(FEWEST, samples // 2),
+        MOST_DIRECTIONS,
+        memory // (4 * outcomes),
+    )
     ramp = FIRST_DIRECTIONS * GROWTH ** min(step, 60)
     return max(1, min(weights, max(min(FEWEST, weights), min(useful, int(ramp)))))
 
@@ -190,7 +210,11 @@ def covariance(space: Subspace) -> Tensor:
     count = space.samples
     if count < 2:
         return torch.zeros_like(space.moments)
-    return count / (count - 1) * (space.moments - space.slope[..., None] * space.slope[:, None] / count)
+    return (
+        count
+        / (count - 1)
+        * (space.moments - space.slope[..., None] * space.slope[:, None] / count)
+    )
 
 
 def mean_curvature(space: Subspace) -> Tensor:
@@ -201,12 +225,14 @@ def mean_curvature(space: Subspace) -> Tensor:
 def propose(space: Subspace, state: VectorState) -> Proposal:
     """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
-    The unit T = h mean_k |J_k|^2 / 2 of lambda, h the largest mean curvature so far, is that of A (for squared errors
-    half the mean of its diagonal), yet does not vanish where a softmax saturates. What outcomes have lost of h tells
-    how little the batch still says about others: a part of it is put back, and lambda does not fall below another. G
-    measures the length of the step in the weights, whatever the angles between the directions.
+    The unit T = h mean_k |J_k|^2 / 2 of lambda, h the largest mean curvature so far, is that of A
+    (for squared errors half the mean of its diagonal), yet does not vanish where a softmax
+    saturates. What outcomes have lost of h tells how little the batch still says about others: a
+    part of it is put back, and lambda does not fall below another. G measures the length of the
+    step in the weights, whatever the angles between the directions.
 
-    Where perturbations are wide the slopes say nothing of what lies between, and the step is to the best of the copies.
+    Where perturbations are wide the slopes say nothing of what lies between, and the step is to the
+    best of the copies.
 
     Args:
         space: the projected loss.
@@ -223,14 +249,17 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
     curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
     saturated = torch.where(lost > ROUNDING, lost, 0.0).sqrt()
-    return Proposal(c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated)
+    return Proposal(
+        c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated
+    )
 
 
 def _caution(state: VectorState, samples: int) -> Tensor:
-    """Least lambda by what the last batch kept silent about the next: none where all batches are one.
+    """Least lambda by what the last batch kept silent about the next: none where all batches are
+    one.
 
-    Few samples can be fitted whatever their noise, and a check on the same batch approves of it. The gap between the
-    loss that was reached and that of the next batch tells.
+    Few samples can be fitted whatever their noise, and a check on the same batch approves of it.
+    The gap between the loss that was reached and that of the next batch tells.
     """
     gap = state.gap / (state.comparisons + TINY)
     surprise = (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
@@ -252,11 +281,13 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()[..., None]
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     unit = matrix * scale * scale.mT + 1e-14 * identity
-    sound = unit.isfinite().all(-1).all(-1)[:, None, None]  # one replica's NaN would be an error of all
+    # One replica's NaN would be an error of all.
+    sound = unit.isfinite().all(-1).all(-1)[:, None, None]
     unit = torch.where(sound, unit, identity)
     factor, failed = torch.linalg.cholesky_ex(unit)
     solution = torch.cholesky_solve(right * scale, factor)
-    if bool(failed.any()):  # rounding has made it indefinite: the least-squares solution is sound all the same
+    # Rounding has made it indefinite: the least-squares solution is sound all the same.
+    if bool(failed.any()):
         least = torch.linalg.pinv(unit, hermitian=True) @ (right * scale)
         solution = torch.where(failed[:, None, None] == 0, solution, least)
     return torch.where(sound, solution, torch.nan) * scale
@@ -265,9 +296,10 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> VectorState:
     """Remember how much of the slope the noise of the batch explains.
 
-    g.c is larger than the true slope along c, since c follows the noise of g. The excess is tr(C (A + ...)^-1), C the
-    covariance of g (the leave-one-out correction; Stein 1981). Samples differ in a full batch as well, though there is
-    no noise in it; then the next batch holds no surprise, which bounds the excess.
+    g.c is larger than the true slope along c, since c follows the noise of g. The excess is tr(C (A
+    + ...)^-1), C the covariance of g (the leave-one-out correction; Stein 1981). Samples differ in
+    a full batch as well, though there is no noise in it; then the next batch holds no surprise,
+    which bounds the excess.
 
     Args:
         state: from `next_gain`.
@@ -282,10 +314,11 @@ def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> Vector
 
 
 def share(state: VectorState, lost: Tensor) -> Tensor:
-    """How much of the proposal is taken: eta, but no more than the share of the slope that is not noise.
+    """How much of the proposal is taken: eta, but no more than the share of the slope that is not
+    noise.
 
-    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of wide copies is taken
-    as it is.
+    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of
+    wide copies is taken as it is.
 
     Args:
         state: from `with_noise`.
@@ -297,11 +330,13 @@ def share(state: VectorState, lost: Tensor) -> Tensor:
 
 
 def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Tensor:
-    """Factor on the weights that takes back what a step adds to their length, where outcomes saturate.
+    """Factor on the weights that takes back what a step adds to their length, where outcomes
+    saturate.
 
-    The step to given outcomes is longer in the span of K random directions than among all d, by sqrt(d / K) if they
-    are few, and what is longer about it no sample has asked for. It adds up as in a random walk and spoils what is
-    answered to others. Nothing is taken back of a loss whose curvature is constant, and little where K is near d.
+    The step to given outcomes is longer in the span of K random directions than among all d, by
+    sqrt(d / K) if they are few, and what is longer about it no sample has asked for. It adds up as
+    in a random walk and spoils what is answered to others. Nothing is taken back of a loss whose
+    curvature is constant, and little where K is near d.
 
     Args:
         proposal: its `saturated` and K are used.
@@ -313,8 +348,11 @@ def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Te
     return (1.0 - chance * proposal.saturated * moved / (squares + moved + TINY)).sqrt()
 
 
-def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float) -> VectorState:
-    """Prediction error on the next batch: actual against expected improvement of the last step sets eta.
+def next_gain(
+    state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float
+) -> VectorState:
+    """Prediction error on the next batch: actual against expected improvement of the last step sets
+    eta.
 
     Args:
         state: from the last step.
@@ -323,8 +361,10 @@ def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, bet
         kappa: speed of the controller.
         beta: decay of the scales.
     """
-    # algorithms.md, "VectorDopamine", next-batch RPE; a rejected step expected nothing and teaches nothing.
-    taught, improvement = state.expected > 0.0, state.last_loss - loss
+    # algorithms.md, "VectorDopamine", next-batch RPE; a rejected step expected nothing and teaches
+    # nothing.
+    taught = state.expected > 0.0
+    improvement = state.last_loss - loss
     weight = 1.0 - beta
     actual = beta * state.actual + weight * improvement.abs()
     promised = beta * state.promised + weight * state.expected
@@ -342,7 +382,8 @@ def next_gain(state: VectorState, loss: Tensor, *, tau: float, kappa: float, bet
 
 
 def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> VectorState:
-    """Prediction error on the same batch: halve lambda where the expectation held, triple it where it did not.
+    """Prediction error on the same batch: halve lambda where the expectation held, triple it where
+    it did not.
 
     Args:
         state: of this step.
@@ -355,10 +396,14 @@ def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> Vector
     return state._replace(damping=(state.damping * factor).clamp(*DAMPING_LIMITS))
 
 
-def next_reach(before: VectorState, after: VectorState, actual: Tensor, *, first: float) -> VectorState:
-    """Where lambda is at its ceiling and no step helps all the same: look twice as far each time, for anything better.
+def next_reach(
+    before: VectorState, after: VectorState, actual: Tensor, *, first: float
+) -> VectorState:
+    """Where lambda is at its ceiling and no step helps all the same: look twice as far each time,
+    for anything better.
 
-    Perturbations grow until a copy of the weights is better, or until they are `WIDEST`; then all begins anew.
+    Perturbations grow until a copy of the weights is better, or until they are `WIDEST`; then all
+    begins anew.
 
     Args:
         before: of this step.
@@ -366,7 +411,8 @@ def next_reach(before: VectorState, after: VectorState, actual: Tensor, *, first
         actual: improvement that the step brought, `(R,)`; NaN counts as none.
         first: the lambda to begin with anew.
     """
-    better, wide = actual > 0.0, before.reach > 1.0
+    better = actual > 0.0
+    wide = before.reach > 1.0
     stuck = ~better & (wide | (before.damping >= DAMPING_LIMITS[1]))
     reach = torch.where(stuck, 2.0 * before.reach, 1.0)
     anew = (wide & better) | (reach > WIDEST)

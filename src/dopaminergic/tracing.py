@@ -10,8 +10,8 @@ import torch
 def keep_tracers_out(*functions: Any) -> None:
     """Let torch.compile run these functions, and all that they call, as they are.
 
-    It is noted with their code, so that a step pays nothing for it; torch.compiler.disable would wrap each call. A
-    compiled model inside the closure stays compiled.
+    It is noted with their code, so that a step pays nothing for it; torch.compiler.disable would
+    wrap each call. A compiled model inside the closure stays compiled.
     """
     frames: Any = getattr(torch._C, "_dynamo").eval_frame  # noqa: B009  (not in torch's types)
     if not hasattr(frames, "_FrameExecStrategy"):  # torch 2.6

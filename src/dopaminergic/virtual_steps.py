@@ -27,7 +27,8 @@ class Observed(NamedTuple):
         along: inner products of the updates with the gradient of each group, `(M, G)`.
         square: squared lengths, `(M,)`.
         rates: mean learning rate of each group.
-        linear_along: as `along`, for the updates on a linear loss; None for rules that set their own scale.
+        linear_along: as `along`, for the updates on a linear loss; None for rules that set their
+            own scale.
         linear_square: as `square`, likewise.
     """
 
@@ -40,7 +41,8 @@ class Observed(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is known of the optimizer's weights; vectors are float64, flat, over the trainable weights.
+    """What is known of the optimizer's weights; vectors are float64, flat, over the trainable
+    weights.
 
     Attributes:
         members: group, index in the noise and tensor of every parameter that a step changes.
@@ -56,7 +58,8 @@ class Model(NamedTuple):
 
 
 def observe(optimizer: ScalarRule, closure: Closure, probes: int) -> tuple[Model, Observed]:
-    """The exact gradient, and `probes` virtual steps; the optimizer, its weights and all generators are as before.
+    """The exact gradient, and `probes` virtual steps; the optimizer, its weights and all generators
+    are as before.
 
     Raises:
         TypeError: the closure returned neither a tensor nor an `Outcome`.
@@ -69,12 +72,18 @@ def observe(optimizer: ScalarRule, closure: Closure, probes: int) -> tuple[Model
 
 
 def _trainable(optimizer: ScalarRule) -> list[tuple[int, int, Tensor]]:
-    parameters = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
-    return [(number, i, p) for i, (number, p) in enumerate(parameters) if p.requires_grad and p.numel()]
+    parameters = [
+        (number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]
+    ]
+    return [
+        (number, i, p) for i, (number, p) in enumerate(parameters) if p.requires_grad and p.numel()
+    ]
 
 
 @contextlib.contextmanager
-def _undone(optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]) -> Iterator[list[Tensor]]:
+def _undone(
+    optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]
+) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
     kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_listeners")}
     decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -101,9 +110,13 @@ def _put_back(members: list[tuple[int, int, Tensor]], old: list[Tensor]) -> None
         p.copy_(value)
 
 
-def _same_random_numbers(members: list[tuple[int, int, Tensor]]) -> contextlib.AbstractContextManager[None]:
+def _same_random_numbers(
+    members: list[tuple[int, int, Tensor]],
+) -> contextlib.AbstractContextManager[None]:
     """Draw, and put the generators back: all virtual steps and the gradient see the same dropout masks."""
-    return torch.random.fork_rng(sorted({p.device.index or 0 for _, _, p in members if p.device.type == "cuda"}))
+    return torch.random.fork_rng(
+        sorted({p.device.index or 0 for _, _, p in members if p.device.type == "cuda"})
+    )
 
 
 def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) -> Tensor:
@@ -113,38 +126,54 @@ def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) ->
         losses = returned.losses if isinstance(returned, Outcome) else returned
         if not isinstance(losses, Tensor):
             raise TypeError(
-                f"check_estimator: the closure must return a tensor or an Outcome, got {type(losses).__name__}; return "
+                "check_estimator: the closure must return a tensor or an Outcome, got "
+                f"{type(losses).__name__}; return "
                 "the loss itself, not loss.item()"
             )
         if not losses.requires_grad:
             raise ValueError(
-                "check_estimator: the closure's loss is not differentiable, so there is no gradient to compare with; "
+                "check_estimator: the closure's loss is not differentiable, so there is no "
+                "gradient to compare with; "
                 "does the closure detach, round or use torch.no_grad()?"
             )
         try:
-            parts = torch.autograd.grad(losses.mean(), parameters, allow_unused=True, materialize_grads=True)
+            parts = torch.autograd.grad(
+                losses.mean(), parameters, allow_unused=True, materialize_grads=True
+            )
         except RuntimeError as error:
             raise ValueError(
-                f"check_estimator: autograd cannot differentiate the closure's loss ({error}); does the closure call "
+                f"check_estimator: autograd cannot differentiate the closure's loss ({error}); "
+                "does the closure call "
                 "loss.backward() itself?"
             ) from error
     gradient = torch.cat([as_double(part).flatten() for part in parts])
-    loss, size = float(losses.detach().mean()), float(gradient.norm())
+    loss = float(losses.detach().mean())
+    size = float(gradient.norm())
     if not (math.isfinite(loss) and math.isfinite(size) and size > 0):
         raise ValueError(
-            f"check_estimator: at these weights the loss is {loss:g} and its gradient has length {size:g}; both must "
+            f"check_estimator: at these weights the loss is {loss:g} and its gradient has length "
+            f"{size:g}; both must "
             "be finite, and the gradient not 0"
         )
     return gradient
 
 
-def _model(optimizer: ScalarRule, members: list[tuple[int, int, Tensor]], gradient: Tensor) -> Model:
-    group = torch.cat([torch.full((p.numel(),), number, dtype=torch.int64, device="cpu") for number, _, p in members])
+def _model(
+    optimizer: ScalarRule, members: list[tuple[int, int, Tensor]], gradient: Tensor
+) -> Model:
+    group = torch.cat(
+        [
+            torch.full((p.numel(),), number, dtype=torch.int64, device="cpu")
+            for number, _, p in members
+        ]
+    )
     sigmas = _doubles([g["sigma"] for g in optimizer.param_groups])
     return Model(members, group, sigmas[group], gradient)
 
 
-def _observed(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor], probes: int) -> Observed:
+def _observed(
+    optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor], probes: int
+) -> Observed:
     mean = torch.zeros_like(model.gradient)
     start = optimizer._progress = _settled(optimizer, closure, model, old)
     rates: list[list[float]] = []
@@ -173,7 +202,10 @@ def _settled(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Te
 
 
 def _virtual_step(
-    optimizer: ScalarRule, closure: Closure, members: list[tuple[int, int, Tensor]], old: list[Tensor]
+    optimizer: ScalarRule,
+    closure: Closure,
+    members: list[tuple[int, int, Tensor]],
+    old: list[Tensor],
 ) -> Tensor:
     """Make a step, and take it back: the change of the weights."""
     skipped = optimizer.skipped_steps
@@ -181,9 +213,12 @@ def _virtual_step(
         optimizer._step(closure)  # not `step`, so that neither hooks nor schedulers hear of it
     if optimizer.skipped_steps != skipped:
         raise ValueError(
-            "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or other weights"
+            "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or "
+            "other weights"
         )
-    changes = [(as_double(p) - as_double(o)).flatten() for (_, _, p), o in zip(members, old, strict=True)]
+    changes = [
+        (as_double(p) - as_double(o)).flatten() for (_, _, p), o in zip(members, old, strict=True)
+    ]
     _put_back(members, old)
     return torch.cat(changes)
 
@@ -210,7 +245,9 @@ def _linear_update(optimizer: ScalarRule, model: Model, step: int) -> Tensor:
     total = torch.zeros_like(model.gradient)
     for k in range(settings["directions"]):
         numbers = {"seed": settings["seed"], "step": step, "direction": k}
-        z = torch.cat([draw(p.numel(), **numbers, parameter=i) for _, i, p in model.members]).double()
+        z = torch.cat(
+            [draw(p.numel(), **numbers, parameter=i) for _, i, p in model.members]
+        ).double()
         total -= (model.gradient @ (model.sigma * z)) * rates / model.sigma * z
     return total / settings["directions"]
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from bench import ALL_ROWS, MODELS, Fault, Model, complaint, faulty, optimizer_of, reference, told_closure
+from bench import (
+    ALL_ROWS,
+    MODELS,
+    Fault,
+    Model,
+    complaint,
+    faulty,
+    optimizer_of,
+    reference,
+    told_closure,
+)
 
 from optimizers import VECTOR, Row, copies, same
 

@@ -19,7 +19,13 @@ from dopaminergic import Journal, Ranks, check_estimator, replay
 from .networks import squashed, total
 from .runs import EVERY, RATES, STEPS, Row, Trial, run
 from .situations import VECTOR, Situation
-from .special_networks import CastNetwork, EmbeddedNetwork, MixedNetwork, NormalizedNetwork, WideNetwork
+from .special_networks import (
+    CastNetwork,
+    EmbeddedNetwork,
+    MixedNetwork,
+    NormalizedNetwork,
+    WideNetwork,
+)
 
 HALF = STEPS // 2
 

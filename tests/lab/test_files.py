@@ -22,7 +22,14 @@ from test_runner import silent, without_circumstances
 from dopaminergic.lab import fleet as fleet_module
 from dopaminergic.lab.cli import main
 from dopaminergic.lab.fleet import CheckpointError, Fleet
-from dopaminergic.lab.records import append_records, discard_leftovers, read_costs, read_records, sealed, write_whole
+from dopaminergic.lab.records import (
+    append_records,
+    discard_leftovers,
+    read_costs,
+    read_records,
+    sealed,
+    write_whole,
+)
 from dopaminergic.lab.report import write_report
 from dopaminergic.lab.runner import Job, Replica, run_job
 from dopaminergic.lab.tasks import make_task

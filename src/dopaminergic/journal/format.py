@@ -1,9 +1,11 @@
-"""The bytes of a journal: records that are framed, chained by checksums and bounded before anything is allocated.
+"""The bytes of a journal: records that are framed, chained by checksums and bounded before anything
+is allocated.
 
-    file = magic, version, record, record, ...     record = kind, length, payload, checksum of all bytes so far
+    file = magic, version, record, record, ...     record = kind, length, payload, checksum of all
+    bytes so far
 
-`docs/journal.md` describes every byte. Integers are little endian or LEB128, numbers are float64, text is JSON; nothing
-in a journal is code.
+`docs/journal.md` describes every byte. Integers are little endian or LEB128, numbers are float64,
+text is JSON; nothing in a journal is code.
 """
 
 from __future__ import annotations
@@ -22,16 +24,29 @@ from dopaminergic.files import shown
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.noise.reference import MAX_DIRECTIONS
 
-START = struct.pack("<8sH", b"\x89DOPAJ\r\n", 1)  # magic and version; a copy in text mode changes the line end in it
+# Magic and version; a copy in text mode changes the line end in it.
+START = struct.pack("<8sH", b"\x89DOPAJ\r\n", 1)
 HEADER, STEP, SKIPPED, SIGMA, SNAPSHOT, TRACE = range(1, 7)
-KINDS = {HEADER: "header", STEP: "step", SKIPPED: "skipped", SIGMA: "sigma", SNAPSHOT: "snapshot", TRACE: "trace"}
+KINDS = {
+    HEADER: "header",
+    STEP: "step",
+    SKIPPED: "skipped",
+    SIGMA: "sigma",
+    SNAPSHOT: "snapshot",
+    TRACE: "trace",
+}
 HAS_SCALES, ALL_EQUAL, NUMBERED, HAS_TRACES = 1, 2, 4, 8  # flags of a step
-BACK, AS_UPDATE, WRITTEN_OUT, ALONG = range(4)  # codes of a trace, the last one and all above it name a direction
+# Codes of a trace, the last one and all above it name a direction.
+BACK, AS_UPDATE, WRITTEN_OUT, ALONG = range(4)
 MOST_EQUAL = 1 << 16  # directions that one stored number may stand for
 MOST_BYTES = 128 << 20  # of a record; one with more could not be read within 1 GiB
 MOST_MEMORY = 384 << 20  # bytes that the numbers of a record may take as Python's objects
-CHECKSUM_BYTES, DIGEST_BYTES = 4, 32
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.int64, torch.bool)}
+CHECKSUM_BYTES = 4
+DIGEST_BYTES = 32
+DTYPES = {
+    str(d).removeprefix("torch."): d
+    for d in (torch.float64, torch.float32, torch.int64, torch.bool)
+}
 
 
 class JournalError(ValueError):
@@ -48,7 +63,8 @@ class Damage(Exception):  # noqa: N818  (a place, which `read` reports, not an e
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"at byte {offset}: {reason}")
-        self.offset, self.reason = offset, reason
+        self.offset = offset
+        self.reason = reason
 
 
 class Raw(NamedTuple):
@@ -75,7 +91,7 @@ class Step(NamedTuple):
     traces: list[list[Term]]
 
 
-# ---- framing ---------------------------------------------------------------------------------------------------------
+# ---- framing -------------------------------------------------------------------------------------
 
 
 def framed(kind: int, payload: bytes, checksum: int) -> tuple[bytes, int]:
@@ -98,9 +114,13 @@ def scan(file: BinaryIO, start: int, size: int, checksum: int) -> Iterator[Raw]:
             raise Damage(start, "a record is cut off, or its length is damaged") from None
         end = start + len(head) + length + CHECKSUM_BYTES
         if end > size:  # before anything of this length is read
-            raise Damage(start, f"a record of {end - start:,} bytes is cut off after {size - start:,}")
+            raise Damage(
+                start, f"a record of {end - start:,} bytes is cut off after {size - start:,}"
+            )
         if length > MOST_BYTES:
-            raise Damage(start, f"a record of {length:,} bytes is longer than any may be, {MOST_BYTES:,}")
+            raise Damage(
+                start, f"a record of {length:,} bytes is longer than any may be, {MOST_BYTES:,}"
+            )
         payload = file.read(length)
         checksum = zlib.crc32(payload, zlib.crc32(head, checksum))
         if file.read(CHECKSUM_BYTES) != checksum.to_bytes(CHECKSUM_BYTES, "little"):
@@ -133,11 +153,12 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     raise JournalError("a number is cut off")
 
 
-# ---- numbers of a step -----------------------------------------------------------------------------------------------
+# ---- numbers of a step ---------------------------------------------------------------------------
 
 
 class Codec:
-    """Turns steps into payloads and back; both directions remember the last displacement, to name it in one byte.
+    """Turns steps into payloads and back; both directions remember the last displacement, to name
+    it in one byte.
 
     Args:
         groups: number of parameter groups.
@@ -145,24 +166,37 @@ class Codec:
     """
 
     def __init__(self, groups: int, replicas: int | None) -> None:
-        self.groups, self.replicas = groups, replicas
+        self.groups = groups
+        self.replicas = replicas
         self.width = 8 * groups * (replicas or 1)  # bytes of the multiples of a direction
         self.displacement = b""
         self._spent = 0
 
-    def step(self, terms: list[Term], scales: list[Multiple] | None, traces: list[list[Term]]) -> bytes:
+    def step(
+        self, terms: list[Term], scales: list[Multiple] | None, traces: list[list[Term]]
+    ) -> bytes:
         """The payload of a step."""
         rows = self._bytes([multiples for _, multiples in terms])
         numbered = [direction for direction, _ in terms] != list(range(len(terms)))
         equal = 1 < len(terms) <= MOST_EQUAL and rows == rows[:8] * (len(rows) // 8)
-        flags = (scales is not None) * HAS_SCALES | equal * ALL_EQUAL | numbered * NUMBERED | bool(traces) * HAS_TRACES
-        parts = [bytes((flags,)), varint(len(terms)), self._bytes([scales]) if scales is not None else b""]
+        flags = (
+            (scales is not None) * HAS_SCALES
+            | equal * ALL_EQUAL
+            | numbered * NUMBERED
+            | bool(traces) * HAS_TRACES
+        )
+        parts = [
+            bytes((flags,)),
+            varint(len(terms)),
+            self._bytes([scales]) if scales is not None else b"",
+        ]
         parts += [rows[:8] if equal else rows, *(varint(d) for d, _ in terms if numbered)]
         return b"".join([*parts, self.traces(traces, terms) if traces else b""])
 
     def read_step(self, data: bytes) -> Step:
         """The step that a payload stands for."""
-        flags, (count, at) = data[0] if data else 0, read_varint(data, 1)
+        flags = data[0] if data else 0
+        (count, at) = read_varint(data, 1)
         self._spent = 0
         scales, at = self._floats(data, at, 1) if flags & HAS_SCALES else (None, at)
         if flags & ALL_EQUAL:
@@ -171,10 +205,13 @@ class Codec:
             # One row for all of them: written out, some bytes would stand for gigabytes.
             self._spend(self.width)
             row = self._floats(data[at : at + 8] * (self.width // 8), 0, 1)[0][0]
-            rows, at = [row] * count, at + 8
+            rows = [row] * count
+            at = at + 8
         else:
             rows, at = self._floats(data, at, count)
-        directions, at = self._directions(data, at, count) if flags & NUMBERED else (range(count), at)
+        directions, at = (
+            self._directions(data, at, count) if flags & NUMBERED else (range(count), at)
+        )
         terms = list(zip(directions, rows, strict=True))
         traces, at = self._read_traces(data, at, terms) if flags & HAS_TRACES else ([], at)
         if at != len(data):
@@ -192,10 +229,17 @@ class Codec:
                 parts.append(varint(ALONG + 2 * terms[0][0]))
             elif len(terms) == 1 and written == self._negative(self.displacement):
                 parts.append(varint(ALONG + 2 * terms[0][0] + 1))
-            elif [d for d, _ in terms] == [d for d, _ in update] and written == self._bytes([m for _, m in update]):
+            elif [d for d, _ in terms] == [d for d, _ in update] and written == self._bytes(
+                [m for _, m in update]
+            ):
                 parts.append(varint(AS_UPDATE))
             else:
-                parts += [varint(WRITTEN_OUT), varint(len(terms)), *(varint(d) for d, _ in terms), written]
+                parts += [
+                    varint(WRITTEN_OUT),
+                    varint(len(terms)),
+                    *(varint(d) for d, _ in terms),
+                    written,
+                ]
                 self.displacement = written if len(terms) == 1 else self.displacement
         return b"".join(parts)
 
@@ -207,7 +251,9 @@ class Codec:
             raise JournalError(f"{len(data) - at} bytes too many in a trace")
         return traces
 
-    def _read_traces(self, data: bytes, at: int, update: list[Term]) -> tuple[list[list[Term]], int]:
+    def _read_traces(
+        self, data: bytes, at: int, update: list[Term]
+    ) -> tuple[list[list[Term]], int]:
         traces: list[list[Term]] = []
         shared: dict[bytes, list[Multiple]] = {}  # a trace of a byte gets no numbers of its own
         count, at = read_varint(data, at)
@@ -224,7 +270,8 @@ class Codec:
                 traces.append(list(zip(directions, rows, strict=True)))
                 at = end
             else:
-                backwards, direction = (code - ALONG) & 1, (code - ALONG) >> 1
+                backwards = (code - ALONG) & 1
+                direction = (code - ALONG) >> 1
                 row = self._negative(self.displacement) if backwards else self.displacement
                 if direction >= MAX_DIRECTIONS:
                     raise JournalError(f"there is no direction {direction}")
@@ -238,7 +285,9 @@ class Codec:
             numbers = [m for row in rows for m in row]
             return struct.pack(f"<{len(numbers)}d", *numbers)
         shape = (self.replicas,)
-        return b"".join(np.broadcast_to(np.asarray(m, "<f8"), shape).tobytes() for row in rows for m in row)
+        return b"".join(
+            np.broadcast_to(np.asarray(m, "<f8"), shape).tobytes() for row in rows for m in row
+        )
 
     def _floats(self, data: bytes, at: int, count: int) -> tuple[list[list[Multiple]], int]:
         end = at + count * self.width
@@ -246,7 +295,8 @@ class Codec:
             raise JournalError(f"{count:,} directions do not fit into {len(data):,} bytes")
         self._spend(count * (200 + 144 * self.groups + self.width))
         if self.replicas is None:
-            numbers, n = struct.unpack_from(f"<{count * self.groups}d", data, at), self.groups
+            numbers = struct.unpack_from(f"<{count * self.groups}d", data, at)
+            n = self.groups
             return [list(numbers[i : i + n]) for i in range(0, len(numbers), n)], end
         rows = np.frombuffer(data, "<f8", count * self.width // 8, at).astype(np.float64)
         return [list(row) for row in rows.reshape(count, self.groups, self.replicas)], end
@@ -266,14 +316,16 @@ class Codec:
         """Count the memory that a record asks for, before it gets it."""
         self._spent += memory
         if self._spent > MOST_MEMORY:
-            raise JournalError(f"its numbers would take more than {MOST_MEMORY >> 20} MiB of memory")
+            raise JournalError(
+                f"its numbers would take more than {MOST_MEMORY >> 20} MiB of memory"
+            )
 
     @staticmethod
     def _negative(row: bytes) -> bytes:
         return (-np.frombuffer(row, "<f8")).tobytes() if row else b""
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def to_json(value: Any) -> bytes:
@@ -285,13 +337,16 @@ def from_json(data: bytes) -> dict[str, Any]:
     """What `to_json` wrote; it must be a dict."""
     if json_memory(data) > MOST_MEMORY:
         raise JournalError(
-            f"a text record of {len(data):,} bytes would take more than {MOST_MEMORY >> 20} MiB of memory"
+            f"a text record of {len(data):,} bytes would take more than {MOST_MEMORY >> 20} MiB of "
+            "memory"
         )
     try:
         value = _full(json.loads(data))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
         said = shown(" ".join(str(error).split()), 100)
-        raise JournalError(f"a text record cannot be read ({type(error).__name__}: {said})") from None
+        raise JournalError(
+            f"a text record cannot be read ({type(error).__name__}: {said})"
+        ) from None
     if not isinstance(value, dict):
         raise JournalError("a text record is not a JSON object")
     return value
@@ -299,7 +354,8 @@ def from_json(data: bytes) -> dict[str, Any]:
 
 def json_memory(data: bytes) -> int:
     """At most so many bytes of memory are what JSON stands for, read and then turned into tensors and tuples."""
-    containers, values = data.count(b"[") + data.count(b"{"), data.count(b",") + data.count(b":")
+    containers = data.count(b"[") + data.count(b"{")
+    values = data.count(b",") + data.count(b":")
     return 144 * containers + 64 * values + 4 * len(data)
 
 
@@ -307,7 +363,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
-            raise TypeError(f"a journal cannot hold a tensor of dtype {dtype}; make it one of {', '.join(DTYPES)}")
+            raise TypeError(
+                f"a journal cannot hold a tensor of dtype {dtype}; make it one of "
+                f"{', '.join(DTYPES)}"
+            )
         return {"tensor": dtype, "shape": list(value.shape), "values": value.flatten().tolist()}
     if isinstance(value, dict):
         return {str(key): _plain(v) for key, v in value.items()}
@@ -319,12 +378,17 @@ def _plain(value: Any) -> Any:
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a journal cannot hold {value!r}; it takes numbers, text, lists, dicts and tensors of numbers")
+    raise TypeError(
+        f"a journal cannot hold {value!r}; it takes numbers, text, lists, dicts and tensors of "
+        "numbers"
+    )
 
 
 def _full(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"tensor", "shape", "values"}:
-        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]], device="cpu").reshape(value["shape"])
+        return torch.tensor(value["values"], dtype=DTYPES[value["tensor"]], device="cpu").reshape(
+            value["shape"]
+        )
     if isinstance(value, dict) and set(value) == {"tuple"}:
         return tuple(_full(v) for v in value["tuple"])
     if isinstance(value, dict):

@@ -30,9 +30,11 @@ from dopaminergic.journal.format import (
 MOST_HELD = 384 << 20  # bytes of all headers and snapshots together
 SNAPSHOT_MEMORY = 400
 TOO_MANY = (
-    "it has more headers and snapshots than are kept in memory (384 MiB); replay it with more distance between them"
+    "it has more headers and snapshots than are kept in memory (384 MiB); replay it with more "
+    "distance between them"
 )
-PERTURBATION = ("shared", "keep_copies")  # options of `Weights`, of which a header may hold those that it knows
+# Options of `Weights`, of which a header may hold those that it knows.
+PERTURBATION = ("shared", "keep_copies")
 
 
 class JournalDamage(UserWarning):
@@ -40,16 +42,19 @@ class JournalDamage(UserWarning):
 
 
 class Header(NamedTuple):
-    """What a section of a journal begins with; a journal has more than one after `add_param_group` or `merge`.
+    """What a section of a journal begins with; a journal has more than one after `add_param_group`
+    or `merge`.
 
     Attributes:
         library: version of this library that wrote it.
         optimizer: name of its class.
         settings: its settings, the noise and the seeds among them.
         step: number of its next step.
-        groups: for each its `sigma` and its `parameters`, of which each has `name`, `shape`, `dtype`, `trainable`.
+        groups: for each its `sigma` and its `parameters`, of which each has `name`, `shape`,
+            `dtype`, `trainable`.
         weights: SHA-256 of the weights at this point; "" where they go on from the section before.
-        perturbation: how weights are perturbed, as far as updates depend on it: options of `Weights`, True or False.
+        perturbation: how weights are perturbed, as far as updates depend on it: options of
+            `Weights`, True or False.
     """
 
     library: str
@@ -78,7 +83,9 @@ class Header(NamedTuple):
 
     def codec(self) -> Codec:
         """For the steps of this section."""
-        return Codec(len(self.groups), len(self.seeds) if isinstance(self.settings["seed"], list) else None)
+        return Codec(
+            len(self.groups), len(self.seeds) if isinstance(self.settings["seed"], list) else None
+        )
 
 
 class Snapshot(NamedTuple):
@@ -131,14 +138,17 @@ class Contents(NamedTuple):
             return ""
         lost = max(0, os.path.getsize(self.path) - self.damage.offset)
         return (
-            f"{self.path}: damaged {self.damage}; the {self.steps:,} whole steps before it are sound, the {lost:,} "
+            f"{self.path}: damaged {self.damage}; the {self.steps:,} whole steps before it are "
+            f"sound, the {lost:,} "
             "bytes from there on cannot be used"
         )
 
     def records(self, after: Snapshot | None = None) -> Iterator[Raw]:
         """The whole records, from the first one or from the one after a snapshot."""
         with open_file(self.path) as file:
-            start, checksum = (after.end, after.checksum) if after else (len(START), zlib.crc32(START))
+            start, checksum = (
+                (after.end, after.checksum) if after else (len(START), zlib.crc32(START))
+            )
             yield from scan(file, start, self.size, checksum)
 
     def state(self, snapshot: Snapshot) -> dict[str, Any]:
@@ -156,7 +166,8 @@ def read(path: str | os.PathLike[str]) -> Contents:
         path: of a journal; it may be damaged, or still be written.
 
     Raises:
-        JournalError: it is no journal, of a version that is not known, or damaged before its first step.
+        JournalError: it is no journal, of a version that is not known, or damaged before its first
+            step.
         OSError: there is no such file, or it cannot be read.
     """
     path = Path(path)
@@ -169,18 +180,26 @@ def read(path: str | os.PathLike[str]) -> Contents:
 def _check_start(path: Path, file: BinaryIO) -> None:
     start = file.read(len(START))
     if start[:8] != START[:8]:
-        raise JournalError(f"{path} is not a journal: it starts with {start[:8]!r}, a journal with {START[:8]!r}")
+        raise JournalError(
+            f"{path} is not a journal: it starts with {start[:8]!r}, a journal with {START[:8]!r}"
+        )
     if start != START:
         raise JournalError(
-            f"{path} is a journal of version {int.from_bytes(start[8:], 'little')}, this library reads version "
-            f"{int.from_bytes(START[8:], 'little')}; install the version of dopaminergic that wrote it"
+            f"{path} is a journal of version {int.from_bytes(start[8:], 'little')}, this library "
+            "reads version "
+            f"{int.from_bytes(START[8:], 'little')}; install the version of dopaminergic that "
+            "wrote it"
         )
 
 
 def _contents(path: Path, file: BinaryIO, size: int) -> Contents:
     headers: list[Header] = []
     snapshots: list[Snapshot] = []
-    steps, skipped, end, damage, kinds = 0, 0, len(START), None, dict.fromkeys(KINDS.values(), 0)
+    steps = 0
+    skipped = 0
+    end = len(START)
+    damage = None
+    kinds = dict.fromkeys(KINDS.values(), 0)
     held = 0  # memory of what is kept
     try:
         for raw in scan(file, end, size, zlib.crc32(START)):
@@ -189,13 +208,23 @@ def _contents(path: Path, file: BinaryIO, size: int) -> Contents:
             elif not headers:
                 raise Damage(raw.start, "the first record is not a header")
             elif raw.kind in (STEP, SKIPPED):
-                steps, skipped = steps + 1, skipped + (raw.kind == SKIPPED)
+                steps = steps + 1
+                skipped = skipped + (raw.kind == SKIPPED)
             elif raw.kind == SNAPSHOT and len(raw.payload) < DIGEST_BYTES:
-                raise Damage(raw.start, f"a snapshot of {len(raw.payload)} bytes, the digest alone has {DIGEST_BYTES}")
+                raise Damage(
+                    raw.start,
+                    f"a snapshot of {len(raw.payload)} bytes, the digest alone has {DIGEST_BYTES}",
+                )
             elif raw.kind == SNAPSHOT:
                 digest = raw.payload[:DIGEST_BYTES].hex()
-                snapshots.append(Snapshot(steps, headers[-1], digest, raw.start, raw.end, raw.checksum))
-            held += json_memory(raw.payload) if raw.kind == HEADER else SNAPSHOT_MEMORY * (raw.kind == SNAPSHOT)
+                snapshots.append(
+                    Snapshot(steps, headers[-1], digest, raw.start, raw.end, raw.checksum)
+                )
+            held += (
+                json_memory(raw.payload)
+                if raw.kind == HEADER
+                else SNAPSHOT_MEMORY * (raw.kind == SNAPSHOT)
+            )
             if held > MOST_HELD:
                 raise JournalError(TOO_MANY)
             kinds[KINDS[raw.kind]] += raw.end - raw.start
@@ -207,7 +236,9 @@ def _contents(path: Path, file: BinaryIO, size: int) -> Contents:
             raise JournalError(f"{path}: {error}") from None
         damage = Damage(end, str(error))
     if not snapshots:
-        raise JournalError(f"{path}: damaged {damage or f'at byte {end}: it ends'}, before its first step")
+        raise JournalError(
+            f"{path}: damaged {damage or f'at byte {end}: it ends'}, before its first step"
+        )
     return Contents(path, headers, steps, skipped, snapshots, end, kinds, damage)
 
 
@@ -227,12 +258,16 @@ def header_of(raw: Raw) -> Header:
 
 def _wrong(header: Header) -> str:
     """The part of a header that is of the wrong kind; "" if none is."""
-    seeds, parameters = header.seeds, header.parameters
+    seeds = header.seeds
+    parameters = header.parameters
     sound = {
         "step": _below(header.step, 1 << 63),
         "settings": bool(seeds) and all(_below(seed, 1 << 63) for seed in seeds),
-        "groups": bool(header.groups) and all(type(s) is float and 0 < s < math.inf for s in header.sigmas),
-        "perturbation": all(n in PERTURBATION and type(x) is bool for n, x in header.perturbation.items()),
+        "groups": bool(header.groups)
+        and all(type(s) is float and 0 < s < math.inf for s in header.sigmas),
+        "perturbation": all(
+            n in PERTURBATION and type(x) is bool for n, x in header.perturbation.items()
+        ),
         "parameters": all(map(_parameter, parameters)),
         "library, optimizer and weights": all(
             type(text) is str for text in (header.library, header.optimizer, header.weights)

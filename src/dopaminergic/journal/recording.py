@@ -32,7 +32,14 @@ from dopaminergic.journal.format import (
     framed,
     to_json,
 )
-from dopaminergic.journal.reading import PERTURBATION, Contents, Header, JournalDamage, Snapshot, read
+from dopaminergic.journal.reading import (
+    PERTURBATION,
+    Contents,
+    Header,
+    JournalDamage,
+    Snapshot,
+    read,
+)
 from dopaminergic.journal.replaying import digest, replay
 from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer

@@ -48,14 +48,16 @@ def replay(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Bring a model from its initial weights to those of a step, bit for bit, without a forward pass.
+    """Bring a model from its initial weights to those of a step, bit for bit, without a forward
+    pass.
 
-    The model may also hold the weights of a snapshot on the way (every 100 steps by default, and where the recording
-    ended); the replay then starts there. Weights are compared with what was recorded at each snapshot.
+    The model may also hold the weights of a snapshot on the way (every 100 steps by default, and
+    where the recording ended); the replay then starts there. Weights are compared with what was
+    recorded at each snapshot.
 
     Args:
-        model: a model, or the parameters as they were given to the optimizer; a dict of tensors, such as a
-            `state_dict`, is changed in place.
+        model: a model, or the parameters as they were given to the optimizer; a dict of tensors,
+            such as a `state_dict`, is changed in place.
         journal: a file, or what `dopaminergic.journal.read` made of it.
         upto: number of steps, counted from the start of the journal; None: all of them.
         progress: called with the number of steps done and of all steps, from time to time.
@@ -64,7 +66,8 @@ def replay(
         The number of steps that lie between the initial weights and those that the model now has.
 
     Raises:
-        JournalError: the model is not that of the journal, or other weights than were recorded came out.
+        JournalError: the model is not that of the journal, or other weights than were recorded came
+            out.
         OSError: the file cannot be read.
 
     Warns:
@@ -101,28 +104,31 @@ def revert(
 ) -> int:
     """Go back to the weights of an earlier step, bit for bit.
 
-    Sums of floating-point numbers cannot be undone exactly, so there is no way back from the weights alone: this copies
-    the initial weights, or those of a snapshot before the step, and replays from there.
+    Sums of floating-point numbers cannot be undone exactly, so there is no way back from the
+    weights alone: this copies the initial weights, or those of a snapshot before the step, and
+    replays from there.
 
     Args:
         model: as for `replay`; whatever weights it has are overwritten.
         journal: as for `replay`.
         to: number of steps, counted from the start of the journal.
-        base: the weights to start from, needed: a model, parameters, a `state_dict`, or a file that `torch.save` wrote
-            one to.
+        base: the weights to start from, needed: a model, parameters, a `state_dict`, or a file that
+            `torch.save` wrote one to.
 
     Returns:
         `to`.
 
     Raises:
-        JournalError: as `replay`; if the base is not that of the journal, the model is left as it was.
+        JournalError: as `replay`; if the base is not that of the journal, the model is left as it
+            was.
     """
     contents = journal if isinstance(journal, Contents) else read(journal)
     stop = _last_step(contents, to)
     parameters = matched(model, contents)
     if base is None:
         raise JournalError(
-            "revert: base is needed, the weights that the recording started from: floating-point sums cannot be undone "
+            "revert: base is needed, the weights that the recording started from: floating-point "
+            "sums cannot be undone "
             "exactly; pass base=initial_state_dict, or a file that holds it"
         )
     if isinstance(base, str | os.PathLike):
@@ -152,7 +158,7 @@ def load(path: Path) -> dict[str, Tensor]:
     return state
 
 
-# ---- which tensors, which steps --------------------------------------------------------------------------------------
+# ---- which tensors, which steps ------------------------------------------------------------------
 
 
 def matched(model: Parameters, contents: Contents) -> list[Tensor]:
@@ -168,20 +174,24 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
         found = listed
     if len(found) != len(wanted):
         raise JournalError(
-            f"{contents.path} is about {len(wanted)} parameters, but {len(found)} were given that could be these; pass "
+            f"{contents.path} is about {len(wanted)} parameters, but {len(found)} were given that "
+            "could be these; pass "
             "what the optimizer was given, such as model.head.parameters(), in the same order"
         )
     for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
         if not _has_memory(p):
             raise JournalError(
-                f"{contents.path}: parameter {_name(w, i)} is a meta, sparse, nested or expanded tensor, which has no "
+                f"{contents.path}: parameter {_name(w, i)} is a meta, sparse, nested or expanded "
+                "tensor, which has no "
                 "memory for each of its entries; give a dense one, such as p.clone()"
             )
         if not _fits(p, w):
             raise JournalError(
                 f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
-                f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; build the same model, "
-                "and pass its parameters in the same order (an optimizer over model.named_parameters() writes names, "
+                f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; "
+                "build the same model, "
+                "and pass its parameters in the same order (an optimizer over "
+                "model.named_parameters() writes names, "
                 "and the order does not matter then)"
             )
     return found
@@ -255,19 +265,26 @@ def _start(parameters: list[Tensor], contents: Contents, stop: int) -> Snapshot:
             return snapshot
     later = any(s.weights == have[len(s.header.parameters)] for s in contents.snapshots)
     raise JournalError(
-        f"{contents.path} starts from other weights: SHA-256 {contents.snapshots[0].weights[:16]}..., those given "
+        f"{contents.path} starts from other weights: SHA-256 "
+        f"{contents.snapshots[0].weights[:16]}..., those given "
         f"have {have[len(contents.headers[0].parameters)][:16]}..."
-        + ("; they are those of a later step, from which only `revert` with a base leads back" if later else "")
+        + (
+            "; they are those of a later step, from which only `revert` with a base leads back"
+            if later
+            else ""
+        )
         + "; load the weights that the recording started from"
     )
 
 
-# ---- the replay itself -----------------------------------------------------------------------------------------------
+# ---- the replay itself ---------------------------------------------------------------------------
 
 
 class _Replay:
     def __init__(self, parameters: list[Tensor], contents: Contents, start: Snapshot) -> None:
-        self.parameters, self.contents, self.start = parameters, contents, start
+        self.parameters = parameters
+        self.contents = contents
+        self.start = start
         self.steps = start.steps
         state = contents.state(start)
         self._section(start.header)
@@ -275,7 +292,9 @@ class _Replay:
             self.step = int(state["progress"]["step"])
             self._set_sigmas([float(group["sigma"]) for group in state["groups"]])
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise JournalError(f"{contents.path}: the snapshot at byte {start.start} lacks the state") from None
+            raise JournalError(
+                f"{contents.path}: the snapshot at byte {start.start} lacks the state"
+            ) from None
 
     def run(self, stop: int, progress: Callable[[int, int], None] | None) -> None:
         records = self.contents.records(self.start)
@@ -296,21 +315,28 @@ class _Replay:
         try:
             self._take(raw)
         except JournalError as error:
-            raise JournalError(f"{self.contents.path}: the record at byte {raw.start}: {error}") from None
+            raise JournalError(
+                f"{self.contents.path}: the record at byte {raw.start}: {error}"
+            ) from None
 
     def _take(self, raw: Raw) -> None:
         if raw.kind == STEP:
             self._do(self.codec.read_step(raw.payload))
-            self.step, self.steps = self.step + 1, self.steps + 1
+            self.step = self.step + 1
+            self.steps = self.steps + 1
         elif raw.kind == SKIPPED:
             self._do(Step([], None, []))
-            self.step, self.steps = self.step + 1, self.steps + 1
+            self.step = self.step + 1
+            self.steps = self.steps + 1
         elif raw.kind == TRACE:
             self._repeat(self.codec.read_traces(raw.payload))
             self.weights.restore(self.step)
         elif raw.kind == SIGMA:
             if len(raw.payload) != 8 * len(self.groups):
-                raise JournalError(f"{len(raw.payload)} bytes are not a sigma for each of {len(self.groups)} groups")
+                raise JournalError(
+                    f"{len(raw.payload)} bytes are not a sigma for each of {len(self.groups)} "
+                    "groups"
+                )
             self._set_sigmas(list(struct.unpack(f"<{len(self.groups)}d", raw.payload)))
         elif raw.kind == SNAPSHOT:
             self._check(raw.payload[:DIGEST_BYTES].hex())
@@ -324,13 +350,17 @@ class _Replay:
 
     def _section(self, header: Header) -> None:
         """Parameters and groups as the optimizer had them; the same memory, whoever is frozen now."""
-        self.codec, groups, at = header.codec(), [], 0
+        self.codec = header.codec()
+        groups = []
+        at = 0
         for group in header.groups:
             members = []
             for wanted in group["parameters"]:
                 alias = self.parameters[at].detach()
                 if not _fits(alias, wanted):
-                    raise JournalError(f"parameter {at} is given as {_dtype(alias)} of shape {list(alias.shape)}")
+                    raise JournalError(
+                        f"parameter {at} is given as {_dtype(alias)} of shape {list(alias.shape)}"
+                    )
                 members.append(alias.requires_grad_(wanted["trainable"]))
                 at += 1
             groups.append({"params": members, "sigma": group["sigma"]})
@@ -365,7 +395,9 @@ class _Replay:
         count = sum(len(group["params"]) for group in self.groups)
         if digest(self.parameters[:count]) != recorded:
             raise JournalError(
-                f"the weights after {self.steps:,} steps are not those that were recorded; either something but the "
-                "optimizer changed them since the snapshot before, or this machine draws other Gaussian directions (in "
+                f"the weights after {self.steps:,} steps are not those that were recorded; either "
+                "something but the "
+                "optimizer changed them since the snapshot before, or this machine draws other "
+                "Gaussian directions (in "
                 "the last place; Rademacher ones are the same everywhere)"
             )

@@ -11,8 +11,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT = -1, -3, 1 << 28  # mallopt(3); bytes
 def keep_memory() -> None:
     """Have this process keep up to 256 MB of what is freed.
 
-    Batches of perturbed networks take blocks of the same sizes in each step. Paged in anew each time, they took a fifth
-    of the time of `VectorDopamine`.
+    Batches of perturbed networks take blocks of the same sizes in each step. Paged in anew each
+    time, they took a fifth of the time of `VectorDopamine`.
     """
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         _call("mallopt", option, KEPT)

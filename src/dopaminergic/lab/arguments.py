@@ -26,7 +26,8 @@ EXAMPLES = """examples:
 """
 
 Command = Callable[[argparse.Namespace], int]
-Add = Callable[[str, str, str], argparse.ArgumentParser]  # a command: its name, what it does, examples
+# A command: its name, what it does, examples.
+Add = Callable[[str, str, str], argparse.ArgumentParser]
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,14 +78,34 @@ def _reproduce(add: Add) -> None:
         "  dopaminergic reproduce chaos --out runs/chaos\n"
         "  dopaminergic reproduce --quick --json",
     )
-    sub.add_argument("part", nargs="?", choices=("all", "xor", "chaos"), default="all", help="which experiment (all)")
+    sub.add_argument(
+        "part",
+        nargs="?",
+        choices=("all", "xor", "chaos"),
+        default="all",
+        help="which experiment (all)",
+    )
     size = sub.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="a look, in under a minute")
     size.add_argument(
-        "--full", action="store_const", const="full", dest="size", help="the run of record, 20 seeds or more"
+        "--quick",
+        action="store_const",
+        const="quick",
+        dest="size",
+        help="a look, in under a minute",
+    )
+    size.add_argument(
+        "--full",
+        action="store_const",
+        const="full",
+        dest="size",
+        help="the run of record, 20 seeds or more",
     )
     sub.set_defaults(size="default")
-    sub.add_argument("--out", type=Path, help="folder for records and report (runs/reproduce, with -quick or -full)")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="folder for records and report (runs/reproduce, with -quick or -full)",
+    )
     _add_workers(sub)
     _add_json(sub)
 
@@ -99,13 +120,23 @@ def _train(add: Add) -> None:
         "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
     )
     _add_task(sub)
-    sub.add_argument("--optimizer", help="see `dopaminergic tasks` (dopamine; with --csv dopamine2)")
-    sub.add_argument("--lr", type=_rate, help="learning rate (the optimizer's default, or the middle of its grid)")
+    sub.add_argument(
+        "--optimizer", help="see `dopaminergic tasks` (dopamine; with --csv dopamine2)"
+    )
+    sub.add_argument(
+        "--lr",
+        type=_rate,
+        help="learning rate (the optimizer's default, or the middle of its grid)",
+    )
     sub.add_argument("--seed", type=_seed, default=0, help="of weights, batches and directions (0)")
     _add_budget(sub)
-    sub.add_argument("--out", type=Path, help="folder for record and checkpoint (runs/train-TASK-OPTIMIZER)")
     sub.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in the folder; what is done is shown"
+        "--out", type=Path, help="folder for record and checkpoint (runs/train-TASK-OPTIMIZER)"
+    )
+    sub.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in the folder; what is done is shown",
     )
     _add_json(sub)
 
@@ -124,7 +155,12 @@ def _compare(add: Add) -> None:
         help="names, separated by commas (all but spsa, es)",
     )
     sub.add_argument("--seeds", type=_count, default=5, help="reported runs of each (5)")
-    sub.add_argument("--tuning-seeds", type=_count, default=2, help="runs of each of the seven learning rates (2)")
+    sub.add_argument(
+        "--tuning-seeds",
+        type=_count,
+        default=2,
+        help="runs of each of the seven learning rates (2)",
+    )
     _add_budget(sub)
     sub.add_argument("--out", type=Path, help="folder for records and report (runs/compare-TASK)")
     _add_workers(sub)
@@ -132,7 +168,9 @@ def _compare(add: Add) -> None:
 
 
 def _report(add: Add) -> None:
-    sub = add("report", "write the report of a folder again", "  dopaminergic report runs/reproduce")
+    sub = add(
+        "report", "write the report of a folder again", "  dopaminergic report runs/reproduce"
+    )
     sub.add_argument("folder", type=Path, help="a folder that reproduce, compare or train wrote")
     sub.add_argument("--out", type=Path, help="where to put the report (the same folder)")
     _add_json(sub)
@@ -155,9 +193,21 @@ def _journal(add: Add) -> None:
     sub.add_argument("action", choices=("show", "verify", "replay"), help="what to do")
     sub.add_argument("file", type=Path, help="a file that Journal wrote")
     sub.add_argument("--last", type=_count, default=5, help="show: so many of the last steps (5)")
-    sub.add_argument("--base", type=Path, metavar="FILE", help="replay: the initial state_dict, written by torch.save")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="replay: where to write the state_dict of the step")
-    sub.add_argument("--upto", type=_number, metavar="N", help="replay: steps from the start of the journal (all)")
+    sub.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="replay: the initial state_dict, written by torch.save",
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="replay: where to write the state_dict of the step"
+    )
+    sub.add_argument(
+        "--upto",
+        type=_number,
+        metavar="N",
+        help="replay: steps from the start of the journal (all)",
+    )
     _add_json(sub)
 
 
@@ -166,7 +216,9 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="parallel processes (all cores)")
+    parser.add_argument(
+        "--workers", type=_count, default=os.cpu_count() or 1, help="parallel processes (all cores)"
+    )
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -175,9 +227,17 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="see `dopaminergic tasks`")
-    parser.add_argument("--csv", metavar="FILE", help="your own series, CSV (also compressed) or Parquet")
-    parser.add_argument("--column", action="append", help="a column of that file, if it has more; repeat for several")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="your own series, CSV (also compressed) or Parquet"
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        help="a column of that file, if it has more; repeat for several",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task"
+    )
 
 
 MOST = (1 << 32) - 1  # steps, and so passes, are counted in 32 bits
@@ -189,7 +249,9 @@ def _number(text: str) -> int:
     """A whole number as people write it: 10000, 10_000 or 1e4."""
     value = float(text) if WHOLE.fullmatch(text.strip()) else math.nan
     if not math.isfinite(value) or value != int(value):
-        raise argparse.ArgumentTypeError(f"expected a whole number, such as 10000 or 1e4, got {text[:40]!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number, such as 10000 or 1e4, got {text[:40]!r}"
+        )
     plain = text.strip().replace("_", "")
     return int(plain) if plain.lstrip("+-").isdigit() else int(value)
 
@@ -197,7 +259,9 @@ def _number(text: str) -> int:
 def _count(text: str) -> int:
     value = _number(text)
     if not 1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"must be {'>= 1' if value < 1 else f'<= {MOST}'}, got {text[:40]}; try 10000")
+        raise argparse.ArgumentTypeError(
+            f"must be {'>= 1' if value < 1 else f'<= {MOST}'}, got {text[:40]}; try 10000"
+        )
     return value
 
 
@@ -214,5 +278,7 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, such as 0.01, got {text[:40]!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a finite number >= 0, such as 0.01, got {text[:40]!r}"
+        )
     return value

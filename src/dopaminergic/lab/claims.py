@@ -1,8 +1,10 @@
-"""The six claims made for Dopamine in arXiv 2510.22178, one of this library's own, and verdicts from records alone.
+"""The six claims made for Dopamine in arXiv 2510.22178, one of this library's own, and verdicts
+from records alone.
 
-Every verdict follows from a rule that is fixed here, in the docstring of the function that judges the claim; the report
-prints it beside the verdict. A claim is about the paper's equations, which are not public; what is judged are the rules
-that this library defined after its abstract. V1 is about VectorDopamine, which is not in the paper.
+Every verdict follows from a rule that is fixed here, in the docstring of the function that judges
+the claim; the report prints it beside the verdict. A claim is about the paper's equations, which
+are not public; what is judged are the rules that this library defined after its abstract. V1 is
+about VectorDopamine, which is not in the paper.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ from dopaminergic.lab.results import (
     solved_at,
 )
 
-HOLDS, PARTLY, NOT_SEEN, NOT_MEASURED = "holds", "holds partly", "not seen", "not measured"
+HOLDS = "holds"
+PARTLY = "holds partly"
+NOT_SEEN = "not seen"
+NOT_MEASURED = "not measured"
 ENOUGH_SEEDS = 20  # a verdict that needs smaller groups is provisional
 COMPARABLE = 1.25  # ratio of median errors up to which two methods count as comparable
 
@@ -103,9 +108,19 @@ def judge(records: Iterable[Record], costs: Mapping[str, Any]) -> list[Verdict]:
     for claim, (statement, rule) in CLAIMS.items():
         finding = rule(tasks, costs)
         text = " ".join((inspect.getdoc(rule) or "").split())
-        provisional = finding.verdict != NOT_MEASURED and not _is_firm(finding, rule(_well_seeded(tasks), costs))
+        provisional = finding.verdict != NOT_MEASURED and not _is_firm(
+            finding, rule(_well_seeded(tasks), costs)
+        )
         verdicts.append(
-            Verdict(claim, statement, finding.verdict, tuple(finding.evidence), text, finding.n, provisional)
+            Verdict(
+                claim,
+                statement,
+                finding.verdict,
+                tuple(finding.evidence),
+                text,
+                finding.n,
+                provisional,
+            )
         )
     return verdicts
 
@@ -128,16 +143,22 @@ def _is_firm(finding: Finding, from_enough: Finding) -> bool:
 
 
 def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Dopamine with its one default set against WP tuned for each task, on every forecasting and XOR task.
+    """Dopamine with its one default set against WP tuned for each task, on every forecasting and
+    XOR task.
 
-    A task is won where the 95 % interval of the probability that a Dopamine run beats a WP run lies above .5, lost
-    where it lies below. A run beats another by a lower final test error, on tasks with a threshold by fewer forward
-    passes to reach it (never = infinity). Holds: won on all. Holds partly: won on some, and on more than are lost.
-    Otherwise not seen.
+    A task is won where the 95 % interval of the probability that a Dopamine run beats a WP run lies
+    above .5, lost where it lies below. A run beats another by a lower final test error, on tasks
+    with a threshold by fewer forward passes to reach it (never = infinity). Holds: won on all.
+    Holds partly: won on some, and on more than are lost. Otherwise not seen.
     """
-    outcomes, evidence, sizes = [], [], []
-    for title, cells in tasks_with(tasks, (DOPAMINE, WP), lambda task: is_forecasting(task) or is_xor(task)):
-        ours, theirs = cells[DOPAMINE], cells[WP]
+    outcomes = []
+    evidence = []
+    sizes = []
+    for title, cells in tasks_with(
+        tasks, (DOPAMINE, WP), lambda task: is_forecasting(task) or is_xor(task)
+    ):
+        ours = cells[DOPAMINE]
+        theirs = cells[WP]
         timed = has_threshold(ours + theirs)
         score = solved_at if timed else final_error
         chance = statistics.probability_of_improvement((scores(score, ours), scores(score, theirs)))
@@ -149,35 +170,48 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         evidence.append(words + ("." if timed else f"; {speed(ours, theirs)}."))
     if not outcomes:
         return _nothing("no task was run with both Dopamine (default) and tuned WP")
-    won, lost = outcomes.count(1), outcomes.count(-1)
+    won = outcomes.count(1)
+    lost = outcomes.count(-1)
     summary = f"Against tuned WP, won on {won}, level on {outcomes.count(0)}, lost on {lost} of {len(outcomes)} tasks."
     verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
     return Finding(verdict, [summary, *evidence], min(sizes))
 
 
 def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam, on every forecasting and XOR task.
+    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam, on every forecasting
+    and XOR task.
 
-    A task is comparable where the median final test error is at most 1.25 times Adam's, on tasks with a threshold
-    where the share of solved runs is at most .05 below Adam's. Holds: comparable on all forecasting tasks. Holds
-    partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not measured.
+    A task is comparable where the median final test error is at most 1.25 times Adam's, on tasks
+    with a threshold where the share of solved runs is at most .05 below Adam's. Holds: comparable
+    on all forecasting tasks. Holds
+    partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not
+    measured.
     """
     comparable: dict[str, bool] = {}
-    evidence, sizes, forecasting = [], [], []
-    for title, cells in tasks_with(tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)):
+    evidence = []
+    sizes = []
+    forecasting = []
+    for title, cells in tasks_with(
+        tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)
+    ):
         best = best_of(cells, (DOPAMINE, DOPAMINE2))
         if best is None:
             continue
-        ours, adam = cells[best], cells[ADAM]
+        ours = cells[best]
+        adam = cells[ADAM]
         sizes.append(min(len(ours), len(adam)))
         if has_threshold(ours + adam):
             own, other = (np.isfinite(scores(solved_at, runs)).mean() for runs in (ours, adam))
             comparable[title] = bool(own >= other - 0.05)
             evidence.append(f"{title}: {name_of(best)} solves {own:.0%}, Adam {other:.0%}.")
         else:
-            own, other = (float(statistics.median(scores(final_error, runs))) for runs in (ours, adam))
+            own, other = (
+                float(statistics.median(scores(final_error, runs))) for runs in (ours, adam)
+            )
             comparable[title] = own <= COMPARABLE * other
-            ratio = f"{compact(own / other)} times Adam's" if 0 < other < math.inf else "Adam diverged"
+            ratio = (
+                f"{compact(own / other)} times Adam's" if 0 < other < math.inf else "Adam diverged"
+            )
             words = f"{title}: median error of {name_of(best)} {compact(own)}"
             evidence.append(f"{words}, Adam {compact(other)} ({ratio}).")
         if is_forecasting(ours[0]["task"]):
@@ -189,34 +223,46 @@ def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     chaotic = sum(comparable[title] for title in forecasting)
     summary = f"Comparable to tuned Adam on {chaotic} of {len(forecasting)} forecasting tasks"
     summary += f" and {level - chaotic} of {len(comparable) - len(forecasting)} XOR tasks."
-    verdict = HOLDS if all(comparable[title] for title in forecasting) else PARTLY if level else NOT_SEEN
+    verdict = (
+        HOLDS if all(comparable[title] for title in forecasting) else PARTLY if level else NOT_SEEN
+    )
     return Finding(verdict, [summary, *evidence], min(sizes))
 
 
 def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Cost of a step of Dopamine against Adam with backpropagation, and the work each needs for the same error.
+    """Cost of a step of Dopamine against Adam with backpropagation, and the work each needs for the
+    same error.
 
-    Per step: time in units of two forward passes, and peak memory over inference's, medians over the measured models.
-    For the same error: forward passes (Adam's step = 3) until Adam reaches Dopamine's median final error, on each
-    forecasting task. Holds: less time and memory per step, and fewer passes to the same error on every task. Holds
+    Per step: time in units of two forward passes, and peak memory over inference's, medians over
+    the measured models. For the same error: forward passes (Adam's step = 3) until Adam reaches
+    Dopamine's median final error, on each forecasting task. Holds: less time and memory per step,
+    and fewer passes to the same error on every task. Holds
     partly: less time or less memory per step, whatever the same error took. Otherwise not seen.
     """
-    ours, adam = cost_rows(costs, "dopamine", "adam"), cost_rows(costs, "adam", "dopamine")
+    ours = cost_rows(costs, "dopamine", "adam")
+    adam = cost_rows(costs, "adam", "dopamine")
     if not (ours and adam):
         return _nothing("costs.json has no model with rows for both Dopamine and Adam")
-    evidence, less = [], {}
+    evidence = []
+    less = {}
     for key, words in COSTS.items():
         own, other = (cost(rows, key) for rows in (ours, adam))
         less[key] = own < other
         evidence.append(f"{words}: {compact(own)} against Adam's {compact(other)}.")
-    sizes, slower = [], 0
+    sizes = []
+    slower = 0
     for title, cells in tasks_with(tasks, (DOPAMINE, ADAM), is_forecasting):
-        own, other = cells[DOPAMINE], cells[ADAM]
+        own = cells[DOPAMINE]
+        other = cells[ADAM]
         needed = float(statistics.median([passes_to(run, median_error(own)) for run in other]))
         budget = float(own[0]["budget"])
         slower += needed <= budget
         sizes.append(min(len(own), len(other)))
-        reached = f"Adam is there after {compact(needed)}" if math.isfinite(needed) else "Adam never gets there"
+        reached = (
+            f"Adam is there after {compact(needed)}"
+            if math.isfinite(needed)
+            else "Adam never gets there"
+        )
         evidence.append(f"{title}: Dopamine's error after {compact(budget)} passes; {reached}.")
     cheaper_step = (less["time_over_two_forwards"], less["peak_memory_over_inference"])
     if not sizes:
@@ -228,42 +274,64 @@ def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         f"and {own['peak_memory_over_inference']} times inference's memory "
         f"(Adam {other['peak_memory_over_inference']})"
     )
-    summary += f"; Adam is at the same error sooner on {slower} of {len(sizes)} forecasting tasks." if sizes else "."
+    summary += (
+        f"; Adam is at the same error sooner on {slower} of {len(sizes)} forecasting tasks."
+        if sizes
+        else "."
+    )
     evidence.insert(0, summary)
     complete = all(cheaper_step) and bool(sizes) and not slower
-    return Finding(HOLDS if complete else PARTLY if any(cheaper_step) else NOT_SEEN, evidence, min(sizes, default=0))
+    return Finding(
+        HOLDS if complete else PARTLY if any(cheaper_step) else NOT_SEEN,
+        evidence,
+        min(sizes, default=0),
+    )
 
 
 def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Final error on unseen points of cluster XOR and continuous XOR, default sets against tuned SGD, Adam and WP.
+    """Final error on unseen points of cluster XOR and continuous XOR, default sets against tuned
+    SGD, Adam and WP.
 
-    On each task the better of Dopamine and Dopamine2 by median is compared; it is better than another where the 95 %
-    interval of the probability that its run beats the other's lies above .5. Holds: better than SGD, Adam and WP on
-    every task. Holds partly: better than both SGD and Adam on some task. Otherwise not seen.
+    On each task the better of Dopamine and Dopamine2 by median is compared; it is better than
+    another where the 95 % interval of the probability that its run beats the other's lies above .5.
+    Holds: better than SGD, Adam and WP on every task. Holds partly: better than both SGD and Adam
+    on some task. Otherwise not seen.
     """
-    full, partial, evidence, sizes = [], [], [], []
+    full = []
+    partial = []
+    evidence = []
+    sizes = []
     others = (SGD, ADAM, WP)
-    for title, cells in tasks_with(tasks, (), lambda task: task.startswith(("cluster-xor", "continuous-xor"))):
+    for title, cells in tasks_with(
+        tasks, (), lambda task: task.startswith(("cluster-xor", "continuous-xor"))
+    ):
         own = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
         present = [other for other in others if other in cells]
         if not (own and present):
             continue
         best = min(own, key=lambda method: median_error(cells[method]))
         errors = {method: scores(final_error, cells[method]) for method in (best, *present)}
-        chances = {other: statistics.probability_of_improvement((errors[best], errors[other])) for other in present}
+        chances = {
+            other: statistics.probability_of_improvement((errors[best], errors[other]))
+            for other in present
+        }
         better = {other for other, chance in chances.items() if sign_of(chance) == 1}
         full.append(better == set(others))
         partial.append({SGD, ADAM} <= better)
         sizes.extend(chance.n for chance in chances.values())
         rivals = [
-            f"{name_of(other)} {middle(final_error, cells[other])}, beaten with probability {with_interval(chance)}"
+            f"{name_of(other)} {middle(final_error, cells[other])}, beaten with probability "
+            f"{with_interval(chance)}"
             for other, chance in chances.items()
         ]
         evidence.append(
-            f"{title}: median test error of {name_of(best)} {middle(final_error, cells[best])}; {'; '.join(rivals)}."
+            f"{title}: median test error of {name_of(best)} {middle(final_error, cells[best])}; "
+            f"{'; '.join(rivals)}."
         )
     if not full:
-        return _nothing("neither cluster XOR nor continuous XOR was run with a Dopamine rule and another")
+        return _nothing(
+            "neither cluster XOR nor continuous XOR was run with a Dopamine rule and another"
+        )
     summary = (
         f"Better than SGD, Adam and WP on {sum(full)}, than SGD and Adam on {sum(partial)} of "
         f"{len(full)} task{'s' if len(full) > 1 else ''} with unseen points."
@@ -273,15 +341,25 @@ def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Lowest median final test error on each forecasting task, among all that the paper compared, and SPSA and ES.
+    """Lowest median final test error on each forecasting task, among all that the paper compared,
+    and SPSA and ES.
 
-    Dopamine2 counts with its default and with its tuned set. Holds: Dopamine2 is the lowest on every task. Holds
-    partly: the lowest on some task, or the lowest of those without gradients on every task. Otherwise not seen.
+    Dopamine2 counts with its default and with its tuned set. Holds: Dopamine2 is the lowest on
+    every task. Holds
+    partly: the lowest on some task, or the lowest of those without gradients on every task.
+    Otherwise not seen.
     """
-    first, first_without_gradients, evidence, sizes = [], [], [], []
+    first = []
+    first_without_gradients = []
+    evidence = []
+    sizes = []
     for title, cells in tasks_with(tasks, (), is_forecasting):
-        medians = {method: median_error(runs) for method, runs in cells.items() if method[0] != "vector"}
-        if len({optimizer for optimizer, _ in medians}) < 2 or all(method[0] != "dopamine2" for method in medians):
+        medians = {
+            method: median_error(runs) for method, runs in cells.items() if method[0] != "vector"
+        }
+        if len({optimizer for optimizer, _ in medians}) < 2 or all(
+            method[0] != "dopamine2" for method in medians
+        ):
             continue
         ranked = sorted(medians, key=lambda method: medians[method])
         forward = [method for method in ranked if method[0] not in ("sgd", "adam")]
@@ -298,20 +376,27 @@ def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     if not first:
         return _nothing("no forecasting task was run with Dopamine2 and another optimizer")
     partly = any(first) or all(first_without_gradients)
-    summary = f"Dopamine2 has the lowest median error on {sum(first)} of {len(first)} forecasting tasks"
+    summary = (
+        f"Dopamine2 has the lowest median error on {sum(first)} of {len(first)} forecasting tasks"
+    )
     summary += f", the lowest without gradients on {sum(first_without_gradients)}."
-    return Finding(HOLDS if all(first) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes))
+    return Finding(
+        HOLDS if all(first) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes)
+    )
 
 
 def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """Runs of Dopamine and Dopamine2 (default sets) on the forecasting tasks, beside tuned WP.
 
-    A run is unstable if it diverges or ends at more than twice its own best test error; the spread is the
-    interquartile range of the final errors over their median. Holds: at most 5 % unstable in each rule on each task,
-    and on each task a spread no larger than WP's. Holds partly: at most 5 % unstable in each rule over all tasks.
-    Otherwise not seen.
+    A run is unstable if it diverges or ends at more than twice its own best test error; the spread
+    is the interquartile range of the final errors over their median. Holds: at most 5 % unstable in
+    each rule on each task, and on each task a spread no larger than WP's. Holds partly: at most 5 %
+    unstable in each rule over all tasks. Otherwise not seen.
     """
-    evidence, sizes, calm, tight = [], [], [], []
+    evidence = []
+    sizes = []
+    calm = []
+    tight = []
     shaky: dict[Method, list[bool]] = {}
     for title, cells in tasks_with(tasks, (), is_forecasting):
         present = [method for method in (DOPAMINE, DOPAMINE2) if method in cells]
@@ -320,34 +405,48 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
             runs = cells[method]
             unstable = [is_unstable(run) for run in runs]
             spread = statistics.spread(scores(final_error, runs))
-            words.append(f"{name_of(method)} {sum(unstable)} of {len(runs)} unstable, spread {compact(spread, 2)}")
+            words.append(
+                f"{name_of(method)} {sum(unstable)} of {len(runs)} unstable, spread "
+                f"{compact(spread, 2)}"
+            )
             sizes.append(len(runs))
             if method != WP:
                 shaky.setdefault(method, []).extend(unstable)
                 calm.append(np.mean(unstable) <= 0.05)
-                tight.append(WP in cells and spread <= statistics.spread(scores(final_error, cells[WP])))
+                tight.append(
+                    WP in cells and spread <= statistics.spread(scores(final_error, cells[WP]))
+                )
         if words:
             evidence.append(f"{title}: {'; '.join(words)}.")
     if not shaky:
         return _nothing("no forecasting task was run with a Dopamine rule")
     partly = all(np.mean(each) <= 0.05 for each in shaky.values())
-    counts = ", ".join(f"{name_of(method)} {sum(each)} of {len(each)}" for method, each in shaky.items())
+    counts = ", ".join(
+        f"{name_of(method)} {sum(each)} of {len(each)}" for method, each in shaky.items()
+    )
     summary = f"Unstable runs: {counts}; spread no larger than WP's in {sum(tight)} of {len(tight)} comparisons."
     return Finding(
-        HOLDS if all(calm) and all(tight) else PARTLY if partly else NOT_SEEN, [summary, *evidence], min(sizes)
+        HOLDS if all(calm) and all(tight) else PARTLY if partly else NOT_SEEN,
+        [summary, *evidence],
+        min(sizes),
     )
 
 
 def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task; not a claim of the paper.
+    """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task; not a
+    claim of the paper.
 
-    Runs are paired by their seed, which gives both the same weights and batches; one beats the other as in C1. A task
-    is won where the 95 % bootstrap interval of the median difference lies below 0, lost where it lies above. Holds:
-    won on all. Holds partly: won on some, and on more than are lost. Otherwise not seen.
+    Runs are paired by their seed, which gives both the same weights and batches; one beats the
+    other as in C1. A task is won where the 95 % bootstrap interval of the median difference lies
+    below 0, lost where it lies above. Holds: won on all. Holds partly: won on some, and on more
+    than are lost. Otherwise not seen.
     """
-    outcomes, evidence, sizes = [], [], []
+    outcomes = []
+    evidence = []
+    sizes = []
     for title, cells in tasks_with(tasks, (VECTOR, ADAM), lambda task: True):
-        ours, theirs = cells[VECTOR], cells[ADAM]
+        ours = cells[VECTOR]
+        theirs = cells[ADAM]
         timed = has_threshold(ours + theirs)
         score = solved_at if timed else final_error
         first, second = ({run["seed"]: score(run) for run in runs} for runs in (ours, theirs))
@@ -357,27 +456,34 @@ def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         measure = "median passes to the threshold" if timed else "median error"
         words = f"{title}: {measure} {middle(score, ours)} against {middle(score, theirs)}"
         evidence.append(
-            f"{words}, lower on {found.share_better:.0%} of {len(found.seeds)} seeds{interval_of(found.median)}."
+            f"{words}, lower on {found.share_better:.0%} of {len(found.seeds)} "
+            f"seeds{interval_of(found.median)}."
         )
     if not outcomes:
         return _nothing("no task was run with both VectorDopamine and tuned Adam")
-    won, lost = outcomes.count(1), outcomes.count(-1)
+    won = outcomes.count(1)
+    lost = outcomes.count(-1)
     summary = (
-        f"Against tuned Adam, won on {won}, level on {outcomes.count(0)}, lost on {lost} of {len(outcomes)} tasks."
+        f"Against tuned Adam, won on {won}, level on {outcomes.count(0)}, lost on {lost} of "
+        f"{len(outcomes)} tasks."
     )
     verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
     return Finding(verdict, [summary, *evidence], min(sizes))
 
 
 CLAIMS: dict[str, tuple[str, Callable[[Tasks, Mapping[str, Any]], Finding]]] = {
-    "C1": ("Dopamine converges faster than plain weight perturbation (WP) and outperforms it.", faster_than_wp),
+    "C1": (
+        "Dopamine converges faster than plain weight perturbation (WP) and outperforms it.",
+        faster_than_wp,
+    ),
     "C2": ("It performs comparably to gradient-based training.", comparable_to_gradients),
     "C3": ("It needs much less computation and memory than gradient-based training.", cheaper),
     "C4": ("It generalises better on XOR.", generalises_on_xor),
     "C5": ("Dopamine2 has the lowest error on chaotic forecasting.", lowest_error_on_chaos),
     "C6": ("It converges stably.", stable),
     "V1": (
-        "This library's own: VectorDopamine beats backpropagation with Adam at equal forward passes.",
+        "This library's own: VectorDopamine beats backpropagation with Adam at equal forward "
+        "passes.",
         vector_beats_adam,
     ),
 }

@@ -42,11 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError as error:
         if not _readers_are_gone():
-            return _fail(f"another process of this run is gone ({error}); run the same command again to continue")
+            return _fail(
+                f"another process of this run is gone ({error}); run the same command again to "
+                "continue"
+            )
         # `head`, say, has had enough; nothing is missing unless runs were still to be made.
         return 1 if options.command in ("reproduce", "train", "compare") else 0
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; the command line needs: pip install 'dopaminergic[fast,lab]'")
+        return _fail(
+            f"{error.name} is not installed; the command line needs: pip install "
+            "'dopaminergic[fast,lab]'"
+        )
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if os.environ.get("DOPAMINERGIC_TRACEBACK"):
             raise
@@ -55,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _readers_are_gone() -> bool:
     """Whether nobody reads what this process writes; then what is still to be written is dropped."""
-    nothing, gone = os.open(os.devnull, os.O_WRONLY), False
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    gone = False
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -77,9 +84,14 @@ def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
     """The command that goes on where this one was interrupted, and from where; a plain one starts `train` again."""
     if options.command not in ("reproduce", "train", "compare"):
         return ""
-    line, kept = ["dopaminergic", *options.line], "; finished runs are kept"
+    line = ["dopaminergic", *options.line]
+    kept = "; finished runs are kept"
     if options.command == "train":
-        kept = f" at the checkpoint {checkpoint}" if checkpoint else "; the last checkpoint, if there is one, is kept"
+        kept = (
+            f" at the checkpoint {checkpoint}"
+            if checkpoint
+            else "; the last checkpoint, if there is one, is kept"
+        )
         line += [] if options.resume else ["--resume"]
     return clean(f"{kept}; to continue: {shlex.join(line)}")
 
@@ -90,7 +102,7 @@ def _tell(notes: Sequence[str]) -> None:
         print(f"dopaminergic: note: {clean(note)}", file=sys.stderr)
 
 
-# ---- the commands; imports wait until they are needed, so that --help answers at once -------------------------------
+# ---- the commands; imports wait until they are needed, so that --help answers at once ------------
 
 
 def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -109,7 +121,10 @@ def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         if options.column:
             raise ValueError("--column goes with --csv FILE")
         if options.task is None:
-            raise ValueError("which task? give --task NAME (see `dopaminergic tasks`) or --csv FILE --column NAME")
+            raise ValueError(
+                "which task? give --task NAME (see `dopaminergic tasks`) or --csv FILE --column "
+                "NAME"
+            )
         return options.task, settings
     if options.task is not None:
         raise ValueError("give either --task or --csv, not both")
@@ -155,7 +170,9 @@ def _measure_costs(folder: Path, size: str, progress: Any) -> None:
         print(f"dopaminergic: {error}; measuring again", file=sys.stderr)
     if not known:
         progress("costs of a step", 0, 1, [])
-        costs = measure_costs(5, ("dopamine", "vector", "adam")) if size == "quick" else measure_costs()
+        costs = (
+            measure_costs(5, ("dopamine", "vector", "adam")) if size == "quick" else measure_costs()
+        )
         write_whole(folder / "costs.json", sealed(costs))
         progress("costs of a step", 1, 1, [])
 
@@ -165,7 +182,11 @@ def _finish(folder: Path, options: argparse.Namespace) -> int:
     from dopaminergic.lab.report import write_report
 
     out = options.out if options.command == "report" else None
-    page = write_report(folder, out, [] if options.command == "report" else ["dopaminergic " + " ".join(options.line)])
+    page = write_report(
+        folder,
+        out,
+        [] if options.command == "report" else ["dopaminergic " + " ".join(options.line)],
+    )
     summary = json.loads((page.parent / "summary.json").read_text())
     if options.json:
         print(json.dumps({"report": str(page), **summary}))
@@ -199,13 +220,22 @@ def _train(options: argparse.Namespace) -> int:
         print(json.dumps(record))
         return 0
     rate = record["settings"]["lr"]
-    print(f"{clean(task.title)}, {optimizer}, lr {rate:g}, {record['forward_passes']:,} forward passes")
+    print(
+        f"{clean(task.title)}, {optimizer}, lr {rate:g}, {record['forward_passes']:,} forward "
+        "passes"
+    )
     for metric, value in record["metrics"].items():
-        print(f"  {metric.replace('_', ' '):24} {'not finite' if value is None else format(value, '.4g')}")
+        print(
+            f"  {metric.replace('_', ' '):24} "
+            f"{'not finite' if value is None else format(value, '.4g')}"
+        )
     for line in compare_with_rivals(task, record["metrics"]):
         print(textwrap.fill(clean(line), _columns()))
     where = clean(str(folder))
-    print(f"record: {where}{os.sep}records.jsonl\nto draw it: dopaminergic report {clean(shlex.quote(str(folder)))}")
+    print(
+        f"record: {where}{os.sep}records.jsonl\nto draw it: dopaminergic report "
+        f"{clean(shlex.quote(str(folder)))}"
+    )
     return 0
 
 
@@ -220,7 +250,9 @@ def _compare(options: argparse.Namespace) -> int:
     from dopaminergic.lab.records import writable
     from dopaminergic.lab.training import check_budget
 
-    optimizers = tuple(dict.fromkeys(each.strip() for each in options.optimizers.split(",") if each.strip()))
+    optimizers = tuple(
+        dict.fromkeys(each.strip() for each in options.optimizers.split(",") if each.strip())
+    )
     for optimizer in optimizers:
         find_method(optimizer)
     if not optimizers:

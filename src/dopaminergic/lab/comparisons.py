@@ -22,13 +22,19 @@ ADAM: Method = ("adam", "tuned")
 Tasks = dict[str, Cells]
 
 
-def tasks_with(tasks: Tasks, methods: tuple[Method, ...], wanted: Callable[[str], bool]) -> list[tuple[str, Cells]]:
+def tasks_with(
+    tasks: Tasks, methods: tuple[Method, ...], wanted: Callable[[str], bool]
+) -> list[tuple[str, Cells]]:
     """Tasks of a kind on which all of `methods` were run."""
 
     def name(cells: Cells) -> str:
         return next(iter(cells.values()))[0]["task"]
 
-    return [(title, cells) for title, cells in tasks.items() if wanted(name(cells)) and set(methods) <= set(cells)]
+    return [
+        (title, cells)
+        for title, cells in tasks.items()
+        if wanted(name(cells)) and set(methods) <= set(cells)
+    ]
 
 
 def scores(score: Callable[[Record], float], runs: list[Record]) -> list[float]:
@@ -85,7 +91,9 @@ def _signed(value: float) -> str:
 def passes_to(record: Record, error: float) -> float:
     """Forward passes after which the curve of a run first is at or below an error; infinity if never."""
     curve = zip(record["curve"]["passes"], record["curve"]["error"], strict=True)
-    return next((float(passes) for passes, value in curve if value is not None and value <= error), math.inf)
+    return next(
+        (float(passes) for passes, value in curve if value is not None and value <= error), math.inf
+    )
 
 
 def speed(ours: list[Record], theirs: list[Record]) -> str:

@@ -1,8 +1,9 @@
-"""A convolutional network for small images, one model or R replicas like those of `dopaminergic.lab.networks`.
+"""A convolutional network for small images, one model or R replicas like those of
+`dopaminergic.lab.networks`.
 
-A convolution is a matrix product with patches of its input (Chellapilla, Puri and Simard 2006). Replicas that see the
-same images share the patches of them; every layer is one batched product for all replicas, also under
-`torch.func.vmap`, and no patch overlaps the border.
+A convolution is a matrix product with patches of its input (Chellapilla, Puri and Simard 2006).
+Replicas that see the same images share the patches of them; every layer is one batched product for
+all replicas, also under `torch.func.vmap`, and no patch overlaps the border.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor
 from dopaminergic.lab.networks import Seeds, Stackable, whole
 
 SIDE = 8
-# Kernels 3 and 4 with strides 1 and 2 make 6 x 6 and then 2 x 2 positions of 8 x 8 pixels. A stride takes the place of
-# pooling (Springenberg et al. 2015).
-KERNELS, STRIDES, POSITIONS = (3, 4), (1, 2), (36, 4)
+# Kernels 3 and 4 with strides 1 and 2 make 6 x 6 and then 2 x 2 positions of 8 x 8 pixels. A stride
+# takes the place of pooling (Springenberg et al. 2015).
+KERNELS = (3, 4)
+STRIDES = (1, 2)
+POSITIONS = (36, 4)
 
-# Larger pieces of the patches of 128 replicas exceed what the allocator keeps, and are paged in anew in every pass.
+# Larger pieces of the patches of 128 replicas exceed what the allocator keeps, and are paged in
+# anew in every pass.
 IMAGES_AT_ONCE = 32
 
 
@@ -43,12 +47,14 @@ def patches(images: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class Convolutional(Stackable):
-    """Two convolutions and two dense layers, with ReLU between them and a linear output, for images of 8 x 8 pixels.
+    """Two convolutions and two dense layers, with ReLU between them and a linear output, for images
+    of 8 x 8 pixels.
 
-    Parameters, with one more leading dimension R in a stacked network, are for layer i `bias_i` and `weight_i` of the
-    shapes `(9, channels[0])`, `(16 channels[0], channels[1])`, `(4 channels[1], units)` and `(units, classes)`; rows of
-    the first two are ordered like `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015), those
-    of the output layer 1/fan_in; biases are 0.
+    Parameters, with one more leading dimension R in a stacked network, are for layer i `bias_i` and
+    `weight_i` of the shapes `(9, channels[0])`, `(16 channels[0], channels[1])`,
+    `(4 channels[1], units)` and `(units, classes)`; rows of the first two are ordered like
+    `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015), those of the
+    output layer 1/fan_in; biases are 0.
 
     Args:
         channels: of the two convolutions, each at least 1.
@@ -72,12 +78,22 @@ class Convolutional(Stackable):
     ) -> None:
         super().__init__()
         if len(channels) != 2:
-            raise ValueError(f"channels: expected two numbers, one for each convolution, got {list(channels)}")
+            raise ValueError(
+                f"channels: expected two numbers, one for each convolution, got {list(channels)}"
+            )
         self.channels = whole("channels", channels[0]), whole("channels", channels[1])
-        self.units, self.classes = whole("units", units), whole("classes", classes)
-        fans_in = (KERNELS[0] ** 2, KERNELS[1] ** 2 * channels[0], POSITIONS[1] * channels[1], units)
+        self.units = whole("units", units)
+        self.classes = whole("classes", classes)
+        fans_in = (
+            KERNELS[0] ** 2,
+            KERNELS[1] ** 2 * channels[0],
+            POSITIONS[1] * channels[1],
+            units,
+        )
         shapes: dict[str, tuple[tuple[int, ...], float]] = {}
-        for i, (fan_in, fan_out) in enumerate(zip(fans_in, (*channels, units, classes), strict=True)):
+        for i, (fan_in, fan_out) in enumerate(
+            zip(fans_in, (*channels, units, classes), strict=True)
+        ):
             shapes[f"weight_{i}"] = ((fan_in, fan_out), math.sqrt((1 if i == 3 else 2) / fan_in))
             shapes[f"bias_{i}"] = ((fan_out,), 0.0)
         self._set_parameters(seeds, shapes, dtype)

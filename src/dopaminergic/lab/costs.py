@@ -1,6 +1,8 @@
-"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over inference.
+"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over
+inference.
 
-A step of VectorDopamine has many passes, evaluated as batches, so it is the time of a pass that compares.
+A step of VectorDopamine has many passes, evaluated as batches, so it is the time of a pass that
+compares.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ FORWARD: dict[str, type[ForwardOptimizer]] = {
     "spsa": SPSA,
     "es": EvolutionStrategy,
 }
-BACKWARD: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+BACKWARD: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
 TINY_RATE = 1e-12  # so small that the weights, and with them the time of a pass, stay as they are
 WARM_UP = 60  # steps after which VectorDopamine tries as many directions as it ever will
 
@@ -54,7 +59,8 @@ def scalar(found: torch.Tensor | Outcome) -> torch.Tensor:
 
 
 def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callable[[], int]:
-    """One training step of a method, as a function of nothing that returns the forward passes it counts as.
+    """One training step of a method, as a function of nothing that returns the forward passes it
+    counts as.
 
     Args:
         name: in `METHODS`.
@@ -85,11 +91,12 @@ def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callabl
 def time_ratios(
     steps: dict[str, Callable[[], int]], loss: Loss, rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, dict[str, float]]:
-    """Time of each step in units of two forward passes without gradients: median, and the middle half, over rounds.
+    """Time of each step in units of two forward passes without gradients: median, and the middle
+    half, over rounds.
 
-    The methods and the forward passes take turns within a round, so that a machine that changes its speed changes both.
-    Each begins its turn with some calls that are not timed: the first ones after another's turn are slower, most of all
-    after one that only reads its weights.
+    The methods and the forward passes take turns within a round, so that a machine that changes its
+    speed changes both. Each begins its turn with some calls that are not timed: the first ones
+    after another's turn are slower, most of all after one that only reads its weights.
 
     Args:
         steps: by name, each as of `stepper`.
@@ -108,7 +115,8 @@ def time_ratios(
     for work in everything.values():
         for _ in range(warm_up):
             work()
-    # All windows have about as many passes, so that whatever interrupts the machine lengthens all alike.
+    # All windows have about as many passes, so that whatever interrupts the machine lengthens all
+    # alike.
     passes = 2 * _repeats(forwards)
     repeats = {name: max(1, passes // work()) for name, work in everything.items()}
     times: dict[str, list[float]] = {name: [] for name in everything}
@@ -119,7 +127,10 @@ def time_ratios(
         for _ in range(repeats[name]):
             work()
         times[name].append((time.perf_counter() - began) / repeats[name])
-    return {name: quartiles(t / f for t, f in zip(times[name], times["forwards"], strict=True)) for name in steps}
+    return {
+        name: quartiles(t / f for t, f in zip(times[name], times["forwards"], strict=True))
+        for name in steps
+    }
 
 
 def quartiles(values: Iterable[float]) -> dict[str, float]:
@@ -144,10 +155,12 @@ def _repeats(work: Callable[[], Any]) -> int:
 
 
 def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None:
-    """Peak memory of training steps over that of inference, both above what the process held before the model.
+    """Peak memory of training steps over that of inference, both above what the process held before
+    the model.
 
-    Measured in a process of its own, on a perceptron of about `weights` weights; None where the system does not tell
-    (it is read from Linux's /proc), or that process was killed, which the log says.
+    Measured in a process of its own, on a perceptron of about `weights` weights; None where the
+    system does not tell (it is read from Linux's /proc), or that process was killed, which the log
+    says.
 
     Args:
         name: in `METHODS`.
@@ -166,7 +179,8 @@ def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None
         pass
     said = shown((done.stderr.strip().splitlines() or [""])[-1], 100)
     logging.getLogger(__name__).warning(
-        "the process that measures the memory of %s ended with code %d (killed, out of memory?)%s; its memory is left "
+        "the process that measures the memory of %s ended with code %d (killed, out of memory?)%s; "
+        "its memory is left "
         "out of the report: to measure it again, delete costs.json and run the same command",
         name, done.returncode, f": {said}" if said else "",
     )  # fmt: skip
@@ -194,7 +208,13 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
     finally:
         torch.set_num_threads(threads)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        memory = dict(zip(memory_of, pool.map(lambda name: peak_memory(name, 10_000_000), memory_of), strict=True))
+        memory = dict(
+            zip(
+                memory_of,
+                pool.map(lambda name: peak_memory(name, 10_000_000), memory_of),
+                strict=True,
+            )
+        )
     rows = [
         {
             "optimizer": name,
@@ -206,7 +226,11 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
         for name in METHODS
     ]
     return {
-        "environment": {**environment(), "threads": 1, "memory_model": "perceptron of 10 million weights"},
+        "environment": {
+            **environment(),
+            "threads": 1,
+            "memory_model": "perceptron of 10 million weights",
+        },
         "rows": rows,
     }
 
@@ -220,7 +244,9 @@ def _high_water() -> int:
 
 
 def measure_memory(
-    make: Callable[[nn.Module, Loss], Callable[[], Any]], weights: int, dtype: torch.dtype = torch.float32
+    make: Callable[[nn.Module, Loss], Callable[[], Any]],
+    weights: int,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """As `peak_memory`, in this process, which should have done nothing else.
 
@@ -245,7 +271,8 @@ def measure_memory(
         for _ in range(3):
             step()
 
-    # Kernels and thread pools are there before the measurement, also those for more than two million weights.
+    # Kernels and thread pools are there before the measurement, also those for more than two
+    # million weights.
     train(network(3))
     gc.collect()
     give_memory_back()  # what is kept of it would be taken for the model's
@@ -261,5 +288,7 @@ def measure_memory(
 
 if __name__ == "__main__":
     chosen, number, kind = sys.argv[1:]
-    found = measure_memory(lambda model, loss: stepper(chosen, model, loss), int(number), getattr(torch, kind))
+    found = measure_memory(
+        lambda model, loss: stepper(chosen, model, loss), int(number), getattr(torch, kind)
+    )
     print(json.dumps(found))

@@ -23,9 +23,11 @@ MOST_LOST = 3  # processes that one job may lose
 
 
 class Crew:
-    """Worker processes that take one job after another, since starting one costs as much as a small job.
+    """Worker processes that take one job after another, since starting one costs as much as a small
+    job.
 
-    A worker that is killed, for want of memory say, is replaced, and its job goes on from its checkpoint.
+    A worker that is killed, for want of memory say, is replaced, and its job goes on from its
+    checkpoint.
 
     Args:
         workers: how many processes, each of one thread.
@@ -50,23 +52,30 @@ class Crew:
             connection.close()
             process.join()
 
-    def run(self, jobs: Iterable[Job], folder: Path, progress: Callable[[int, int, list[str]], None]) -> None:
+    def run(
+        self, jobs: Iterable[Job], folder: Path, progress: Callable[[int, int, list[str]], None]
+    ) -> None:
         """Run all jobs that are not done yet, and append their records.
 
         Args:
             jobs: what to run; see `unfinished`.
             folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
-            progress: called with replica-passes done, replica-passes in all, and the names of the running jobs.
+            progress: called with replica-passes done, replica-passes in all, and the names of the
+                running jobs.
 
         Raises:
-            RuntimeError: a job failed, or its worker was killed three times; what is finished is kept.
+            RuntimeError: a job failed, or its worker was killed three times; what is finished is
+                kept.
         """
-        jobs, checkpoints = list(jobs), checkpoint_folder(folder)
-        waiting, known = unfinished(jobs, folder), recorded(folder)
+        jobs = list(jobs)
+        checkpoints = checkpoint_folder(folder)
+        waiting = unfinished(jobs, folder)
+        known = recorded(folder)
         for job in jobs:  # a kill between the record and this had left it
             if job not in waiting:
                 (checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
-        total, finished = sum(job.work for job in waiting), 0
+        total = sum(job.work for job in waiting)
+        finished = 0
         running: dict[Connection, Job] = {}
         done: dict[Connection, int] = {}
         while waiting or running:
@@ -92,13 +101,19 @@ class Crew:
 
     def _start(self) -> None:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_worker, args=(theirs, self.stop, os.getpid()), daemon=True)
+        process = self.context.Process(
+            target=_worker, args=(theirs, self.stop, os.getpid()), daemon=True
+        )
         process.start()
         theirs.close()
         self.processes[ours] = process
 
     def _hand_out(
-        self, connection: Connection, waiting: list[Job], running: dict[Connection, Job], checkpoints: Path
+        self,
+        connection: Connection,
+        waiting: list[Job],
+        running: dict[Connection, Job],
+        checkpoints: Path,
     ) -> None:
         """Give the first job to an idle worker; if that is gone, the job goes on waiting for another."""
         try:
@@ -129,11 +144,13 @@ class Crew:
         reason = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         if self.lost[job.name] >= MOST_LOST:
             raise RuntimeError(
-                f"the process of {job.name} ended {reason}, the {MOST_LOST}rd in a row (out of memory?); what is "
+                f"the process of {job.name} ended {reason}, the {MOST_LOST}rd in a row (out of "
+                "memory?); what is "
                 "finished is kept: run the same command again, with fewer --workers, to continue"
             )
         logging.getLogger(__name__).warning(
-            "the process of %s ended %s (out of memory?); it is started again and goes on from its checkpoint",
+            "the process of %s ended %s (out of memory?); it is started again and goes on from its "
+            "checkpoint",
             job.name,
             reason,
         )

@@ -1,7 +1,7 @@
 """How every figure of the lab looks: colours, type, readable axes, labels beside lines, files.
 
-One colour per optimizer everywhere: hues after Okabe and Ito's palette, safe for the colour-blind, for rules that only
-run forward; black and grey, dashed, for those that use gradients.
+One colour per optimizer everywhere: hues after Okabe and Ito's palette, safe for the colour-blind,
+for rules that only run forward; black and grey, dashed, for those that use gradients.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ STYLE: Any = {
 }
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **keywords: Any) -> tuple[Figure, Any]:
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **keywords: Any
+) -> tuple[Figure, Any]:
     """A figure of its own (no global state), in inches, with one axes or an array (rows, columns) of them."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -94,7 +96,9 @@ def zero_place(errors: Iterable[float]) -> float | None:
     return min((error for error in finite if error > 0), default=1.0) / 2 if 0 in finite else None
 
 
-def readable_log(axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number) -> None:
+def readable_log(
+    axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number
+) -> None:
     """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond; `zero` is labelled 0."""
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -115,12 +119,16 @@ def readable_log(axes: Axes, which: str, zero: float | None = None, form: Callab
         else (1,)
     )
     powers = range(
-        math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, math.ceil(decades / (12 if which == "y" else 7))
+        math.floor(math.log10(low)),
+        math.ceil(math.log10(high)) + 1,
+        math.ceil(decades / (12 if which == "y" else 7)),
     )
     ticks = [step * 10.0**power for power in powers for step in steps]
     names = [form(tick) if decades < 4 else f"$10^{{{math.log10(tick):.0f}}}$" for tick in ticks]
     shown = [
-        (tick, name) for tick, name in zip(ticks, names, strict=True) if max(low, 1.5 * (zero or 0)) <= tick <= high
+        (tick, name)
+        for tick, name in zip(ticks, names, strict=True)
+        if max(low, 1.5 * (zero or 0)) <= tick <= high
     ]
     shown += [(zero, "0")] if zero else []
     axis.set_ticks([tick for tick, _ in shown], [name for _, name in shown])
@@ -132,13 +140,18 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
     """Names right of the axes at the heights where their lines end, pushed apart until none overlaps."""
     if not ends:
         return
-    figure, engine = axes.figure, axes.figure.get_layout_engine()
+    figure = axes.figure
+    engine = axes.figure.get_layout_engine()
     if not (isinstance(figure, Figure) and isinstance(engine, ConstrainedLayoutEngine)):
         raise TypeError("axes: must come from new_figure(), whose layout makes room for the names")
-    engine.set(rect=(0, 0, 0.97 - 0.0205 * max(len(text) for _, text, _ in ends), 1))  # a bold letter of SMALL's width
+    # A bold letter of SMALL's width.
+    engine.set(rect=(0, 0, 0.97 - 0.0205 * max(len(text) for _, text, _ in ends), 1))
     figure.draw_without_rendering()
     to_fraction = axes.transAxes.inverted()
-    heights = [to_fraction.transform(axes.transData.transform((axes.get_xlim()[1], y)))[1] for y, _, _ in ends]
+    heights = [
+        to_fraction.transform(axes.transData.transform((axes.get_xlim()[1], y)))[1]
+        for y, _, _ in ends
+    ]
     gap = 1.35 * size / 72 / (axes.get_position().height * figure.get_size_inches()[1])
     placed = _apart(np.clip(heights, 0, 0.97), min(gap, 1 / max(1, len(ends) - 1)))
     for height, at, (_, text, hue) in zip(placed, heights, ends, strict=True):
@@ -166,9 +179,16 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
 
 def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
     """A legend below the axes, for lines that end in one place or nowhere in particular."""
-    handles = [axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0] for name in optimizers]
+    handles = [
+        axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0]
+        for name in optimizers
+    ]
     names = [LABELS.get(name, name) for name in optimizers]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, len(names)), "frameon": False}
+    place: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": min(4, len(names)),
+        "frameon": False,
+    }
     figure.legend(handles, names, fontsize=11, handlelength=1.6, columnspacing=1.4, **place)
 
 
@@ -208,18 +228,23 @@ def symmetric_log(axes: Axes, values: Sequence[float]) -> None:
     sizes = sizes[sizes > 0]
     if not sizes.size:
         return
-    lower, upper = 10.0 ** math.floor(math.log10(np.median(sizes))), 10.0 ** math.ceil(math.log10(sizes.max()))
+    lower = 10.0 ** math.floor(math.log10(np.median(sizes)))
+    upper = 10.0 ** math.ceil(math.log10(sizes.max()))
     axes.set_yscale("symlog", linthresh=lower)
     axes.set_ylim(-upper, upper)
     ticks = [0.0] + [sign * power for sign in (-1, 1) for power in (lower, upper)]
-    names = [f"${'-' if tick < 0 else ''}10^{{{math.log10(abs(tick)):.0f}}}$" if tick else "0" for tick in ticks]
+    names = [
+        f"${'-' if tick < 0 else ''}10^{{{math.log10(abs(tick)):.0f}}}$" if tick else "0"
+        for tick in ticks
+    ]
     axes.set_yticks(ticks, names)
     axes.minorticks_off()
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG of 150 dots per inch in one step; with 255 colours, a fifth of the bytes, if it has no shading."""
-    raw, small = io.BytesIO(), io.BytesIO()
+    raw = io.BytesIO()
+    small = io.BytesIO()
     figure.savefig(raw, format="png", dpi=150, facecolor="white")
     image = Image.open(raw).convert("RGB")
     if not any(axes.images for axes in figure.axes):

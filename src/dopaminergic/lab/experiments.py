@@ -11,8 +11,9 @@ from dopaminergic.lab.optimizers import METHODS, find_method
 from dopaminergic.lab.runner import Job, recorded, unfinished
 from dopaminergic.lab.tuning import fleet_count, report_jobs, tuning_job
 
-# Tuning seeds count from 0 and reported ones from here, so that they never meet; the default settings of Dopamine and
-# Dopamine2 were chosen on seeds from 1000 to 1400, which are not reported either.
+# Tuning seeds count from 0 and reported ones from here, so that they never meet; the default
+# settings of Dopamine and Dopamine2 were chosen on seeds from 1000 to 1400, which are not reported
+# either.
 REPORT_SEEDS = 5000
 
 
@@ -37,14 +38,19 @@ class Study(NamedTuple):
 
     def tuning_jobs(self) -> list[Job]:
         """The grid of each optimizer that has something to tune."""
-        names, seeds = [name for name in self.optimizers if find_method(name).tunable], range(self.tuning_seeds)
+        names = [name for name in self.optimizers if find_method(name).tunable]
+        seeds = range(self.tuning_seeds)
         return [tuning_job(self.task, self.settings, name, seeds, self.budget) for name in names]
 
     def report_jobs(self, records: list[dict[str, Any]]) -> list[Job]:
         """The runs that are reported, once the tuning records are there."""
         seeds = range(REPORT_SEEDS, REPORT_SEEDS + self.report_seeds)
         study = (self.task, self.settings)
-        return [job for name in self.optimizers for job in report_jobs(records, *study, name, seeds, self.budget)]
+        return [
+            job
+            for name in self.optimizers
+            for job in report_jobs(records, *study, name, seeds, self.budget)
+        ]
 
     def report_count(self) -> int:
         """How many jobs `report_jobs` will give, before any rate is tuned."""
@@ -57,10 +63,12 @@ def studies(part: str, size: str) -> list[Study]:
 
     Args:
         part: `"xor"`, `"chaos"` or `"all"`.
-        size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of record).
+        size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of
+            record).
     """
     chaos_tasks = ("lorenz", "rossler", "mackey-glass")
-    forced = {"forcing": 1}  # trained on true states alone: a tenth of the time, but a network may run off
+    # Trained on true states alone: a tenth of the time, but a network may run off.
+    forced = {"forcing": 1}
     few = ("dopamine", "dopamine2", "vector", "wp", "sgd", "adam")
     if size == "quick":
         xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
@@ -87,18 +95,30 @@ def studies(part: str, size: str) -> list[Study]:
         ]
         chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
         chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
-        against, scalar = ("vector", "wp", "adam"), ("dopamine", "dopamine2", "wp", "sgd")
+        against = ("vector", "wp", "adam")
+        scalar = ("dopamine", "dopamine2", "wp", "sgd")
         chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, against)]
-        chaos += [Study("digits", {}, 30_000, 3, 20, ("vector", "adam")), Study("digits-conv", {}, 10_000, 1, 5, few)]
-        chaos += [Study("markov-transformer", {}, 12_000, 1, 5, few), Study("lorenz-vpt", forced, 12_000, 1, 3, scalar)]
+        chaos += [
+            Study("digits", {}, 30_000, 3, 20, ("vector", "adam")),
+            Study("digits-conv", {}, 10_000, 1, 5, few),
+        ]
+        chaos += [
+            Study("markov-transformer", {}, 12_000, 1, 5, few),
+            Study("lorenz-vpt", forced, 12_000, 1, 3, scalar),
+        ]
         for how in ({}, forced):
-            chaos += [Study(f"{task}-vpt", how, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks]
+            chaos += [
+                Study(f"{task}-vpt", how, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks
+            ]
         chaos += [Study("lorenz-vpt", forced, 200_000, 1, 1, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 
 
 def run_studies(
-    plan: list[Study], folder: Path, workers: int, progress: Callable[[str, int, int, list[str]], None]
+    plan: list[Study],
+    folder: Path,
+    workers: int,
+    progress: Callable[[str, int, int, list[str]], None],
 ) -> None:
     """Tune, then run what is reported; what is done already is skipped.
 

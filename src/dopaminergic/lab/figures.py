@@ -66,7 +66,8 @@ class Plan(NamedTuple):
 
 
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
-    """Draw every figure that the data of a folder allow, as PNG files in another, which is created if missing.
+    """Draw every figure that the data of a folder allow, as PNG files in another, which is created
+    if missing.
 
     Numbered figures that an earlier report left there, and this one does not have, are deleted.
 
@@ -77,12 +78,15 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
     Returns:
         The drawings in the order of the report; the first three fields are path, title and caption.
     """
-    source, target = Path(folder_in), Path(folder_out)
+    source = Path(folder_in)
+    target = Path(folder_out)
     target.mkdir(parents=True, exist_ok=True)
     records = read_records(source / "records.jsonl", REQUIRED).records
     pictures = read_records(source / "pictures.jsonl", ("name", "task", "optimizer")).records
     drawings = []
-    for number, plan in enumerate(plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1):
+    for number, plan in enumerate(
+        plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1
+    ):
         path = target / f"{number:02d}-{plan.name}.png"
         save(plan.draw(), path)
         drawings.append(Drawing(path, *plan[2:]))
@@ -113,13 +117,17 @@ def count(cells: Mapping[Any, Sequence[Record]]) -> str:
     """How many runs each method has, such as "n = 20 seeds each" or "n = 3 to 5 seeds"."""
     sizes = sorted({len(runs) for runs in cells.values()})
     return (
-        f"n = {sizes[0]} to {plural(sizes[-1], 'seed')}" if len(sizes) > 1 else f"n = {plural(sizes[0], 'seed')} each"
+        f"n = {sizes[0]} to {plural(sizes[-1], 'seed')}"
+        if len(sizes) > 1
+        else f"n = {plural(sizes[0], 'seed')} each"
     )
 
 
 def _slug(title: str) -> str:
     ascii_title = title.lower().replace("ö", "o").replace("é", "e")
-    words = "-".join("".join(one if one.isascii() and one.isalnum() else " " for one in ascii_title).split())
+    words = "-".join(
+        "".join(one if one.isascii() and one.isalnum() else " " for one in ascii_title).split()
+    )
     return words[:LONGEST_SLUG].rstrip("-")
 
 
@@ -130,29 +138,46 @@ def _task(cells: Cells) -> str:
 def _results(records: list[Record]) -> Iterator[Plan]:
     tasks = by_task(records)
     for title, cells in tasks.items():
-        n, slug = count(cells), _slug(title)
+        n = count(cells)
+        slug = _slug(title)
         caption = f"Median test error and interquartile band over seeds, {n}; a step of SGD or Adam counts as 3 passes."
         draw = partial(plots.learning_curves, cells)
         yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
         if has_threshold(run for runs in cells.values() for run in runs):
             caption = f"Share of runs whose test error has fallen below the task's threshold, {n}."
             draw = partial(plots.solved_shares, cells)
-            yield Plan(f"solved-{slug}", draw, f"{title}: runs that met the threshold", caption, RESULTS, False)
+            yield Plan(
+                f"solved-{slug}",
+                draw,
+                f"{title}: runs that met the threshold",
+                caption,
+                RESULTS,
+                False,
+            )
         budget = compact(max(run["budget"] for runs in cells.values() for run in runs))
         caption = (
-            f"After {budget} forward passes, {n}: every run (small), the median (large; hollow for a tuned set beside "
+            f"After {budget} forward passes, {n}: every run (small), the median (large; hollow for "
+            "a tuned set beside "
             "a default one) and its bootstrap 95 % interval (bar)."
         )
         draw = partial(plots.final_errors, cells)
         yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}
-    # Only tasks that all methods have run compare them; one with a single method would leave out the rest.
+    # Only tasks that all methods have run compare them; one with a single method would leave out
+    # the rest.
     most = max((len(cells) for cells in chaos.values()), default=0)
     chaos = {title: cells for title, cells in chaos.items() if len(cells) == most}
-    if len(chaos) > 1 and all(0 < plots.lowest_median(cells) < math.inf for cells in chaos.values()):
-        joined = {(title, *method): runs for title, cells in chaos.items() for method, runs in cells.items()}
+    if len(chaos) > 1 and all(
+        0 < plots.lowest_median(cells) < math.inf for cells in chaos.values()
+    ):
+        joined = {
+            (title, *method): runs
+            for title, cells in chaos.items()
+            for method, runs in cells.items()
+        }
         caption = (
-            f"Share of runs, averaged over {', '.join(chaos)}, whose final error is at most a multiple of the lowest "
+            f"Share of runs, averaged over {', '.join(chaos)}, whose final error is at most a "
+            "multiple of the lowest "
             f"median on the task; further left is better; {count(joined)} on every task."
         )
         title = "Forecasting tasks: performance profile"
@@ -163,40 +188,62 @@ def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
     for title, chosen in _pictures(pictures, "free_run").items():
         runs = _one_run_each(chosen)
         caption = (
-            "The truth, and each network's own dynamics when it is fed its own forecasts, from the same start; "
+            "The truth, and each network's own dynamics when it is fed its own forecasts, from the "
+            "same start; "
             f"normalised units, {runs}."
         )
         draw = partial(attractors, chosen)
-        yield Plan(f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True)
+        yield Plan(
+            f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True
+        )
         caption = (
-            "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs by more than "
+            "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs "
+            "by more than "
             f"{DEPARTURE} of the truth's root mean square; normalised units, {runs}."
         )
         draw = partial(free_runs, chosen)
-        yield Plan(f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True)
+        yield Plan(
+            f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True
+        )
 
 
 def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
     for title, chosen in _pictures(pictures, "decision_boundary").items():
         caption = (
-            "Predicted probability over the plane. Solid line: where it is one half; dotted: the true boundary, the "
+            "Predicted probability over the plane. Solid line: where it is one half; dotted: the "
+            "true boundary, the "
             f"two axes; {_one_run_each(chosen)}."
         )
         draw = partial(decision_boundaries, chosen)
-        yield Plan(f"boundary-{_slug(title)}", draw, f"{title}: decision boundaries", caption, BOUNDARIES, True)
+        yield Plan(
+            f"boundary-{_slug(title)}",
+            draw,
+            f"{title}: decision boundaries",
+            caption,
+            BOUNDARIES,
+            True,
+        )
 
 
 def _pictures(pictures: list[Record], name: str) -> dict[str, list[Record]]:
     """By title, the first picture of each optimizer, its default set before the tuned one, in the order of legends."""
-    chosen = sorted((picture for picture in pictures if picture["name"] == name), key=lambda p: task_rank(p["task"]))
+    chosen = sorted(
+        (picture for picture in pictures if picture["name"] == name),
+        key=lambda p: task_rank(p["task"]),
+    )
     # Of a run that was made again, the last picture.
     runs: dict[tuple[Any, ...], Record] = {}
     for title, each in zip(titles(chosen), chosen, strict=True):
         runs[title, each["optimizer"], each.get("variant"), each.get("seed", 0)] = each
     tasks: dict[str, dict[str, Record]] = {title: {} for title, *_ in runs}
-    for title, optimizer, variant, seed in sorted(runs, key=lambda run: (run[2] != "default", run[3])):
+    for title, optimizer, variant, seed in sorted(
+        runs, key=lambda run: (run[2] != "default", run[3])
+    ):
         tasks[title].setdefault(optimizer, runs[title, optimizer, variant, seed])
-    return {task: [first[key] for key in sorted(first, key=[*LABELS, *first].index)] for task, first in tasks.items()}
+    return {
+        task: [first[key] for key in sorted(first, key=[*LABELS, *first].index)]
+        for task, first in tasks.items()
+    }
 
 
 def _one_run_each(pictures: list[Record]) -> str:
@@ -210,10 +257,18 @@ def _sensitivity(records: list[Record]) -> Iterator[Plan]:
             continue
         seeds = plural(len({run["seed"] for runs in cells.values() for run in runs}), "seed")
         caption = (
-            f"Median final error and interquartile band on the tuning seeds, n = {seeds} for each learning rate; no "
+            f"Median final error and interquartile band on the tuning seeds, n = {seeds} for each "
+            "learning rate; no "
             "other figure shows these runs. A cross at the top: the median run diverged."
         )
-        yield Plan(f"sensitivity-{_slug(title)}", partial(plots.sensitivity, cells), title, caption, SENSITIVITY, False)
+        yield Plan(
+            f"sensitivity-{_slug(title)}",
+            partial(plots.sensitivity, cells),
+            title,
+            caption,
+            SENSITIVITY,
+            False,
+        )
 
 
 def _traces(records: list[Record]) -> Iterator[Plan]:
@@ -221,24 +276,40 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
     seen = set()
     for title, cells in by_task(records).items():
         kind = (is_forecasting(_task(cells)), is_xor(_task(cells)))
-        runs = [run for each in plots.main_variants(cells).values() for run in each if run.get("traces")]
+        runs = [
+            run for each in plots.main_variants(cells).values() for run in each if run.get("traces")
+        ]
         if runs and kind not in seen:
             seen.add(kind)
             n = plural(len({run["seed"] for run in runs}), "run")
             caption = (
-                "Above, the reward prediction error of the first run (linear near zero, logarithmic beyond); below, "
-                f"the learning rate it sets, n = {n} each, the first in full colour. VectorDopamine's errors are "
-                "improvements less expected ones, its rate is the share of a Gauss-Newton step that it takes."
+                "Above, the reward prediction error of the first run (linear near zero, "
+                "logarithmic beyond); below, "
+                f"the learning rate it sets, n = {n} each, the first in full colour. "
+                "VectorDopamine's errors are "
+                "improvements less expected ones, its rate is the share of a Gauss-Newton step "
+                "that it takes."
             )
-            yield Plan(f"traces-{_slug(title)}", partial(plots.traces, runs), title, caption, TRACES, True)
+            yield Plan(
+                f"traces-{_slug(title)}", partial(plots.traces, runs), title, caption, TRACES, True
+            )
 
 
 def _costs(rows: list[Record]) -> Iterator[Plan]:
     if rows:
         models = list(dict.fromkeys(task_title(row["task"]) for row in rows))
         caption = (
-            f"Medians over n = {plural(len(models), 'model')} ({', '.join(models)}); white dots: each model. Dashed: a "
-            "forward pass without gradients, and the memory of inference. A pass is what compares, as a step of "
+            f"Medians over n = {plural(len(models), 'model')} ({', '.join(models)}); white dots: "
+            "each model. Dashed: a "
+            "forward pass without gradients, and the memory of inference. A pass is what compares, "
+            "as a step of "
             "VectorDopamine has many, evaluated as batches; a step of SGD or Adam counts as 3."
         )
-        yield Plan("costs", partial(plots.costs_of_steps, rows), "Passes, time and memory", caption, COSTS, True)
+        yield Plan(
+            "costs",
+            partial(plots.costs_of_steps, rows),
+            "Passes, time and memory",
+            caption,
+            COSTS,
+            True,
+        )

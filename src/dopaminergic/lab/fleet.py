@@ -49,13 +49,18 @@ class Fleet:
         budget: int,
         curve_points: int = 40,
     ) -> None:
-        self.task, self.seeds, self.budget = task, seeds, budget
+        self.task = task
+        self.seeds = seeds
+        self.budget = budget
         self.model = task.build(seeds)
         lr = torch.tensor(learning_rates, dtype=torch.float64)
         self.optimizer = find_method(optimizer).make(self.model.parameters(), lr, seeds)
         # Solved is judged as finely as the task wants; the curve keeps fewer points than that.
         self.keep_every = max(task.evaluate_every, budget // curve_points)
-        self.steps, self.evaluated, self.kept, self.traced = 0, 0, -1, 0
+        self.steps = 0
+        self.evaluated = 0
+        self.kept = -1
+        self.traced = 0
         self.curve: list[tuple[int, list[float]]] = []
         self.traces: list[tuple[int, float, float]] = []
         self.solved_at = torch.full((len(seeds),), math.inf, dtype=torch.float64)
@@ -90,9 +95,13 @@ class Fleet:
         self.steps += 1
         if self.passes - self.evaluated >= self.task.evaluate_every:
             self._evaluate(self.passes)
-        if self.passes - self.traced >= self.budget // TRACE_POINTS and hasattr(self.optimizer, "last_rpe"):
+        if self.passes - self.traced >= self.budget // TRACE_POINTS and hasattr(
+            self.optimizer, "last_rpe"
+        ):
             self.traced = self.passes
-            rpe, rate = (float(x[0]) for x in (self.optimizer.last_rpe, self.optimizer.last_learning_rate))  # pyright: ignore[reportAttributeAccessIssue]
+            rpe, rate = (
+                float(x[0]) for x in (self.optimizer.last_rpe, self.optimizer.last_learning_rate)
+            )  # pyright: ignore[reportAttributeAccessIssue]
             self.traces.append((self.passes, rpe, rate))
         return losses
 
@@ -114,7 +123,11 @@ class Fleet:
     def save(self, path: Path) -> None:
         """Write a checkpoint in one step; a kill leaves the old one or the new one."""
         content = io.BytesIO()
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **self._own()}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **self._own(),
+        }
         torch.save(state, content)
         write_whole(path, with_header(content.getvalue()))
 
@@ -132,7 +145,9 @@ class Fleet:
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # whatever kinds torch has for it
             said = shown(" ".join(str(error).split()), 150)
-            raise CheckpointError(f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})") from error
+            raise CheckpointError(
+                f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})"
+            ) from error
         self.model.load_state_dict(dict(state["model"]))
         for name in (*COUNTS, "solved_at"):
             setattr(self, name, state[name])
@@ -144,22 +159,40 @@ class Fleet:
         task = [self.task.name, self.task.settings]
         if difference([state.get("seeds"), state.get("task")], [self.seeds, task]):
             said = shown(str(state.get("task"))[:200], 80)
-            raise ValueError(f"{path}: it belongs to other runs, of {said}; delete it, or give another --out")
+            raise ValueError(
+                f"{path}: it belongs to other runs, of {said}; delete it, or give another --out"
+            )
         replicas = len(self.seeds)
         sound = {
             **{name: self._counted(state.get(name)) for name in COUNTS},
-            "curve": _rows(state.get("curve"), lambda row: self._counted(row[0]) and _reals(row[1], replicas), 2),
-            "traces": _rows(state.get("traces"), lambda row: self._counted(row[0]) and _reals(list(row[1:]), 2), 3),
+            "curve": _rows(
+                state.get("curve"),
+                lambda row: self._counted(row[0]) and _reals(row[1], replicas),
+                2,
+            ),
+            "traces": _rows(
+                state.get("traces"),
+                lambda row: self._counted(row[0]) and _reals(list(row[1:]), 2),
+                3,
+            ),
             "solved_at": is_like(state.get("solved_at"), self.solved_at),
             "optimizer": _has_same_settings(state.get("optimizer"), self.optimizer.state_dict()),
             "model": not difference(state.get("model"), dict(self.model.state_dict())),
         }
         for name, well in sound.items():
             if not well:
-                raise CheckpointError(f"{path}: not a readable checkpoint, its {name!r} is missing or of another kind")
+                raise CheckpointError(
+                    f"{path}: not a readable checkpoint, its {name!r} is missing or of another kind"
+                )
         passes = [row[0] for row in state["curve"]]
-        if passes[-1:] != [state["kept"]] or passes != sorted({*passes}) or state["kept"] > state["evaluated"]:
-            raise CheckpointError(f"{path}: not a readable checkpoint, its 'curve' is not one that runs go through")
+        if (
+            passes[-1:] != [state["kept"]]
+            or passes != sorted({*passes})
+            or state["kept"] > state["evaluated"]
+        ):
+            raise CheckpointError(
+                f"{path}: not a readable checkpoint, its 'curve' is not one that runs go through"
+            )
 
     def _counted(self, value: Any) -> bool:
         """Whether this is a number of steps or passes that these runs may come to."""
@@ -167,7 +200,10 @@ class Fleet:
 
     def _own(self) -> dict[str, Any]:
         names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
-        return {"task": [self.task.name, self.task.settings], **{name: getattr(self, name) for name in names}}
+        return {
+            "task": [self.task.name, self.task.settings],
+            **{name: getattr(self, name) for name in names},
+        }
 
 
 def with_header(body: bytes) -> bytes:
@@ -182,14 +218,20 @@ def _read(path: Path) -> dict[str, Any]:
     # torch itself does not notice a flipped bit in a tensor.
     body = content[content.find(b"\n") + 1 :]
     if content != with_header(body):
-        raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree"
+        )
     try:
         state = torch.load(io.BytesIO(body), weights_only=True)
     except Exception as error:  # half a dozen kinds, where another version of torch wrote it
         said = shown(" ".join(str(error).split()), 150)
-        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}: {said})") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}: {said})"
+        ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not a readable checkpoint, it holds no dict but a {type(state).__name__}")
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint, it holds no dict but a {type(state).__name__}"
+        )
     return state
 
 
@@ -200,11 +242,17 @@ def _has_same_settings(theirs: Any, own: dict[str, Any]) -> bool:
     if "forward" not in own:
         return True
     forward = theirs.get("forward")
-    return isinstance(forward, dict) and not difference(forward.get("settings"), own["forward"]["settings"])
+    return isinstance(forward, dict) and not difference(
+        forward.get("settings"), own["forward"]["settings"]
+    )
 
 
 def _reals(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(type(each) is float for each in value)
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and all(type(each) is float for each in value)
+    )
 
 
 def _rows(value: Any, test: Callable[[Any], bool], length: int) -> bool:

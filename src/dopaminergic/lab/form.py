@@ -13,7 +13,8 @@ from dopaminergic.files import shown
 def difference(theirs: Any, own: Any, name: str = "") -> str:
     """The first place where two values are not built alike, in words; "" if there is none.
 
-    Dicts must have the same keys, lists the same length, tensors the same shape and dtype, and all else must be equal.
+    Dicts must have the same keys, lists the same length, tensors the same shape and dtype, and all
+    else must be equal.
 
     Args:
         theirs: of a file, so anything.
@@ -27,7 +28,11 @@ def difference(theirs: Any, own: Any, name: str = "") -> str:
     """
     if isinstance(own, Tensor):
         kind = str(own.dtype).removeprefix("torch.")
-        return "" if is_like(theirs, own) else f"{name} must be a {kind} tensor of shape {list(own.shape)}"
+        return (
+            ""
+            if is_like(theirs, own)
+            else f"{name} must be a {kind} tensor of shape {list(own.shape)}"
+        )
     if type(theirs) is not type(own) and not (isinstance(own, dict) and isinstance(theirs, dict)):
         return f"{name} must be a {type(own).__name__}, not a {type(theirs).__name__}"
     if isinstance(own, dict):
@@ -37,10 +42,15 @@ def difference(theirs: Any, own: Any, name: str = "") -> str:
     elif isinstance(own, list | tuple):
         if len(theirs) != len(own):
             return f"{name} must have a length of {len(own)}, not {len(theirs)}"
-        pairs = [(f"{name}[{i}]", each, other) for i, (each, other) in enumerate(zip(theirs, own, strict=True))]
+        pairs = [
+            (f"{name}[{i}]", each, other)
+            for i, (each, other) in enumerate(zip(theirs, own, strict=True))
+        ]
     else:
         return "" if theirs == own else f"{name} must be {shown(repr(own), 40)}"
-    return next((found for place, each, other in pairs if (found := difference(each, other, place))), "")
+    return next(
+        (found for place, each, other in pairs if (found := difference(each, other, place))), ""
+    )
 
 
 def is_like(theirs: Any, own: Tensor) -> bool:

@@ -16,7 +16,15 @@ from rich.table import Table
 
 from dopaminergic.files import replacing, shown
 from dopaminergic.journal import Contents, JournalError, read, replay
-from dopaminergic.journal.format import DIGEST_BYTES, HEADER, SKIPPED, SNAPSHOT, STEP, TRACE, from_json
+from dopaminergic.journal.format import (
+    DIGEST_BYTES,
+    HEADER,
+    SKIPPED,
+    SNAPSHOT,
+    STEP,
+    TRACE,
+    from_json,
+)
 from dopaminergic.journal.reading import header_of
 from dopaminergic.journal.replaying import load
 from dopaminergic.lab.progress import Progress
@@ -32,8 +40,15 @@ def show(path: Path, last: int, as_json: bool) -> int:
         return 0
     console = Console(file=sys.stdout)
     for name, value in facts.items():
-        console.print(f"{name.replace('_', ' '):20} {_short(value)}", soft_wrap=True, highlight=False, markup=False)
-    table = Table("step", "multiples of the directions, the largest", "decay", title_justify="left", box=None)
+        console.print(
+            f"{name.replace('_', ' '):20} {_short(value)}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    table = Table(
+        "step", "multiples of the directions, the largest", "decay", title_justify="left", box=None
+    )
     for each in steps:
         table.add_row(f"{each['step']:,}", each["multiples"], each["scales"])
     console.print(table)
@@ -50,25 +65,49 @@ def verify(path: Path, as_json: bool) -> int:
         except JournalError as error:
             reason = str(error)
     if as_json:
-        print(json.dumps({"sound": not reason, "steps": contents.steps, "bytes": contents.size, "damage": reason}))
+        print(
+            json.dumps(
+                {
+                    "sound": not reason,
+                    "steps": contents.steps,
+                    "bytes": contents.size,
+                    "damage": reason,
+                }
+            )
+        )
     else:
-        print(shown(reason) or f"{path}: {contents.steps:,} steps, {contents.size:,} bytes, all sound")
+        print(
+            shown(reason) or f"{path}: {contents.steps:,} steps, {contents.size:,} bytes, all sound"
+        )
     return 1 if reason else 0
 
 
 def rebuild(path: Path, base: Path | None, out: Path | None, upto: int | None, quiet: bool) -> int:
     """Replay a journal over a file of weights, and write another one."""
     if base is None or out is None:
-        raise ValueError("journal replay needs --base FILE, the initial weights, and --out FILE, where to write")
+        raise ValueError(
+            "journal replay needs --base FILE, the initial weights, and --out FILE, where to write"
+        )
     if out.resolve() == base.resolve():
-        raise ValueError(f"--out {out} is the base itself, which is needed to replay again; give another file")
+        raise ValueError(
+            f"--out {out} is the base itself, which is needed to replay again; give another file"
+        )
     contents = read(path)
     with _written(out) as file:  # before a long replay, not after it
         state = load(base)
         with Progress(quiet) as progress:
-            steps = replay(state, contents, upto, progress=lambda done, total: progress("replay", done, total, []))
+            steps = replay(
+                state,
+                contents,
+                upto,
+                progress=lambda done, total: progress("replay", done, total, []),
+            )
         torch.save(state, file)
-    print(json.dumps({"steps": steps, "out": str(out)}) if quiet else f"weights after {steps:,} steps: {out}")
+    print(
+        json.dumps({"steps": steps, "out": str(out)})
+        if quiet
+        else f"weights after {steps:,} steps: {out}"
+    )
     return 0
 
 
@@ -79,7 +118,9 @@ def _written(out: Path) -> Iterator[BinaryIO]:
         try:
             file = stack.enter_context(replacing(out))
         except OSError as error:
-            raise ValueError(f"--out {out}: cannot write there ({error.strerror}); give another path") from error
+            raise ValueError(
+                f"--out {out}: cannot write there ({error.strerror}); give another path"
+            ) from error
         yield file
 
 
@@ -107,7 +148,9 @@ def _facts(contents: Contents) -> dict[str, Any]:
 
 def _last_steps(contents: Contents, count: int) -> list[dict[str, Any]]:
     """Decode everything; what the last steps did."""
-    steps, number, codec = [], 0, contents.headers[0].codec()
+    steps = []
+    number = 0
+    codec = contents.headers[0].codec()
     for raw in contents.records():
         try:
             if raw.kind == HEADER:
@@ -123,16 +166,27 @@ def _last_steps(contents: Contents, count: int) -> list[dict[str, Any]]:
             elif raw.kind == TRACE:
                 codec.read_traces(raw.payload)
         except JournalError as error:
-            raise JournalError(f"{contents.path}: the record at byte {raw.start}: {error}") from None
+            raise JournalError(
+                f"{contents.path}: the record at byte {raw.start}: {error}"
+            ) from None
     return steps
 
 
 def _described(number: int, step: Any) -> dict[str, Any]:
     if step is None or not step.terms:
         return {"step": number, "multiples": "skipped", "scales": ""}
-    sizes = sorted(((float(np.abs(np.concatenate([np.atleast_1d(m) for m in ms])).max()), d) for d, ms in step.terms))
-    largest = ", ".join(f"{size:.4g} z_{d}" for size, d in sizes[::-1][:3]) + (", ..." if len(sizes) > 3 else "")
-    scales = "" if step.scales is None else ", ".join(f"{float(np.mean(s)):.9g}" for s in step.scales)
+    sizes = sorted(
+        (
+            (float(np.abs(np.concatenate([np.atleast_1d(m) for m in ms])).max()), d)
+            for d, ms in step.terms
+        )
+    )
+    largest = ", ".join(f"{size:.4g} z_{d}" for size, d in sizes[::-1][:3]) + (
+        ", ..." if len(sizes) > 3 else ""
+    )
+    scales = (
+        "" if step.scales is None else ", ".join(f"{float(np.mean(s)):.9g}" for s in step.scales)
+    )
     return {"step": number, "multiples": largest, "scales": scales}
 
 

@@ -1,12 +1,15 @@
-"""Networks of the experiments, each of which can be one model or R independent replicas evaluated as one batch.
+"""Networks of the experiments, each of which can be one model or R independent replicas evaluated
+as one batch.
 
-A stacked network is the plain one with a leading dimension R on every parameter: slice r of it is the replica of seed
-r. A plain network computes as a stack of one, so both run the same operations in the same order. Everything is
-differentiable, so that backpropagation (through time) trains the very same models.
+A stacked network is the plain one with a leading dimension R on every parameter: slice r of it is
+the replica of seed r. A plain network computes as a stack of one, so both run the same operations
+in the same order. Everything is differentiable, so that backpropagation (through time) trains the
+very same models.
 
-tanh is written as 2 sigmoid(2 a) - 1 throughout: the same function, with a sigmoid that is several times faster than
-tanh on CPUs. In `Recurrent` the tanh cell carries s = sigmoid(2 a) instead of h = 2 s - 1 and folds the factor and the
-offset into the weights, which leaves one matrix product and one sigmoid for each time step:
+tanh is written as 2 sigmoid(2 a) - 1 throughout: the same function, with a sigmoid that is several
+times faster than tanh on CPUs. In `Recurrent` the tanh cell carries s = sigmoid(2 a) instead of h =
+2 s - 1 and folds the factor and the offset into the weights, which leaves one matrix product and
+one sigmoid for each time step:
 
     a_t = x_t Wx + b + h_{t-1} Wh,   h = 2 s - 1   =>   2 a_t = 2 (x_t Wx + b - 1 Wh) + 4 s_{t-1} Wh
 """
@@ -30,7 +33,11 @@ def tanh(a: Tensor) -> Tensor:
     return 2.0 * torch.sigmoid(2.0 * a) - 1.0
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 class Stackable(nn.Module):
@@ -45,7 +52,8 @@ class Stackable(nn.Module):
     def _set_parameters(
         self, seeds: Seeds, shapes: dict[str, tuple[tuple[int, ...], float]], dtype: torch.dtype
     ) -> None:
-        """Registers normal parameters, name -> (shape, standard deviation), drawn in order from each seed's generator.
+        """Registers normal parameters, name -> (shape, standard deviation), drawn in order from
+        each seed's generator.
 
         Args:
             seeds: one seed for a plain network, a sequence of them for a stacked one.
@@ -56,7 +64,9 @@ class Stackable(nn.Module):
         def draw(seed: int) -> list[Tensor]:
             generator = torch.Generator().manual_seed(int(seed))
             return [
-                torch.randn(shape, generator=generator) * deviation if deviation else torch.zeros(shape)
+                torch.randn(shape, generator=generator) * deviation
+                if deviation
+                else torch.zeros(shape)
                 for shape, deviation in shapes.values()
             ]
 
@@ -64,9 +74,14 @@ class Stackable(nn.Module):
         if isinstance(seeds, int):
             values = draw(seeds)
         elif len(seeds) == 0:
-            raise ValueError("seeds: an empty sequence; give one seed for each replica, or an int for a plain network")
+            raise ValueError(
+                "seeds: an empty sequence; give one seed for each replica, or an int for a plain "
+                "network"
+            )
         else:
-            values = [torch.stack(slices) for slices in zip(*(draw(seed) for seed in seeds), strict=True)]
+            values = [
+                torch.stack(slices) for slices in zip(*(draw(seed) for seed in seeds), strict=True)
+            ]
         for name, value in zip(shapes, values, strict=True):
             self.register_parameter(name, nn.Parameter(value.to(dtype)))
 
@@ -81,9 +96,12 @@ class Stackable(nn.Module):
         fits = inputs.ndim in allowed and inputs.shape[-1] == features
         if not fits or (inputs.ndim > ndim and inputs.shape[0] != self.replicas):
             batch = "(B, T" if ndim == 3 else "(B"
-            stack = "" if self.replicas is None else f" or ({self.replicas}, {batch[1:]}, {features})"
+            stack = (
+                "" if self.replicas is None else f" or ({self.replicas}, {batch[1:]}, {features})"
+            )
             raise ValueError(
-                f"inputs: expected shape {batch}, {features}){stack}, got {tuple(inputs.shape)}; reshape the batch"
+                f"inputs: expected shape {batch}, {features}){stack}, got {tuple(inputs.shape)}; "
+                "reshape the batch"
             )
 
     def _stacked_input(self, inputs: Tensor, ndim: int, features: int) -> Tensor:
@@ -102,18 +120,20 @@ def whole(name: str, value: int) -> int:
 class Perceptron(Stackable):
     """A multi-layer perceptron with a linear output layer.
 
-    Parameters are `weight_i` of shape `(fan_in, fan_out)` and `bias_i` of shape `(fan_out,)` for layer i, all with one
-    more leading dimension R in a stacked network. Initial biases are 0.
+    Parameters are `weight_i` of shape `(fan_in, fan_out)` and `bias_i` of shape `(fan_out,)` for
+    layer i, all with one more leading dimension R in a stacked network. Initial biases are 0.
 
     Args:
         sizes: units of each layer, inputs first, outputs last; at least two numbers.
         hidden: activation of the hidden layers, `"tanh"`, `"relu"` or `"sigmoid"`.
         seeds: seed of the initial weights; a sequence of R seeds makes a stacked network.
-        deviations: standard deviation of the normal initial weights of each layer; None: 1/sqrt(fan_in).
+        deviations: standard deviation of the normal initial weights of each layer; None:
+            1/sqrt(fan_in).
         dtype: of the parameters.
 
     Raises:
-        ValueError: a size below 1, an unknown activation, as many deviations as there are not layers.
+        ValueError: a size below 1, an unknown activation, as many deviations as there are not
+            layers.
     """
 
     def __init__(
@@ -127,14 +147,23 @@ class Perceptron(Stackable):
     ) -> None:
         super().__init__()
         if len(sizes) < 2:
-            raise ValueError(f"sizes: expected at least an input and an output size, got {list(sizes)}")
+            raise ValueError(
+                f"sizes: expected at least an input and an output size, got {list(sizes)}"
+            )
         if hidden not in ACTIVATIONS:
             raise ValueError(f"hidden: expected one of {', '.join(ACTIVATIONS)}, got {hidden!r}")
         self.sizes = tuple(whole("sizes", size) for size in sizes)
         self.hidden = hidden
-        spread = [1 / math.sqrt(size) for size in self.sizes[:-1]] if deviations is None else list(deviations)
+        spread = (
+            [1 / math.sqrt(size) for size in self.sizes[:-1]]
+            if deviations is None
+            else list(deviations)
+        )
         if len(spread) != len(self.sizes) - 1:
-            raise ValueError(f"deviations: expected {len(self.sizes) - 1} numbers, one a layer, got {len(spread)}")
+            raise ValueError(
+                f"deviations: expected {len(self.sizes) - 1} numbers, one a layer, got "
+                f"{len(spread)}"
+            )
         shapes: dict[str, tuple[tuple[int, ...], float]] = {}
         for i, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             shapes[f"weight_{i}"] = ((fan_in, fan_out), spread[i])
@@ -161,18 +190,21 @@ class Perceptron(Stackable):
 class Recurrent(Stackable):
     """A recurrent layer with a linear readout, applied to whole sequences.
 
-    Parameters (with one more leading dimension R in a stacked network; G is 1, 3 or 4 gates): `input_weight`
-    `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias` `(G hidden,)`, `output_weight` `(hidden,
-    outputs)`, `output_bias` `(outputs,)`; a GRU also has `candidate_bias` `(hidden,)`, added to the recurrent part of
-    its candidate. Gates lie in the order of `torch.nn`: reset, update, candidate; input, forget, cell, output.
+    Parameters (with one more leading dimension R in a stacked network; G is 1, 3 or 4 gates):
+    `input_weight` `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias`
+    `(G hidden,)`, `output_weight` `(hidden, outputs)`, `output_bias` `(outputs,)`; a GRU also has
+    `candidate_bias` `(hidden,)`, added to the recurrent part of its candidate. Gates lie in the
+    order of `torch.nn`: reset, update, candidate; input, forget, cell, output.
 
-    Initial weights are normal: variance 1/inputs (input), gain²/hidden (recurrent), 1/hidden (readout); biases are 0.
+    Initial weights are normal: variance 1/inputs (input), gain²/hidden (recurrent), 1/hidden
+    (readout); biases are 0.
 
     Args:
         inputs: numbers per time step in, at least 1.
         hidden: units, at least 1.
         outputs: numbers per time step out, at least 1.
-        cell: `"tanh"` (Elman 1990), `"gru"` (Cho et al. 2014) or `"lstm"` (Hochreiter and Schmidhuber 1997).
+        cell: `"tanh"` (Elman 1990), `"gru"` (Cho et al. 2014) or `"lstm"` (Hochreiter and
+            Schmidhuber 1997).
         seeds: seed of the initial weights; a sequence of R seeds makes a stacked network.
         gain: spectral scale of the initial recurrent weights.
         dtype: of the parameters.
@@ -202,8 +234,11 @@ class Recurrent(Stackable):
         super().__init__()
         if cell not in GATES:
             raise ValueError(f"cell: expected one of {', '.join(GATES)}, got {cell!r}")
-        self.inputs, self.hidden, self.outputs = whole("inputs", inputs), whole("hidden", hidden), outputs
-        self.outputs, self.cell = whole("outputs", outputs), cell
+        self.inputs = whole("inputs", inputs)
+        self.hidden = whole("hidden", hidden)
+        self.outputs = outputs
+        self.outputs = whole("outputs", outputs)
+        self.cell = cell
         width = GATES[cell] * hidden
         shapes: dict[str, tuple[tuple[int, ...], float]] = {
             "input_weight": ((inputs, width), 1 / math.sqrt(inputs)),
@@ -224,12 +259,13 @@ class Recurrent(Stackable):
             state: what an earlier call returned; None for zeros.
 
         Returns:
-            The outputs, shape `(B, T, outputs)` or `(R, B, T, outputs)`, and the state: `(h,)`, for an LSTM `(h, c)`,
-            each of shape `(B, hidden)` or `(R, B, hidden)`.
+            The outputs, shape `(B, T, outputs)` or `(R, B, T, outputs)`, and the state: `(h,)`, for
+            an LSTM `(h, c)`, each of shape `(B, hidden)` or `(R, B, hidden)`.
         """
         x = self._stacked_input(inputs, 3, self.inputs)
         replicas, batch, steps, _ = x.shape
-        # Time before batch, so that all time steps are projected by one product and read out by another.
+        # Time before batch, so that all time steps are projected by one product and read out by
+        # another.
         flat = x.transpose(1, 2).reshape(replicas, steps * batch, self.inputs)
         now = self._start(state, replicas, batch, flat)
         run = {"tanh": self._tanh_cell, "gru": self._gru_cell, "lstm": self._lstm_cell}[self.cell]
@@ -240,7 +276,9 @@ class Recurrent(Stackable):
             read.append(torch.baddbmm(bias, weight, states.mT))
         out = torch.cat(read, -1).view(replicas, self.outputs, steps, batch).permute(0, 3, 2, 1)
         final = (2.0 * now[0] - 1.0,) if self.cell == "tanh" else now
-        return (out[0], tuple(value[0] for value in final)) if self.replicas is None else (out, final)
+        return (
+            (out[0], tuple(value[0] for value in final)) if self.replicas is None else (out, final)
+        )
 
     def _steps_at_once(self, sequences: int) -> int:
         # Pieces of two megabytes stay in the cache.
@@ -248,10 +286,12 @@ class Recurrent(Stackable):
 
     def _readout(self) -> tuple[Tensor, Tensor]:
         """Weights `(R, outputs, hidden)` and bias `(R, outputs, 1)` that read the carried states."""
-        weight, bias = self._stacked("output_weight"), self._stacked("output_bias")
+        weight = self._stacked("output_weight")
+        bias = self._stacked("output_bias")
         if self.cell == "tanh":  # h Wo + bo = s (2 Wo) + (bo - 1 Wo)
             weight, bias = 2.0 * weight, bias - weight.sum(-2)
-        # The product of transposes: with few outputs it is about three times as fast as states @ weight.
+        # The product of transposes: with few outputs it is about three times as fast as states @
+        # weight.
         return weight.mT.contiguous(), bias[:, :, None]
 
     def _start(self, state: State | None, replicas: int, batch: int, like: Tensor) -> State:
@@ -260,17 +300,20 @@ class Recurrent(Stackable):
             start = tuple(like.new_zeros(replicas, batch, self.hidden) for _ in range(parts))
         elif len(state) != parts:
             raise ValueError(
-                f"state: a {self.cell} cell has {parts} part(s), got {len(state)}; pass on what it returned"
+                f"state: a {self.cell} cell has {parts} part(s), got {len(state)}; pass on what it "
+                "returned"
             )
         else:
             start = tuple(part[None] if self.replicas is None else part for part in state)
         return (0.5 * start[0] + 0.5,) if self.cell == "tanh" else start
 
-    # Each cell maps the inputs of some time steps, `(R, steps B, inputs)`, and the carried state before them to the
-    # states that are read out, `(R, steps B, hidden)`, and the carried state after them.
+    # Each cell maps the inputs of some time steps, `(R, steps B, inputs)`, and the carried state
+    # before them to the states that are read out, `(R, steps B, hidden)`, and the carried state
+    # after them.
 
     def _tanh_cell(self, flat: Tensor, carried: State) -> tuple[Tensor, State]:
-        (s,), wh = carried, self._stacked("recurrent_weight")
+        (s,) = carried
+        wh = self._stacked("recurrent_weight")
         offset = 2.0 * (self._stacked("bias") - wh.sum(-2))
         drive = torch.baddbmm(offset[:, None], flat, 2.0 * self._stacked("input_weight"))
         states = []
@@ -280,9 +323,11 @@ class Recurrent(Stackable):
         return torch.cat(states, 1), (s,)
 
     def _gru_cell(self, flat: Tensor, carried: State) -> tuple[Tensor, State]:
-        (h,), n = carried, self.hidden
+        (h,) = carried
+        n = self.hidden
         drive = torch.baddbmm(self._stacked("bias")[:, None], flat, self._stacked("input_weight"))
-        wh, bias = self._stacked("recurrent_weight"), self._stacked("candidate_bias")[:, None]
+        wh = self._stacked("recurrent_weight")
+        bias = self._stacked("candidate_bias")[:, None]
         states = []
         for a in drive.split(h.shape[1], 1):
             b = torch.bmm(h, wh)
@@ -293,7 +338,8 @@ class Recurrent(Stackable):
         return torch.cat(states, 1), (h,)
 
     def _lstm_cell(self, flat: Tensor, carried: State) -> tuple[Tensor, State]:
-        (h, c), wh = carried, self._stacked("recurrent_weight")
+        (h, c) = carried
+        wh = self._stacked("recurrent_weight")
         drive = torch.baddbmm(self._stacked("bias")[:, None], flat, self._stacked("input_weight"))
         states = []
         for a in drive.split(h.shape[1], 1):

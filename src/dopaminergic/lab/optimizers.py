@@ -1,9 +1,10 @@
-"""The optimizers that the lab compares, by name, each with the same number of learning rates to tune over.
+"""The optimizers that the lab compares, by name, each with the same number of learning rates to
+tune over.
 
 `VectorDopamine` alone has one learning rate, 1, as it has nothing to tune.
 
-Forward-only ones run as they are: a fleet is an optimizer with many seeds. SGD and Adam are torch's own, driven by
-backpropagation, with one addition: a learning rate for each replica.
+Forward-only ones run as they are: a fleet is an optimizer with many seeds. SGD and Adam are torch's
+own, driven by backpropagation, with one addition: a learning rate for each replica.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class Backpropagation:
 
     next_passes = 3
 
-    def __init__(self, parameters: Any, kind: Callable[..., torch.optim.Optimizer], lr: Tensor) -> None:
+    def __init__(
+        self, parameters: Any, kind: Callable[..., torch.optim.Optimizer], lr: Tensor
+    ) -> None:
         self.parameters = list(parameters)
         self.lr = lr
-        # The torch optimizer moves proxies that start each step at zero, so what it leaves there is its update for a
-        # learning rate of 1; each replica then takes that update times its own.
+        # The torch optimizer moves proxies that start each step at zero, so what it leaves there is
+        # its update for a learning rate of 1; each replica then takes that update times its own.
         self.proxies = [torch.zeros_like(p) for p in self.parameters]
         self.inner = kind(self.proxies, lr=1.0)
         self.steps = 0
@@ -79,15 +82,21 @@ class Backpropagation:
         Raises:
             ValueError: no optimizer like this one could have saved it; nothing has changed then.
         """
-        name, steps = type(self.inner).__name__, state.get("steps")
+        name = type(self.inner).__name__
+        steps = state.get("steps")
         if type(steps) is not int or not 0 <= steps < 1 << 62:
             raise ValueError(f"{name}: steps must be an int in [0, 2^62), got {brief(steps)}")
-        wrong = difference(state, {"steps": steps, "lr": self.lr, "inner": self._state_after(steps)}, "state")
+        wrong = difference(
+            state, {"steps": steps, "lr": self.lr, "inner": self._state_after(steps)}, "state"
+        )
         rates = [] if wrong else state["lr"].tolist()
         if wrong or not all(0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"{name}: {wrong or f'lr must be finite and >= 0, got {brief(rates)}'}")
+            raise ValueError(
+                f"{name}: {wrong or f'lr must be finite and >= 0, got {brief(rates)}'}"
+            )
         self.inner.load_state_dict(state["inner"])
-        self.steps, self.lr = steps, state["lr"]
+        self.steps = steps
+        self.lr = state["lr"]
 
     def _state_after(self, steps: int) -> dict[str, Any]:
         """A state of torch's optimizer, built like the one after so many steps."""
@@ -105,11 +114,14 @@ class Method(NamedTuple):
 
     Attributes:
         label: its name for people.
-        make: builds it from parameters, a tensor of learning rates and a list of seeds, one for each replica.
-        grid: learning rates to tune over, seven, half a decade apart; one where there is nothing to tune.
+        make: builds it from parameters, a tensor of learning rates and a list of seeds, one for
+            each replica.
+        grid: learning rates to tune over, seven, half a decade apart; one where there is nothing to
+            tune.
         default: its own default learning rate where it is meant to be used untuned, else None.
         passes_per_step: what a step costs, the most where that varies.
-        fleet_weights: how many weights a fleet should have in all, beyond which more replicas make it slower.
+        fleet_weights: how many weights a fleet should have in all, beyond which more replicas make
+            it slower.
     """
 
     label: str
@@ -134,23 +146,29 @@ def half_decades(first: float) -> list[float]:
     return [float(f"{first * 10 ** (i / 2):.3g}") for i in range(7)]
 
 
-def _forward(kind: type[ForwardOptimizer], **settings: Any) -> Callable[[Any, Tensor, list[int]], ForwardOptimizer]:
+def _forward(
+    kind: type[ForwardOptimizer], **settings: Any
+) -> Callable[[Any, Tensor, list[int]], ForwardOptimizer]:
     return lambda parameters, lr, seeds: kind(parameters, lr=lr, seed=seeds, **settings)
 
 
-def _backward(kind: Callable[..., torch.optim.Optimizer]) -> Callable[[Any, Tensor, list[int]], Backpropagation]:
+def _backward(
+    kind: Callable[..., torch.optim.Optimizer],
+) -> Callable[[Any, Tensor, list[int]], Backpropagation]:
     return lambda parameters, lr, seeds: Backpropagation(parameters, kind, lr)
 
 
-# A step of VectorDopamine is a batch of its own. Measured, in microseconds for a replica's pass: 243 for one replica,
-# 29 for 20 and 4 for 500 of xor-2-2-1 (9 weights), but 137 for 5 and 175 for 20 of lorenz (371), 137 for one and 252
-# for 5 of digits (4,810).
+# A step of VectorDopamine is a batch of its own. Measured, in microseconds for a replica's pass:
+# 243 for one replica, 29 for 20 and 4 for 500 of xor-2-2-1 (9 weights), but 137 for 5 and 175 for
+# 20 of lorenz (371), 137 for one and 252 for 5 of digits (4,810).
 FLEET_WEIGHTS = 5000
 
 METHODS: dict[str, Method] = {
     "dopamine": Method("Dopamine", _forward(Dopamine), half_decades(0.5), 3.5, 2),
     "dopamine2": Method("Dopamine2", _forward(Dopamine2), half_decades(0.15), 1.5, 2),
-    "vector": Method("VectorDopamine", _forward(VectorDopamine), [1.0], 1.0, MOST_DIRECTIONS + 2, FLEET_WEIGHTS),
+    "vector": Method(
+        "VectorDopamine", _forward(VectorDopamine), [1.0], 1.0, MOST_DIRECTIONS + 2, FLEET_WEIGHTS
+    ),
     "wp": Method("WP", _forward(WeightPerturbation), half_decades(0.003), None, 2),
     "spsa": Method("SPSA", _forward(SPSA), half_decades(0.003), None, 2),
     "es": Method("ES", _forward(EvolutionStrategy), half_decades(0.0001), None, 16),
@@ -159,10 +177,13 @@ METHODS: dict[str, Method] = {
 }
 
 
-# Deep networks, and long sequences, bear smaller steps only: on digits-conv WP diverges from 0.0015 on, where its own
-# grid has not begun, on markov-transformer from 0.03 on. (On lorenz-vpt the grid's first rate, 0.003, was the best.)
+# Deep networks, and long sequences, bear smaller steps only: on digits-conv WP diverges from 0.0015
+# on, where its own grid has not begun, on markov-transformer from 0.03 on. (On lorenz-vpt the
+# grid's first rate, 0.003, was the best.)
 DELICATE = ("digits-conv", "markov-transformer", "rossler-vpt", "mackey-glass-vpt")
-GRIDS = {(task, optimizer): half_decades(0.0001) for task in DELICATE for optimizer in ("wp", "spsa")}
+GRIDS = {
+    (task, optimizer): half_decades(0.0001) for task in DELICATE for optimizer in ("wp", "spsa")
+}
 
 
 def grid_of(optimizer: str, task: str) -> list[float]:

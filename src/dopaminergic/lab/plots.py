@@ -1,7 +1,7 @@
 """Figures of the lab, each a function from records or costs to a matplotlib figure.
 
-A figure of one task is sized to stay legible on a phone. What is shown, and its n, stands in the caption, see
-`dopaminergic.lab.figures`.
+A figure of one task is sized to stay legible on a phone. What is shown, and its n, stands in the
+caption, see `dopaminergic.lab.figures`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ from dopaminergic.lab.results import (
 def main_variants(cells: Cells) -> Cells:
     """One variant of each optimizer: the default set where there is one, the tuned set otherwise."""
     return {
-        method: runs for method, runs in cells.items() if method[1] == "default" or (method[0], "default") not in cells
+        method: runs
+        for method, runs in cells.items()
+        if method[1] == "default" or (method[0], "default") not in cells
     }
 
 
@@ -59,7 +61,9 @@ def _quartiles(runs: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.
     passes = sorted(set.intersection(*(set(run["curve"]["passes"]) for run in runs)))
     tables = [dict(zip(run["curve"]["passes"], run["curve"]["error"], strict=True)) for run in runs]
     errors = statistics.as_errors([[table[at] for at in passes] for table in tables])
-    return np.array(passes, dtype=float), np.quantile(errors, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
+    return np.array(passes, dtype=float), np.quantile(
+        errors, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf"
+    )
 
 
 def _metric(cells: Cells) -> str:
@@ -74,23 +78,39 @@ def learning_curves(cells: Cells) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(*SMALL)
-        curves = {optimizer: _quartiles(runs) for (optimizer, _), runs in main_variants(cells).items()}
-        zero = zero_place(error for _, quartiles in curves.values() for error in quartiles[:2].ravel())
+        curves = {
+            optimizer: _quartiles(runs) for (optimizer, _), runs in main_variants(cells).items()
+        }
+        zero = zero_place(
+            error for _, quartiles in curves.values() for error in quartiles[:2].ravel()
+        )
         ends = []
         for optimizer, (passes, quartiles) in curves.items():
             low, middle, high = np.maximum(quartiles, zero or 0)
             there = np.isfinite(middle)
             if not there.any():
                 continue
-            hue, name = colour(optimizer), LABELS.get(optimizer, optimizer)
+            hue = colour(optimizer)
+            name = LABELS.get(optimizer, optimizer)
             ceiling = np.where(np.isfinite(high), high, middle)
-            axes.fill_between(passes[there], low[there], ceiling[there], color=hue, alpha=0.13, linewidth=0)
+            axes.fill_between(
+                passes[there], low[there], ceiling[there], color=hue, alpha=0.13, linewidth=0
+            )
             width = 2.6 if optimizer in OURS else 1.7
-            axes.plot(passes[there], middle[there], line_style(optimizer), color=hue, linewidth=width)
+            axes.plot(
+                passes[there], middle[there], line_style(optimizer), color=hue, linewidth=width
+            )
             if there[-1]:
                 ends.append((middle[-1], name, hue))
             else:
-                axes.plot(passes[there][-1], middle[there][-1], "x", color=hue, markersize=8, markeredgewidth=2)
+                axes.plot(
+                    passes[there][-1],
+                    middle[there][-1],
+                    "x",
+                    color=hue,
+                    markersize=8,
+                    markeredgewidth=2,
+                )
                 axes.annotate(f"{name} diverges", (passes[there][-1], middle[there][-1]), xytext=(0, -18),
                               ha="center" if passes[there][-1] > 0.3 * passes[-1] else "left",
                               textcoords="offset points", color=hue, fontsize=11,
@@ -98,7 +118,9 @@ def learning_curves(cells: Cells) -> Figure:
         axes.set_yscale("log")
         start = min(passes[passes > 0][0] for passes, _ in curves.values())
         budget = max(run["budget"] for runs in cells.values() for run in runs)
-        passes_axis(axes, start, budget, has_threshold(run for runs in cells.values() for run in runs))
+        passes_axis(
+            axes, start, budget, has_threshold(run for runs in cells.values() for run in runs)
+        )
         readable_log(axes, "y", zero)
         axes.set_ylabel(f"Test {_metric(cells)}")
         label_lines(axes, ends)
@@ -106,29 +128,55 @@ def learning_curves(cells: Cells) -> Figure:
 
 
 def final_errors(cells: Cells) -> Figure:
-    """Final test error of every run (dots), the median (large) and its bootstrap 95 % interval (bar), best at the top.
+    """Final test error of every run (dots), the median (large) and its bootstrap 95 % interval
+    (bar), best at the top.
 
     Args:
         cells: the runs of one task by method. Runs that diverged are counted at the right.
     """
     with matplotlib.rc_context(STYLE):
-        medians = {method: statistics.estimate([final_error(run) for run in runs]) for method, runs in cells.items()}
+        medians = {
+            method: statistics.estimate([final_error(run) for run in runs])
+            for method, runs in cells.items()
+        }
         order = sorted(cells, key=lambda method: medians[method].value)
         zero = zero_place(final_error(run) for runs in cells.values() for run in runs)
         figure, axes = new_figure(SMALL[0], max(SMALL[1], 0.33 * len(order) + 1))
         for row, method in enumerate(order):
-            hue, found = colour(method[0]), medians[method]
+            hue = colour(method[0])
+            found = medians[method]
             errors = statistics.as_errors([final_error(run) for run in cells[method]])
             finite = np.maximum(errors[np.isfinite(errors)], zero or 0)
-            offsets = np.linspace(-0.22, 0.22, len(finite)) if len(finite) > 1 else np.zeros(len(finite))
-            axes.plot(finite, row + offsets, "o", color=hue, alpha=0.3, markersize=3, markeredgewidth=0)
+            offsets = (
+                np.linspace(-0.22, 0.22, len(finite)) if len(finite) > 1 else np.zeros(len(finite))
+            )
+            axes.plot(
+                finite, row + offsets, "o", color=hue, alpha=0.3, markersize=3, markeredgewidth=0
+            )
             if math.isfinite(found.value):
                 middle, low, high = (max(each, zero or 0) for each in found[:3])
-                # An interval that reaches infinity is cut at the worst finite run; the count of diverged runs says so.
-                ends = [low, high if math.isfinite(high) else max(middle, *finite)] if math.isfinite(low) else []
+                # An interval that reaches infinity is cut at the worst finite run; the count of
+                # diverged runs says so.
+                ends = (
+                    [low, high if math.isfinite(high) else max(middle, *finite)]
+                    if math.isfinite(low)
+                    else []
+                )
                 axes.plot(ends, [row] * len(ends), color=hue, linewidth=3, alpha=0.9)
-                face = "white" if method == (method[0], "tuned") and (method[0], "default") in cells else hue
-                axes.plot(middle, row, "o", color=hue, markerfacecolor=face, markersize=9, markeredgewidth=2)
+                face = (
+                    "white"
+                    if method == (method[0], "tuned") and (method[0], "default") in cells
+                    else hue
+                )
+                axes.plot(
+                    middle,
+                    row,
+                    "o",
+                    color=hue,
+                    markerfacecolor=face,
+                    markersize=9,
+                    markeredgewidth=2,
+                )
             lost = int(np.isinf(errors).sum())
             if lost:
                 axes.text(0.99, row, f"{lost} of {len(errors)} diverged", transform=axes.get_yaxis_transform(),
@@ -161,16 +209,24 @@ def solved_shares(cells: Cells) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(*SMALL)
         budget = max(run["budget"] for runs in cells.values() for run in runs)
-        times = {method: np.sort([solved_at(run) for run in runs]) for method, runs in main_variants(cells).items()}
+        times = {
+            method: np.sort([solved_at(run) for run in runs])
+            for method, runs in main_variants(cells).items()
+        }
         earliest = min(float(np.min(each)) for each in times.values())
         for (optimizer, _), each in times.items():
             steps = np.concatenate([[earliest / 1.5], each[np.isfinite(each)], [budget]])
-            shares = np.concatenate([[0], np.arange(1, np.isfinite(each).sum() + 1), [np.isfinite(each).sum()]]) / len(
-                each
-            )
+            shares = np.concatenate(
+                [[0], np.arange(1, np.isfinite(each).sum() + 1), [np.isfinite(each).sum()]]
+            ) / len(each)
             width = 2.6 if optimizer in OURS else 1.7
             axes.step(
-                steps, 100 * shares, line_style(optimizer), where="post", color=colour(optimizer), linewidth=width
+                steps,
+                100 * shares,
+                line_style(optimizer),
+                where="post",
+                color=colour(optimizer),
+                linewidth=width,
             )
         passes_axis(axes, earliest / 1.5, budget, True)
         axes.set_ylim(-1, 103)
@@ -180,11 +236,13 @@ def solved_shares(cells: Cells) -> Figure:
 
 
 def sensitivity(cells: Cells) -> Figure:
-    """Median final error of the tuning runs against the learning rate, with the interquartile range.
+    """Median final error of the tuning runs against the learning rate, with the interquartile
+    range.
 
     Args:
-        cells: runs of role "tuning" of one task by method. Where other settings varied too, the best of them is shown
-            for each learning rate. A learning rate whose median run diverged is a cross at the upper edge.
+        cells: runs of role "tuning" of one task by method. Where other settings varied too, the
+            best of them is shown for each learning rate. A learning rate whose median run diverged
+            is a cross at the upper edge.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(*SMALL)
@@ -202,13 +260,31 @@ def sensitivity(cells: Cells) -> Figure:
             there = np.isfinite(middle)
             hue = colour(optimizer)
             axes.fill_between(
-                rates[there], low[there], np.minimum(high, ceiling)[there], color=hue, alpha=0.1, linewidth=0
+                rates[there],
+                low[there],
+                np.minimum(high, ceiling)[there],
+                color=hue,
+                alpha=0.1,
+                linewidth=0,
             )
             width = 2.4 if optimizer in OURS else 1.6
             axes.plot(
-                rates[there], middle[there], line_style(optimizer), color=hue, marker="o", markersize=4, linewidth=width
+                rates[there],
+                middle[there],
+                line_style(optimizer),
+                color=hue,
+                marker="o",
+                markersize=4,
+                linewidth=width,
             )
-            axes.plot(rates[~there], np.full((~there).sum(), ceiling), "x", color=hue, markersize=7, markeredgewidth=2)
+            axes.plot(
+                rates[~there],
+                np.full((~there).sum(), ceiling),
+                "x",
+                color=hue,
+                markersize=7,
+                markeredgewidth=2,
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         readable_log(axes, "y", zero)
@@ -226,10 +302,15 @@ def errors_by_rate(runs: Iterable[Record]) -> list[tuple[float, float, float, fl
         settings = dict(run["settings"])
         rate = settings.pop("lr", None)
         if rate is not None:
-            groups.setdefault(float(rate), {}).setdefault(repr(sorted(settings.items())), []).append(final_error(run))
+            groups.setdefault(float(rate), {}).setdefault(
+                repr(sorted(settings.items())), []
+            ).append(final_error(run))
     rows = []
     for rate, others in sorted(groups.items()):
-        quartiles = [np.quantile(errors, [0.25, 0.5, 0.75], method="inverted_cdf") for errors in others.values()]
+        quartiles = [
+            np.quantile(errors, [0.25, 0.5, 0.75], method="inverted_cdf")
+            for errors in others.values()
+        ]
         low, middle, high = min(quartiles, key=lambda each: (each[1], each[2]))
         rows.append((rate, float(low), float(middle), float(high)))
     return rows
@@ -249,17 +330,24 @@ def traces(runs: Sequence[Record]) -> Figure:
             upper, lower = panels[:, column]
             mine = [run for run in runs if run["optimizer"] == name]
             for rank, run in enumerate(mine):
-                trace, style = (
-                    run["traces"],
-                    {"color": colour(name), "alpha": 0.9 if rank == 0 else 0.35, "linewidth": 1.2},
-                )
+                trace = run["traces"]
+                style = {
+                    "color": colour(name),
+                    "alpha": 0.9 if rank == 0 else 0.35,
+                    "linewidth": 1.2,
+                }
                 passes = np.array(trace["passes"], dtype=float)
                 if rank == 0:
-                    upper.plot(passes, np.array(trace["rpe"], dtype=float), **style | {"linewidth": 0.6})
+                    upper.plot(
+                        passes, np.array(trace["rpe"], dtype=float), **style | {"linewidth": 0.6}
+                    )
                 lower.plot(passes, np.array(trace["learning_rate"], dtype=float), **style)
             upper.set_title(f"{LABELS.get(name, name)}", color=colour(name))
             upper.axhline(0, color="#999999", linewidth=0.8)
-            symmetric_log(upper, [value for run in mine for value in run["traces"]["rpe"] if value is not None])
+            symmetric_log(
+                upper,
+                [value for run in mine for value in run["traces"]["rpe"] if value is not None],
+            )
             lower.set_yscale("log")
             readable_log(lower, "y")
             lower.set_xlabel("Forward passes")
@@ -271,12 +359,16 @@ def traces(runs: Sequence[Record]) -> Figure:
 
 
 def costs_of_steps(rows: Sequence[Record]) -> Figure:
-    """Passes of a step, time of a pass, and memory of each optimizer: medians over models (bars), each model (dots).
+    """Passes of a step, time of a pass, and memory of each optimizer: medians over models (bars),
+    each model (dots).
 
     Args:
         rows: of `costs.json`.
     """
-    rows = [{**row, "time_of_pass": 2 * row["time_over_two_forwards"] / row["passes_per_step"]} for row in rows]
+    rows = [
+        {**row, "time_of_pass": 2 * row["time_over_two_forwards"] / row["passes_per_step"]}
+        for row in rows
+    ]
     with matplotlib.rc_context(STYLE):
         present = {row["optimizer"] for row in rows}
         names = [name for name in LABELS if name in present] + sorted(present - set(LABELS))
@@ -294,14 +386,31 @@ def costs_of_steps(rows: Sequence[Record]) -> Figure:
             else:
                 panel.axvline(1, color="#999999", linewidth=1, linestyle=(0, (4, 2)))
             for place, name in enumerate(names):
-                values = [float(row[key]) for row in rows if row["optimizer"] == name and row.get(key) is not None]
+                values = [
+                    float(row[key])
+                    for row in rows
+                    if row["optimizer"] == name and row.get(key) is not None
+                ]
                 if not values:
                     continue
                 middle = float(np.median(values))
                 panel.barh(place, middle, color=colour(name), alpha=0.85, height=0.62)
                 if len(values) > 1 and np.ptp(values) > 0.02 * middle:
-                    panel.plot(values, [place] * len(values), "o", color="white", markeredgecolor=colour(name))
-                panel.text(max(values), place, f"  {compact(middle)}", va="center", fontsize=11, color="#222222")
+                    panel.plot(
+                        values,
+                        [place] * len(values),
+                        "o",
+                        color="white",
+                        markeredgecolor=colour(name),
+                    )
+                panel.text(
+                    max(values),
+                    place,
+                    f"  {compact(middle)}",
+                    va="center",
+                    fontsize=11,
+                    color="#222222",
+                )
             panel.set_title(title, fontsize=12)
             panel.grid(False)
             if key == "passes_per_step":
@@ -316,7 +425,8 @@ def costs_of_steps(rows: Sequence[Record]) -> Figure:
 
 
 def profile(tasks: dict[str, Cells]) -> Figure:
-    """Performance profile: share of runs whose final error is at most a multiple of their task's lowest median.
+    """Performance profile: share of runs whose final error is at most a multiple of their task's
+    lowest median.
 
     Args:
         tasks: cells of the tasks to be joined; methods that lack one of them are left out.
@@ -332,18 +442,28 @@ def profile(tasks: dict[str, Cells]) -> Figure:
         ]
         for method in methods:
             strata: list[Any] = [
-                [final_error(run) / lowest[title] for run in cells[method]] for title, cells in tasks.items()
+                [final_error(run) / lowest[title] for run in cells[method]]
+                for title, cells in tasks.items()
             ]
             shares = statistics.performance_profile(strata, factors)
             width = 2.6 if method[0] in OURS else 1.7
-            axes.plot(factors, 100 * shares, line_style(method[0]), color=colour(method[0]), linewidth=width)
+            axes.plot(
+                factors,
+                100 * shares,
+                line_style(method[0]),
+                color=colour(method[0]),
+                linewidth=width,
+            )
         axes.set_xscale("log")
         axes.set_xlim(factors[0], factors[-1])
         axes.set_ylim(-1, 103)
         readable_log(axes, "x")
         axes.set_xlabel("Final error over the lowest median on the task")
         axes.set_ylabel("Runs at or below (%)")
-        handles = [axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0] for name, _ in methods]
+        handles = [
+            axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0]
+            for name, _ in methods
+        ]
         figure.legend(handles, [LABELS.get(name, name) for name, _ in methods], loc="outside right center",
                       frameon=False, fontsize=11.5, handlelength=1.6)  # fmt: skip
         return figure

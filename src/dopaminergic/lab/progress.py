@@ -50,14 +50,18 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Stop drawing."""
         self.bar.stop()
 
     def __call__(self, phase: str, done: int, total: int, running: list[str]) -> None:
         """Show that `done` of `total` units of a phase are finished, and what is running."""
-        phase, now = clean(phase), clean(", ".join(running))
+        phase = clean(phase)
+        now = clean(", ".join(running))
         if not self.console.is_terminal:
             finished = done >= total
             if finished or time.monotonic() - self.last_line > LINE_EVERY:
@@ -84,7 +88,9 @@ def print_tasks(listing: dict[str, Any]) -> None:
     for each in listing["optimizers"]:
         default = "-" if each["default_lr"] is None else f"{each['default_lr']:g}"
         grid = f"{each['grid'][0]:g} ... {each['grid'][-1]:g}" if len(each["grid"]) > 1 else "-"
-        optimizers.append([each["name"], each["label"], str(each["passes_per_step"]), default, grid])
+        optimizers.append(
+            [each["name"], each["label"], str(each["passes_per_step"]), default, grid]
+        )
     names = ["optimizer", "name", "passes a step, at most", "default lr", "tuned over"]
     _print_table("\nOptimizers", names, optimizers)
 

@@ -1,8 +1,9 @@
 """Records of runs on disk: one JSON object a line, safe against a kill at any byte.
 
-`records.jsonl` (a finished run a line), `pictures.jsonl` (data of pictures, a line each) and `costs.json` lie in one
-folder; everything the lab reports is made from these three alone. Each line ends in a CRC-32 of itself, so that a bit
-that flips on a disk costs one line, which is run again, and never changes a result unseen.
+`records.jsonl` (a finished run a line), `pictures.jsonl` (data of pictures, a line each) and
+`costs.json` lie in one folder; everything the lab reports is made from these three alone. Each line
+ends in a CRC-32 of itself, so that a bit that flips on a disk costs one line, which is run again,
+and never changes a result unseen.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ SCHEMA = 1
 CHECK = b', "check": "%08x"}'
 MEBIBYTE = 1 << 20
 LONGEST_LINE = 64 * MEBIBYTE  # bytes
-REQUIRED = ("task", "optimizer", "variant", "role", "seed", "settings", "budget", "curve")  # by the report
+# By the report.
+REQUIRED = ("task", "optimizer", "variant", "role", "seed", "settings", "budget", "curve")
 
 Record = dict[str, Any]
 
@@ -57,10 +59,12 @@ def plain(value: Any) -> Any:
 
 
 def append_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records to a file of JSON lines and force them to the disk; numbers that are not finite become null.
+    """Append records to a file of JSON lines and force them to the disk; numbers that are not
+    finite become null.
 
-    A last line that was cut is closed with a newline first, so that the new record starts on its own line; nothing
-    that is in the file is removed. A missing file is created, its folder must exist.
+    A last line that was cut is closed with a newline first, so that the new record starts on its
+    own line; nothing that is in the file is removed. A missing file is created, its folder must
+    exist.
 
     Args:
         path: the file.
@@ -103,7 +107,8 @@ def opened(line: bytes) -> Record | None:
         line = body
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError, MemoryError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    # JSONDecodeError and UnicodeDecodeError are ValueErrors.
+    except (ValueError, RecursionError, MemoryError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -113,7 +118,8 @@ def within(folder: str | os.PathLike[str], name: str) -> Path:
     path = Path(folder) / name
     if not path.resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError(
-            f"{path}: a link that leads out of the folder, to {path.resolve()}; nothing was written. Replace it by a "
+            f"{path}: a link that leads out of the folder, to {path.resolve()}; nothing was "
+            "written. Replace it by a "
             "file or folder of its own, or give another folder"
         )
     return path
@@ -122,19 +128,22 @@ def within(folder: str | os.PathLike[str], name: str) -> Path:
 def read_records(
     path: str | os.PathLike[str], required: Iterable[str] = ("task",), *, as_written: bool = False
 ) -> Records:
-    """Every whole record of a file of JSON lines; damaged lines are skipped and counted; no file, no records.
+    """Every whole record of a file of JSON lines; damaged lines are skipped and counted; no file,
+    no records.
 
-    Lines of `PATH.gz` come before those of the file itself: a finished folder may keep its records compressed.
+    Lines of `PATH.gz` come before those of the file itself: a finished folder may keep its records
+    compressed.
 
     Args:
         path: the file.
         required: keys that every record has.
-        as_written: keep control characters in text, which are spelled out otherwise; only to compare, not to show.
+        as_written: keep control characters in text, which are spelled out otherwise; only to
+            compare, not to show.
 
     Raises:
-        ValueError: the file is something else: not one line is a JSON object, an object lacks a required key or holds
-            what no record does, or it was written by a later version of this library. The message names the file and
-            the line.
+        ValueError: the file is something else: not one line is a JSON object, an object lacks a
+            required key or holds what no record does, or it was written by a later version of this
+            library. The message names the file and the line.
     """
     records: list[Record] = []
     damaged: list[str] = []
@@ -174,18 +183,28 @@ def _numbered(file: Any, name: str) -> Iterator[tuple[str, bytes]]:
         while line := file.readline(LONGEST_LINE):  # a few kB may unpack to one line of gigabytes
             number += 1
             if len(line) == LONGEST_LINE:
-                raise ValueError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB, which no record is")
+                raise ValueError(
+                    f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB, which no record "
+                    "is"
+                )
             if line.strip():
                 yield f"{name}, line {number}", line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{name}, after line {number}: damaged ({error}); take it from its source again") from error
+        raise ValueError(
+            f"{name}, after line {number}: damaged ({error}); take it from its source again"
+        ) from error
 
 
 def _check(record: Record, where: str, required: Iterable[str]) -> None:
     schema = record.get("schema", SCHEMA)
     if type(schema) is not int or schema > SCHEMA:
-        said = shown(repr(schema) if not isinstance(schema, int) or schema < 1 << 80 else "a huge number", 40)
-        raise SchemaError(f"{where}: record of schema {said}, this version reads up to {SCHEMA}; upgrade dopaminergic")
+        said = shown(
+            repr(schema) if not isinstance(schema, int) or schema < 1 << 80 else "a huge number", 40
+        )
+        raise SchemaError(
+            f"{where}: record of schema {said}, this version reads up to {SCHEMA}; upgrade "
+            "dopaminergic"
+        )
     check(record, RECORD, required, where)
     if "name" in required:
         check_picture(record, where)
@@ -194,7 +213,9 @@ def _check(record: Record, where: str, required: Iterable[str]) -> None:
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file in one step: a reader, or a run after a kill, sees the old content or the new, never a part."""
     with replacing(path) as file:  # never through a link
-        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+        file.write(
+            content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        )
 
 
 def writable(folder: Path) -> Path:
@@ -204,7 +225,9 @@ def writable(folder: Path) -> Path:
         write_whole(folder / ".writable", bytes(MEBIBYTE))
         (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {folder}: cannot write there ({error.strerror}); give another folder") from error
+        raise ValueError(
+            f"--out {folder}: cannot write there ({error.strerror}); give another folder"
+        ) from error
     discard_leftovers(folder)
     return folder
 
@@ -215,8 +238,13 @@ def read_costs(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     with open_file(path) as file:
         costs = opened(file.read().strip())
-    name, way_out = shown(os.fspath(path), 120), "delete it and measure the costs again"
-    if costs is None or not isinstance(costs.get("rows"), list) or not isinstance(costs.get("environment", {}), dict):
+    name = shown(os.fspath(path), 120)
+    way_out = "delete it and measure the costs again"
+    if (
+        costs is None
+        or not isinstance(costs.get("rows"), list)
+        or not isinstance(costs.get("environment", {}), dict)
+    ):
         raise ValueError(f"{name}: damaged, or not JSON with a list 'rows'; {way_out}")
     for number, row in enumerate(costs["rows"], start=1):
         if not isinstance(row, dict):

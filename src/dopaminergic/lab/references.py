@@ -1,7 +1,9 @@
-"""Forecasts that no optimizer has a part in, which a network must beat: persistence and a linear autoregression.
+"""Forecasts that no optimizer has a part in, which a network must beat: persistence and a linear
+autoregression.
 
-A task's records hold them as measures, `persistence` and `linear_ar`, one for each test part. They are a property of
-the series, so a report shows them once, and names the methods that end above them.
+A task's records hold them as measures, `persistence` and `linear_ar`, one for each test part. They
+are a property of the series, so a report shows them once, and names the methods that end above
+them.
 """
 
 from __future__ import annotations
@@ -24,21 +26,29 @@ def is_reference(measure: str) -> bool:
 
 
 def reference_rows(cells: Cells) -> list[tuple[str, list[str]]]:
-    """A row for each test part of a task: the measure that it is the same as, and the texts of three cells.
+    """A row for each test part of a task: the measure that it is the same as, and the texts of
+    three cells.
 
-    They are the errors of the two references, and the methods whose median ends above the linear autoregression. A task
-    without references has no rows.
+    They are the errors of the two references, and the methods whose median ends above the linear
+    autoregression. A task without references has no rows.
     """
     runs = [run for each in cells.values() for run in each]
     measures = dict.fromkeys(name for run in runs for name in run.get("metrics", {}))
     first = next(iter(REFERENCES))
-    parts = [name.removeprefix(first) for name in measures if name == first or name.startswith(f"{first}_")]
+    parts = [
+        name.removeprefix(first)
+        for name in measures
+        if name == first or name.startswith(f"{first}_")
+    ]
     return [_row(cells, metric_name(runs), part) for part in parts]
 
 
 def _row(cells: Cells, metric: str, part: str) -> tuple[str, list[str]]:
     runs = [run for each in cells.values() for run in each]
-    errors = [_median([run["metrics"].get(name + part) for run in runs if run.get("metrics")]) for name in REFERENCES]
+    errors = [
+        _median([run["metrics"].get(name + part) for run in runs if run.get("metrics")])
+        for name in REFERENCES
+    ]
     worse = [method for method in cells if _of(cells, method, metric + part) > errors[-1]]
     names = ", ".join(dict.fromkeys(_name(method, cells) for method in worse))
     return metric + part, [*(compact(error) for error in errors), names or "none"]

@@ -19,7 +19,15 @@ from dopaminergic.lab import statistics
 from dopaminergic.lab.claims import ENOUGH_SEEDS, NOT_MEASURED, Verdict, judge
 from dopaminergic.lab.drawing import GRADIENTS
 from dopaminergic.lab.figures import Drawing, draw_all, plural
-from dopaminergic.lab.records import REQUIRED, Record, plain, read_costs, read_records, within, write_whole
+from dopaminergic.lab.records import (
+    REQUIRED,
+    Record,
+    plain,
+    read_costs,
+    read_records,
+    within,
+    write_whole,
+)
 from dopaminergic.lab.results import (
     LABELS,
     Cells,
@@ -39,9 +47,12 @@ from dopaminergic.lab.tables import first_of, rank_of, solved_share, tables
 
 
 def write_report(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, commands: Sequence[str] = ()
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    commands: Sequence[str] = (),
 ) -> Path:
-    """Judge, tabulate and draw what is in a folder; write `report.html`, `summary.json` and `figures/*.png`.
+    """Judge, tabulate and draw what is in a folder; write `report.html`, `summary.json` and
+    `figures/*.png`.
 
     Args:
         folder: with `records.jsonl` and, if they were made, `pictures.jsonl` and `costs.json`.
@@ -54,18 +65,24 @@ def write_report(
     Raises:
         ValueError: the folder has no records.
     """
-    source, target = Path(folder), Path(folder if out is None else out)
+    source = Path(folder)
+    target = Path(folder if out is None else out)
     found = read_records(source / "records.jsonl", REQUIRED)
     if not found.records:
         raise ValueError(
-            f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce` makes them "
+            f"folder: no finished run in {source / 'records.jsonl'}; `dopaminergic reproduce` "
+            "makes them "
             "(in a minute with --quick)"
         )
     target.mkdir(parents=True, exist_ok=True)
-    records, costs = unique(found.records), read_costs(source / "costs.json")
+    records = unique(found.records)
+    costs = read_costs(source / "costs.json")
     verdicts = judge(records, costs)
     drawings = draw_all(source, within(target, "figures"))
-    write_whole(target / "summary.json", json.dumps(plain(summarise(records, verdicts)), indent=1, ensure_ascii=False))
+    write_whole(
+        target / "summary.json",
+        json.dumps(plain(summarise(records, verdicts)), indent=1, ensure_ascii=False),
+    )
     page = render(records, costs, verdicts, drawings, found.damaged, commands)
     write_whole(target / "report.html", page)
     return target / "report.html"
@@ -75,7 +92,8 @@ def write_report(
 
 
 def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """Medians, interquartile means, intervals and n of every task and method, and the verdicts, as JSON types.
+    """Medians, interquartile means, intervals and n of every task and method, and the verdicts, as
+    JSON types.
 
     Args:
         records: any; those of role "report" count.
@@ -85,14 +103,25 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
     for title, cells in by_task(records).items():
         timed = has_threshold(run for runs in cells.values() for run in runs)
         for (optimizer, variant), runs in cells.items():
-            row = {"task": runs[0]["task"], "title": title, "optimizer": optimizer, "variant": variant, "n": len(runs)}
+            row = {
+                "task": runs[0]["task"],
+                "title": title,
+                "optimizer": optimizer,
+                "variant": variant,
+                "n": len(runs),
+            }
             errors = [final_error(run) for run in runs]
             row |= {"metric": metric_name(runs), "error": statistics.estimate(errors)._asdict()}
             middle = statistics.estimate(errors, statistic=statistics.interquartile_mean)
-            row |= {"interquartile_mean": middle._asdict(), "diverged": sum(map(math.isinf, errors))}
+            row |= {
+                "interquartile_mean": middle._asdict(),
+                "diverged": sum(map(math.isinf, errors)),
+            }
             if timed:
                 row["solved"] = solved_share(runs)._asdict()
-                row["passes_to_threshold"] = statistics.estimate([solved_at(run) for run in runs])._asdict()
+                row["passes_to_threshold"] = statistics.estimate(
+                    [solved_at(run) for run in runs]
+                )._asdict()
             rows.append(row)
     claims = [
         {"claim": each.claim, "title": each.statement, "verdict": each.verdict, "n": each.n, "rule": each.rule,
@@ -108,21 +137,30 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
 def lead(records: Sequence[Record]) -> str:
     """What was done, in two sentences."""
     shown = [record for record in records if record["role"] == "report"]
-    names = sorted({record["optimizer"] for record in records}, key=lambda name: rank_of((name, "")))
+    names = sorted(
+        {record["optimizer"] for record in records}, key=lambda name: rank_of((name, ""))
+    )
     forward = [LABELS.get(str(name), str(name)) for name in names if name not in GRADIENTS]
     tuning = sorted({record["seed"] for record in records if record["role"] == "tuning"})
     tasks = plural(len(by_task(records, None)), "task")
     first = (
-        f"{plural(len(shown), 'network')} {'was' if len(shown) == 1 else 'were'} trained on {tasks} by "
-        f"{plural(len(names), 'optimizer')}, each for a fixed budget of forward passes; {_list(forward)} never "
+        f"{plural(len(shown), 'network')} {'was' if len(shown) == 1 else 'were'} trained on "
+        f"{tasks} by "
+        f"{plural(len(names), 'optimizer')}, each for a fixed budget of forward passes; "
+        f"{_list(forward)} never "
         f"compute{'s' if len(forward) == 1 else ''} a gradient."
     )
     second = (
         "Settings were tuned with the same effort for all that have any to tune on "
-        f"{plural(len(tuning), 'other seed')}, never shown in a result; a default set is one and the same for every "
+        f"{plural(len(tuning), 'other seed')}, never shown in a result; a default set is one and "
+        "the same for every "
         "task."
     )
-    return f"{first} {second}" if tuning else f"{first} The runs that tuned the settings are not in this folder."
+    return (
+        f"{first} {second}"
+        if tuning
+        else f"{first} The runs that tuned the settings are not in this folder."
+    )
 
 
 def _list(words: Sequence[str]) -> str:
@@ -141,7 +179,8 @@ def missing(
     notes = []
     if not tasks:
         notes.append(
-            "Tuning seeds only: there is no run for a result, so no claim was judged and no error is tabulated."
+            "Tuning seeds only: there is no run for a result, so no claim was judged and no error "
+            "is tabulated."
         )
     notes += _few_seeds(tasks, verdicts)
     if not any(record["role"] == "tuning" for record in records):
@@ -152,8 +191,13 @@ def missing(
         for name, kind in kinds
         if tasks and of_paper(records) and not any(kind(record["task"]) for record in records)
     ]
-    if not any(drawing.section in ("Forecasts that run free", "What was learned of XOR") for drawing in drawings):
-        notes.append("No pictures.jsonl: forecasts that run free and decision boundaries are not shown.")
+    if not any(
+        drawing.section in ("Forecasts that run free", "What was learned of XOR")
+        for drawing in drawings
+    ):
+        notes.append(
+            "No pictures.jsonl: forecasts that run free and decision boundaries are not shown."
+        )
     if not costs.get("rows"):
         notes.append("No costs.json: time and memory of a step are not shown.")
     if damaged:
@@ -169,9 +213,14 @@ def _few_seeds(tasks: dict[str, Cells], verdicts: Sequence[Verdict]) -> list[str
         return []
     provisional = [each.claim for each in verdicts if each.provisional]
     verb = "is" if len(provisional) == 1 else "are"
-    effect = f"{_list(provisional)} {verb} provisional for it" if provisional else "no verdict depends on them"
+    effect = (
+        f"{_list(provisional)} {verb} provisional for it"
+        if provisional
+        else "no verdict depends on them"
+    )
     return [
-        f"Fewer than {ENOUGH_SEEDS} seeds on {len(few)} of {plural(len(tasks), 'task')}: {'; '.join(few)}; {effect}."
+        f"Fewer than {ENOUGH_SEEDS} seeds on {len(few)} of {plural(len(tasks), 'task')}: "
+        f"{'; '.join(few)}; {effect}."
     ]
 
 
@@ -188,12 +237,15 @@ def settings_rows(records: Iterable[Record]) -> list[tuple[str, str, str]]:
             for words in dict.fromkeys(_words(run["settings"]) for run in runs):
                 rows.setdefault((method, words), []).append(title)
     ordered = sorted(rows, key=lambda row: rank_of(row[0]))
-    return [(method_title(method), words, ", ".join(rows[method, words])) for method, words in ordered]
+    return [
+        (method_title(method), words, ", ".join(rows[method, words])) for method, words in ordered
+    ]
 
 
 def _words(settings: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key} {compact(value) if isinstance(value, float) else value}" for key, value in settings.items()
+        f"{key} {compact(value) if isinstance(value, float) else value}"
+        for key, value in settings.items()
     )
 
 
@@ -209,23 +261,44 @@ def environment_rows(
     dates = sorted(record["created"] for record in records if record.get("created"))
     fleets = sum(record.get("seconds", 0) / max(1, record.get("replicas", 1)) for record in records)
     rows = [(name, ", ".join(found)) for name, found in versions.items()]
-    rows += [("commit", ", ".join(sorted({str(record.get("commit") or "unknown") for record in records})))]
-    rows += [("runs made", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")] if dates else []
+    rows += [
+        (
+            "commit",
+            ", ".join(sorted({str(record.get("commit") or "unknown") for record in records})),
+        )
+    ]
+    rows += (
+        [("runs made", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")]
+        if dates
+        else []
+    )
     rows += [("runs", f"{sum(one['role'] == 'report' for one in records)} for results, "
               f"{sum(one['role'] == 'tuning' for one in records)} for tuning")]  # fmt: skip
     rows += [("numbers", ", ".join(sorted({record.get("dtype", "unknown") for record in records})))]
     rows += [("training time", f"{compact(fleets)} s in all")]
     budgets = {
-        title: first_of(cells, lambda runs: runs[0].get("budget", 0)) for title, cells in by_task(records, None).items()
+        title: first_of(cells, lambda runs: runs[0].get("budget", 0))
+        for title, cells in by_task(records, None).items()
     }
-    rows += [("forward passes", "; ".join(f"{title} {compact(float(budget))}" for title, budget in budgets.items()))]
-    rows += [(f"costs: {name}", _plain(value)) for name, value in costs.get("environment", {}).items()]
+    rows += [
+        (
+            "forward passes",
+            "; ".join(f"{title} {compact(float(budget))}" for title, budget in budgets.items()),
+        )
+    ]
+    rows += [
+        (f"costs: {name}", _plain(value)) for name, value in costs.get("environment", {}).items()
+    ]
     rows += [("report drawn with", f"Python {platform.python_version()}")]
     return rows + [("command", command) for command in commands]
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{name} {each}" for name, each in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 # --- the page ---
@@ -243,7 +316,9 @@ def render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(resources.files("dopaminergic.lab").joinpath("report.html").read_text("utf-8"))
+    template = environment.from_string(
+        resources.files("dopaminergic.lab").joinpath("report.html").read_text("utf-8")
+    )
     sections: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for drawing in drawings:
         group, colon, rest = drawing.title.rpartition(": ")
@@ -251,7 +326,9 @@ def render(
         sections.setdefault(drawing.section, {}).setdefault(group, []).append(figure)
     dates = sorted(record["created"] for record in records if record.get("created"))
     return template.render(
-        title="Dopamine: training without gradients, measured" if of_paper(records) else "Training, measured",
+        title="Dopamine: training without gradients, measured"
+        if of_paper(records)
+        else "Training, measured",
         enough=ENOUGH_SEEDS,
         lead=lead(records),
         date=dates[-1][:10] if dates else "undated",

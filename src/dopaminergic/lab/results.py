@@ -12,7 +12,8 @@ from dopaminergic.lab.records import Record
 Method = tuple[str, str]  # (optimizer, variant)
 Cells = dict[Method, list[Record]]  # the runs of one task
 
-# The order is that of every table and legend: the rules under test, other perturbation rules, gradients.
+# The order is that of every table and legend: the rules under test, other perturbation rules,
+# gradients.
 LABELS = {
     "dopamine": "Dopamine",
     "dopamine2": "Dopamine2",
@@ -39,7 +40,11 @@ def final_error(record: Mapping[str, Any]) -> float:
     """Test error at the end of the run; infinity where the run diverged or the error is not finite."""
     errors = record["curve"]["error"]
     last = errors[-1] if errors else None
-    return math.inf if last is None or record.get("diverged") or not math.isfinite(last) else float(last)
+    return (
+        math.inf
+        if last is None or record.get("diverged") or not math.isfinite(last)
+        else float(last)
+    )
 
 
 def solved_at(record: Mapping[str, Any]) -> float:
@@ -52,9 +57,15 @@ def metric_name(records: Iterable[Mapping[str, Any]]) -> str:
     """Name of the metric that the curves show: the one whose final value is the curve's; "error" if none is."""
     for record in records:
         last = final_error(record)
-        values = {name: value for name, value in record.get("metrics", {}).items() if value is not None}
+        values = {
+            name: value for name, value in record.get("metrics", {}).items() if value is not None
+        }
         # Curves may be stored with fewer digits than metrics are.
-        close = {name: abs(value - last) for name, value in values.items() if math.isclose(value, last, rel_tol=1e-3)}
+        close = {
+            name: abs(value - last)
+            for name, value in values.items()
+            if math.isclose(value, last, rel_tol=1e-3)
+        }
         if close and math.isfinite(last):
             return min(close, key=lambda name: close[name])
     return "error"
@@ -85,19 +96,24 @@ def metric_title(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
-    """Records without repetitions of the same run (task and its settings, method, role, budget, seed, settings).
+    """Records without repetitions of the same run (task and its settings, method, role, budget,
+    seed, settings).
 
     The last of each is kept, in the place of the first.
     """
     keys = ("task", "task_settings", "optimizer", "variant", "role", "budget", "seed", "settings")
-    found = {json.dumps([record.get(key) for key in keys], sort_keys=True): record for record in records}
+    found = {
+        json.dumps([record.get(key) for key in keys], sort_keys=True): record for record in records
+    }
     return list(found.values())
 
 
 def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str, Cells]:
-    """Records of a role by title of the task, then by (optimizer, variant), in the order of tables and legends.
+    """Records of a role by title of the task, then by (optimizer, variant), in the order of tables
+    and legends.
 
-    Tasks that share a name but differ in their settings or budget are kept apart and say in the title how they differ.
+    Tasks that share a name but differ in their settings or budget are kept apart and say in the
+    title how they differ.
 
     Args:
         records: any records.
@@ -107,17 +123,21 @@ def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str,
     chosen.sort(key=lambda record: (task_rank(record["task"]), _method_rank(record)))
     tasks: dict[str, Cells] = {}
     for record, title in zip(chosen, titles(chosen), strict=True):
-        tasks.setdefault(title, {}).setdefault((record["optimizer"], record["variant"]), []).append(record)
+        tasks.setdefault(title, {}).setdefault((record["optimizer"], record["variant"]), []).append(
+            record
+        )
     return tasks
 
 
 def titles(records: Sequence[Record]) -> list[str]:
-    """The title of each record's task, which says how it differs from others of that name, if it does.
+    """The title of each record's task, which says how it differs from others of that name, if it
+    does.
 
     Args:
         records: runs, or pictures of runs.
     """
-    # Few records differ in what they are runs of: comparing each with each other would take minutes for a large run.
+    # Few records differ in what they are runs of: comparing each with each other would take minutes
+    # for a large run.
     settings: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         known = settings.setdefault(record["task"], [])
@@ -125,7 +145,8 @@ def titles(records: Sequence[Record]) -> list[str]:
             known.append(_distinguishing(record))
     found = []
     for record in records:
-        own, all_of_name = _distinguishing(record), settings[record["task"]]
+        own = _distinguishing(record)
+        all_of_name = settings[record["task"]]
         differing = [key for key in own if any(other.get(key) != own[key] for other in all_of_name)]
         suffix = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in differing)
         found.append(task_title(record["task"]) + (f" ({suffix})" if suffix else ""))
@@ -139,14 +160,20 @@ def _distinguishing(record: Record) -> dict[str, Any]:
 
 def task_rank(task: str) -> tuple[int, int, str]:
     """By what tasks are ordered in tables and figures: forecasting, XOR, others."""
-    stem = next((rank for rank, name in enumerate(FORECASTING) if task.startswith(name)), len(FORECASTING))
+    stem = next(
+        (rank for rank, name in enumerate(FORECASTING) if task.startswith(name)), len(FORECASTING)
+    )
     return (0 if is_forecasting(task) else 1 if is_xor(task) else 2, stem, task)
 
 
 def _method_rank(record: Record) -> tuple[int, str, str]:
     names = list(LABELS)
     optimizer = record["optimizer"]
-    return (names.index(optimizer) if optimizer in names else len(names), optimizer, record["variant"])
+    return (
+        names.index(optimizer) if optimizer in names else len(names),
+        optimizer,
+        record["variant"],
+    )
 
 
 def task_title(task: str) -> str:
@@ -185,7 +212,8 @@ def has_threshold(records: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def compact(value: float, digits: int = 3) -> str:
-    """A number for readers: three significant digits, thousands in groups, powers of ten where it is far from 1.
+    """A number for readers: three significant digits, thousands in groups, powers of ten where it
+    is far from 1.
 
     >>> compact(0.033412), compact(20000), compact(1.2e-5), compact(float("inf")), compact(float("nan"))
     ('0.0334', '20,000', '1.20 × 10⁻⁵', '∞', '–')

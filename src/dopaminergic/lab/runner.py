@@ -1,7 +1,7 @@
 """Runs a fleet to the end of its budget, and writes a record for each replica.
 
-Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are checkpoints beside it,
-and a rerun of the same plan skips the first and continues the second.
+Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are
+checkpoints beside it, and a rerun of the same plan skips the first and continues the second.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def _commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     # A hook of git runs with the paths of another repository in its environment.
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    surroundings = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
     return done.stdout.strip()
@@ -115,20 +117,29 @@ class Finished(NamedTuple):
 
     def keep(self, folder: Path, known: Container[str] = ()) -> None:
         """Append the lines, without records whose key is `known`: those a kill in the midst of writing had left."""
-        # Pictures first: a kill between the two repeats the job, and a repeated picture replaces the first.
+        # Pictures first: a kill between the two repeats the job, and a repeated picture replaces
+        # the first.
         if self.pictures:
             append_records(folder / "pictures.jsonl", self.pictures)
-        append_records(folder / "records.jsonl", [record for record in self.records if _key(record) not in known])
+        append_records(
+            folder / "records.jsonl",
+            [record for record in self.records if _key(record) not in known],
+        )
 
 
 def run_job(
-    job: Job, checkpoints: Path, report: Callable[[int], None], stop: Callable[[], bool], seconds: float = 0.25
+    job: Job,
+    checkpoints: Path,
+    report: Callable[[int], None],
+    stop: Callable[[], bool],
+    seconds: float = 0.25,
 ) -> Finished | None:
     """Run one fleet from its checkpoint, if it has one.
 
     Args:
         job: what to run.
-        checkpoints: folder for the checkpoint; a damaged one is named in the log, and the run starts over.
+        checkpoints: folder for the checkpoint; a damaged one is named in the log, and the run
+            starts over.
         report: called every so often with the forward passes so far.
         stop: asked every so often; if true, save and return.
         seconds: how often that is; 0: after every step.
@@ -138,7 +149,8 @@ def run_job(
     """
     keep_memory()
     task = make_task(job.task, **job.task_settings)
-    seeds, rates = [r.seed for r in job.replicas], [r.lr for r in job.replicas]
+    seeds = [r.seed for r in job.replicas]
+    rates = [r.lr for r in job.replicas]
     fleet = Fleet(task, job.optimizer, seeds, rates, job.budget)
     path = checkpoints / f"{job.name}.pt"
     if path.exists():
@@ -160,8 +172,10 @@ def run_job(
 
 
 def _records(job: Job, fleet: Fleet, seconds: float) -> list[dict[str, Any]]:
-    metrics, now = fleet.metrics(), datetime.now(UTC).isoformat(timespec="seconds")
-    surroundings, task = environment(), fleet.task
+    metrics = fleet.metrics()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    surroundings = environment()
+    task = fleet.task
     lines: list[dict[str, Any]] = []
     for r, replica in enumerate(job.replicas):
         errors = [values[r] for _, values in fleet.curve]
@@ -215,19 +229,36 @@ def _short(values: Iterable[float]) -> list[float]:
 
 
 def _key(record: dict[str, Any]) -> str:
-    settings = [record[k] for k in ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget")]
+    settings = [
+        record[k]
+        for k in ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget")
+    ]
     return json.dumps([*settings, record["settings"].get("lr")], sort_keys=True)
 
 
 def _keys(job: Job) -> list[str]:
     settings = make_task(job.task, **job.task_settings).settings
-    common = {"task": job.task, "task_settings": settings, "optimizer": job.optimizer, "budget": job.budget}
+    common = {
+        "task": job.task,
+        "task_settings": settings,
+        "optimizer": job.optimizer,
+        "budget": job.budget,
+    }
     return [_key({**common, **r._asdict(), "settings": {"lr": r.lr}}) for r in job.replicas]
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a folder by the key of their run."""
-    required = ("task", "task_settings", "optimizer", "variant", "role", "seed", "budget", "settings")
+    required = (
+        "task",
+        "task_settings",
+        "optimizer",
+        "variant",
+        "role",
+        "seed",
+        "budget",
+        "settings",
+    )
     records = read_records(folder / "records.jsonl", required, as_written=True).records
     return {_key(record): record for record in records}
 
@@ -240,7 +271,10 @@ def record_of(job: Job, folder: Path) -> dict[str, Any] | None:
 def unfinished(jobs: Iterable[Job], folder: Path) -> list[Job]:
     """The jobs that have a replica without a record, the longest first."""
     done = recorded(folder)
-    return sorted((job for job in jobs if any(key not in done for key in _keys(job))), key=lambda job: -job.work)
+    return sorted(
+        (job for job in jobs if any(key not in done for key in _keys(job))),
+        key=lambda job: -job.work,
+    )
 
 
 def checkpoint_folder(folder: Path) -> Path:

@@ -1,4 +1,5 @@
-"""What a line of `records.jsonl`, `pictures.jsonl` and `costs.json` may hold: files of others are read by this alone.
+"""What a line of `records.jsonl`, `pictures.jsonl` and `costs.json` may hold: files of others are
+read by this alone.
 
 A checksum says that a line is as it was written, not that it was written by us.
 """
@@ -84,7 +85,9 @@ def _traces(value: Any) -> bool:
 
 
 def _columns(value: Any, columns: Mapping[str, Test]) -> bool:
-    if not isinstance(value, dict) or not all(test(value.get(name)) for name, test in columns.items()):
+    if not isinstance(value, dict) or not all(
+        test(value.get(name)) for name, test in columns.items()
+    ):
         return False
     return len({len(value[name]) for name in columns}) == 1
 
@@ -103,7 +106,11 @@ def _truth_of_a_run(value: Any) -> bool:
 
 
 def _forecast(value: Any) -> bool:
-    return value == [] or (isinstance(value, list) and len(value) == 1 and _numbers_or_none(value[0])) or _rows(value)
+    return (
+        value == []
+        or (isinstance(value, list) and len(value) == 1 and _numbers_or_none(value[0]))
+        or _rows(value)
+    )
 
 
 def _extent(value: Any) -> bool:
@@ -125,7 +132,10 @@ RECORD: dict[str, tuple[Test, str]] = {
     "budget": (_count, "a whole number >= 0"),
     "forward_passes": (_count, "a whole number >= 0"),
     "curve": (_curve, "an object with 'passes' and 'error', lists of numbers of one length"),
-    "traces": (_traces, "null, or an object with 'passes', 'rpe' and 'learning_rate', lists of one length"),
+    "traces": (
+        _traces,
+        "null, or an object with 'passes', 'rpe' and 'learning_rate', lists of one length",
+    ),
     "metrics": (_metrics, "an object of numbers"),
     "solved_at": (_number_or_none, "a number or null"),
     "diverged": (_truth, "true or false"),
@@ -152,12 +162,18 @@ COST: dict[str, tuple[Test, str]] = {
     "task": (_text, "text"),
     "passes_per_step": (_positive, "a number > 0"),
     "time_over_two_forwards": (_positive, "a number > 0"),
-    "peak_memory_over_inference": (lambda value: value is None or _positive(value), "null or a number > 0"),
+    "peak_memory_over_inference": (
+        lambda value: value is None or _positive(value),
+        "null or a number > 0",
+    ),
 }
 
 
 def check(
-    record: Mapping[str, Any], schema: Mapping[str, tuple[Test, str]], required: Iterable[str], where: str
+    record: Mapping[str, Any],
+    schema: Mapping[str, tuple[Test, str]],
+    required: Iterable[str],
+    where: str,
 ) -> None:
     """Raise unless a record holds what it must, and all that a schema knows is of the right kind.
 
@@ -172,12 +188,15 @@ def check(
     """
     for key in required:
         if key not in record:
-            raise SchemaError(f"{where}: a JSON object without {key!r}, so not a record; is this the right file?")
+            raise SchemaError(
+                f"{where}: a JSON object without {key!r}, so not a record; is this the right file?"
+            )
     for key, value in record.items():
         test, words = schema.get(key, (None, ""))
         if test is not None and not test(value):
             raise SchemaError(
-                f"{where}: {key!r} must be {words}, got {_told(value)}; delete the line, or let its run be made again"
+                f"{where}: {key!r} must be {words}, got {_told(value)}; delete the line, or let "
+                "its run be made again"
             )
 
 
@@ -187,7 +206,9 @@ def check_picture(record: Mapping[str, Any], where: str) -> None:
     if record["name"] == "free_run":
         widths = {len(row) for key in ("truth", "forecast") for row in record[key]}
         if len(widths) > 1:
-            raise SchemaError(f"{where}: rows of 'truth' and 'forecast' differ in length; delete the line")
+            raise SchemaError(
+                f"{where}: rows of 'truth' and 'forecast' differ in length; delete the line"
+            )
 
 
 def cleaned(value: Any) -> Any:
@@ -203,4 +224,6 @@ def _told(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     kind = {dict: "an object", list: "a list"}.get(type(value))
-    return kind or shown(repr(value) if not isinstance(value, int) or abs(value) < 1 << 80 else "a huge number", 60)
+    return kind or shown(
+        repr(value) if not isinstance(value, int) or abs(value) < 1 << 80 else "a huge number", 60
+    )

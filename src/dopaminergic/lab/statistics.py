@@ -1,10 +1,12 @@
 """Statistics of errors over seeds, for few runs and heavy tails.
 
-Measured errors = median or interquartile mean + percentile bootstrap over seeds + probability of improvement, after
-Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+Measured errors = median or interquartile mean + percentile bootstrap over seeds + probability of
+improvement, after Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice".
 
-Everywhere an error is a number to be small. One that is not finite (the run diverged) counts as the worst possible,
-infinity, and is never dropped. The unit that is resampled is the run, that is, its seed.
+Everywhere an error is a number to be small. One that is not finite (the run diverged) counts as the
+worst possible, infinity, and is never dropped. The unit that is resampled is the run, that is, its
+seed.
 """
 
 from __future__ import annotations
@@ -92,50 +94,75 @@ def estimate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of all runs with its percentile bootstrap interval, resampled within each stratum.
+    """A statistic of all runs with its percentile bootstrap interval, resampled within each
+    stratum.
 
     Args:
         *strata: errors of the runs, 1-d, one array per task (a single task is a single array).
-        statistic: from errors (..., n) to (...), such as `median` or `interquartile_mean`; it sees all strata joined.
+        statistic: from errors (..., n) to (...), such as `median` or `interquartile_mean`; it sees
+            all strata joined.
         confidence: share of the interval, in (0, 1).
         resamples: number of bootstrap replicates.
         seed: of the own generator; the same call gives the same interval.
     """
-    return _estimate([as_errors(stratum) for stratum in strata], statistic, confidence, resamples, seed)
+    return _estimate(
+        [as_errors(stratum) for stratum in strata], statistic, confidence, resamples, seed
+    )
 
 
 def _estimate(
-    groups: list[Array], statistic: Callable[[Array], Array], confidence: float, resamples: int, seed: int
+    groups: list[Array],
+    statistic: Callable[[Array], Array],
+    confidence: float,
+    resamples: int,
+    seed: int,
 ) -> Estimate:
     joined = np.concatenate(groups) if groups else np.empty(0)
     value = float(statistic(joined)) if joined.size else math.nan
     if joined.size < 2:
         return Estimate(value, math.nan, math.nan, joined.size)
     generator = np.random.default_rng(seed)
-    drawn = [group[generator.integers(len(group), size=(resamples, len(group)))] for group in groups if len(group)]
-    return Estimate(value, *interval(statistic(np.concatenate(drawn, axis=1)), confidence), joined.size)
+    drawn = [
+        group[generator.integers(len(group), size=(resamples, len(group)))]
+        for group in groups
+        if len(group)
+    ]
+    return Estimate(
+        value, *interval(statistic(np.concatenate(drawn, axis=1)), confidence), joined.size
+    )
 
 
 def performance_profile(strata: list[ArrayLike], thresholds: ArrayLike) -> Array:
-    """Share of runs whose error is at most each threshold, tasks weighted equally; shape of `thresholds`.
+    """Share of runs whose error is at most each threshold, tasks weighted equally; shape of
+    `thresholds`.
 
     Args:
-        strata: errors of the runs, one 1-d array per task, on a common scale (divided by a reference, for example).
+        strata: errors of the runs, one 1-d array per task, on a common scale (divided by a
+            reference, for example).
         thresholds: 1-d.
     """
     if not strata:
-        raise ValueError("strata: no task given; a performance profile needs the errors of at least one")
+        raise ValueError(
+            "strata: no task given; a performance profile needs the errors of at least one"
+        )
     limits = np.asarray(thresholds, dtype=np.float64)
-    return np.mean([(as_errors(errors)[:, None] <= limits).mean(axis=0) for errors in strata], axis=0)
+    return np.mean(
+        [(as_errors(errors)[:, None] <= limits).mean(axis=0) for errors in strata], axis=0
+    )
 
 
 def probability_of_improvement(
-    *pairs: tuple[ArrayLike, ArrayLike], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    *pairs: tuple[ArrayLike, ArrayLike],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
-    """Probability that a run of the first has a lower error than a run of the second, ties counted half.
+    """Probability that a run of the first has a lower error than a run of the second, ties counted
+    half.
 
-    It is Mann and Whitney's U / (n m), averaged over tasks (Agarwal et al. 2021, eq. 2); its bootstrap resamples both
-    groups of each task. Where every run of one beats every run of the other the interval shrinks to a point: look at n.
+    It is Mann and Whitney's U / (n m), averaged over tasks (Agarwal et al. 2021, eq. 2); its
+    bootstrap resamples both groups of each task. Where every run of one beats every run of the
+    other the interval shrinks to a point: look at n.
 
     Args:
         *pairs: (errors of the first, errors of the second), 1-d, one pair per task.
@@ -146,22 +173,32 @@ def probability_of_improvement(
     if not pairs:
         raise ValueError("pairs: no task given; give (errors of the first, errors of the second)")
     generator = np.random.default_rng(seed)
-    values, replicates, sizes = [], [], []
+    values = []
+    replicates = []
+    sizes = []
     for first, second in ((as_errors(first), as_errors(second)) for first, second in pairs):
         if not (first.size and second.size):
-            raise ValueError(f"pairs: {first.size} and {second.size} runs on one task; both sides need at least one")
+            raise ValueError(
+                f"pairs: {first.size} and {second.size} runs on one task; both sides need at least "
+                "one"
+            )
         wins = (first[:, None] < second) + 0.5 * (first[:, None] == second)
-        # A resample is how often each run was drawn, so that U of every resample is one bilinear form.
+        # A resample is how often each run was drawn, so that U of every resample is one bilinear
+        # form.
         counts = [generator.multinomial(k, np.full(k, 1 / k), size=resamples) for k in wins.shape]
         values.append(wins.mean())
         replicates.append(np.sum((counts[0] @ wins) * counts[1], axis=1) / wins.size)
         sizes.append(min(wins.shape))
     if min(sizes) < 2:
         return Estimate(float(np.mean(values)), math.nan, math.nan, min(sizes))
-    return Estimate(float(np.mean(values)), *interval(np.mean(replicates, axis=0), confidence), min(sizes))
+    return Estimate(
+        float(np.mean(values)), *interval(np.mean(replicates, axis=0), confidence), min(sizes)
+    )
 
 
-def paired_differences(first: Mapping[int, float], second: Mapping[int, float], *, seed: int = 0) -> PairedDifferences:
+def paired_differences(
+    first: Mapping[int, float], second: Mapping[int, float], *, seed: int = 0
+) -> PairedDifferences:
     """Differences of the errors of two methods on the seeds that both have run.
 
     Args:
@@ -174,7 +211,9 @@ def paired_differences(first: Mapping[int, float], second: Mapping[int, float], 
     both = np.isinf(ours) & np.isinf(theirs)
     differences = np.where(both, 0.0, np.where(both, 0.0, ours) - np.where(both, 0.0, theirs))
     share = float(np.mean((differences < 0) + 0.5 * (differences == 0))) if seeds else math.nan
-    return PairedDifferences(seeds, differences, _estimate([differences], _signed_median, 0.95, 2000, seed), share)
+    return PairedDifferences(
+        seeds, differences, _estimate([differences], _signed_median, 0.95, 2000, seed), share
+    )
 
 
 def _signed_median(differences: Array) -> Array:
@@ -185,7 +224,8 @@ def _signed_median(differences: Array) -> Array:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (1927), sound for few runs and for shares of 0 and 1.
+    """Share of successes with Wilson's score interval (1927), sound for few runs and for shares of
+    0 and 1.
 
     Raises:
         ValueError: unless 0 <= successes <= n.
@@ -207,4 +247,8 @@ def spread(values: ArrayLike) -> float:
     if not errors.size:
         return math.nan
     low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75], method="inverted_cdf")
-    return float((high - low) / middle) if np.isfinite(high) and middle > 0 else (0.0 if high == low == 0 else math.inf)
+    return (
+        float((high - low) / middle)
+        if np.isfinite(high) and middle > 0
+        else (0.0 if high == low == 0 else math.inf)
+    )

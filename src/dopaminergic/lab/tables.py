@@ -26,7 +26,8 @@ from dopaminergic.lab.results import (
 )
 
 HIGHER_IS_BETTER = ("vpt", "accuracy")
-FIRST_COLUMNS = ("vector", "adam")  # the two that a reader compares first; the others follow in the order of LABELS
+# The two that a reader compares first; the others follow in the order of LABELS.
+FIRST_COLUMNS = ("vector", "adam")
 
 
 class Cell(NamedTuple):
@@ -50,18 +51,26 @@ class Table(NamedTuple):
 def _range(found: statistics.Estimate) -> str:
     if math.isnan(found.low):
         return ""
-    low, high = compact(found.low), compact(found.high)
+    low = compact(found.low)
+    high = compact(found.high)
     return low if low == high else f"{low}–\u200b{high}"  # noqa: RUF001 (a zero-width space lets narrow columns break)
 
 
-def _marked(cells: Sequence[Cell | None], ranks: Sequence[float], methods: Sequence[Method]) -> list[Cell]:
-    """The cells of a row with the best marked, the lowest rank being best; NaN is never best, None an empty cell.
+def _marked(
+    cells: Sequence[Cell | None], ranks: Sequence[float], methods: Sequence[Method]
+) -> list[Cell]:
+    """The cells of a row with the best marked, the lowest rank being best; NaN is never best, None
+    an empty cell.
 
     Numbers that look equal are equal: of cells that show the best one's text all are marked.
     """
     shown = [Cell("") if cell is None else cell for cell in cells]
-    forward = [rank if name not in GRADIENTS else math.nan for rank, (name, _) in zip(ranks, methods, strict=True)]
-    best, best_forward = _least(shown, ranks), _least(shown, forward)
+    forward = [
+        rank if name not in GRADIENTS else math.nan
+        for rank, (name, _) in zip(ranks, methods, strict=True)
+    ]
+    best = _least(shown, ranks)
+    best_forward = _least(shown, forward)
     return [
         cell._replace(
             best=math.isfinite(rank) and cell.text == best,
@@ -73,7 +82,9 @@ def _marked(cells: Sequence[Cell | None], ranks: Sequence[float], methods: Seque
 
 def _least(cells: Sequence[Cell], ranks: Sequence[float]) -> str | None:
     """The text of the best cell; None where fewer than two can be compared."""
-    finite = [(rank, cell.text) for cell, rank in zip(cells, ranks, strict=True) if math.isfinite(rank)]
+    finite = [
+        (rank, cell.text) for cell, rank in zip(cells, ranks, strict=True) if math.isfinite(rank)
+    ]
     return min(finite)[1] if len(finite) > 1 else None
 
 
@@ -82,37 +93,55 @@ def tables(records: Iterable[Record]) -> list[Table]:
     tasks = by_task(records)
     methods = sorted({method for cells in tasks.values() for method in cells}, key=rank_of)
     columns = [_column(method, methods) for method in methods]
-    errors, solved, others, references = [], [], [], []
+    errors = []
+    solved = []
+    others = []
+    references = []
     for title, cells in tasks.items():
         errors.append((title, first_of(cells, metric_title), _error_row(cells, methods)))
         if has_threshold(run for runs in cells.values() for run in runs):
             solved.append((title, "solved; median passes", _solved_row(cells, methods)))
-        for name in dict.fromkeys(name for runs in cells.values() for run in runs for name in run.get("metrics", {})):
-            if name != metric_name(run for runs in cells.values() for run in runs) and not is_reference(name):
+        for name in dict.fromkeys(
+            name for runs in cells.values() for run in runs for name in run.get("metrics", {})
+        ):
+            if name != metric_name(
+                run for runs in cells.values() for run in runs
+            ) and not is_reference(name):
                 others.append((title, _measure(name), _metric_row(cells, methods, name)))
-        references += [(title, _measure(name), [Cell(text) for text in texts]) for name, texts in reference_rows(cells)]
+        references += [
+            (title, _measure(name), [Cell(text) for text in texts])
+            for name, texts in reference_rows(cells)
+        ]
     bold = "Bold: the best of the row; underlined: the best without gradients."
     return [
         table
         for table in (
             Table(
-                "Final test error", f"Median over seeds, below it the bootstrap 95 % interval. {bold}", columns, errors
+                "Final test error",
+                f"Median over seeds, below it the bootstrap 95 % interval. {bold}",
+                columns,
+                errors,
             ),
             Table(
                 "Runs that met the task's threshold",
-                "Share of runs, below it the median of forward passes to the threshold (∞: the median run never met "
+                "Share of runs, below it the median of forward passes to the threshold (∞: the "
+                "median run never met "
                 f"it). The 95 % intervals are in summary.json. {bold}",
                 columns,
                 solved,
             ),
             Table(
                 "Forecasts without a network",
-                "Errors in the unit of the task's own. Persistence repeats the last value; the autoregression is a "
-                "linear fit to the training part. A network with a larger error is of no use there.",
+                "Errors in the unit of the task's own. Persistence repeats the last value; the "
+                "autoregression is a "
+                "linear fit to the training part. A network with a larger error is of no use "
+                "there.",
                 [*REFERENCES.values(), "Medians above the autoregression"],
                 references,
             ),
-            Table("Other measures at the end of a run", f"Median over seeds. {bold}", columns, others),
+            Table(
+                "Other measures at the end of a run", f"Median over seeds. {bold}", columns, others
+            ),
         )
         if table.rows
     ]
@@ -140,7 +169,8 @@ def first_of(cells: Cells, describe: Callable[[list[Record]], Any]) -> Any:
 
 def _error_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
     found = [
-        statistics.estimate([final_error(run) for run in cells[each]]) if each in cells else None for each in methods
+        statistics.estimate([final_error(run) for run in cells[each]]) if each in cells else None
+        for each in methods
     ]
     shown = [None if each is None else Cell("diverges" if math.isinf(each.value) else compact(each.value),
              "" if math.isinf(each.value) else _range(each)) for each in found]  # fmt: skip
@@ -173,7 +203,9 @@ def _metric_row(cells: Cells, methods: Sequence[Method], name: str) -> list[Cell
             shown.append(None)
             ranks.append(math.nan)
             continue
-        middle = float(statistics.median([math.inf if value is None else sign * value for value in values]))
+        middle = float(
+            statistics.median([math.inf if value is None else sign * value for value in values])
+        )
         shown.append(Cell(compact(sign * middle) if math.isfinite(middle) else "diverges"))
         ranks.append(middle)
     return _marked(shown, ranks, methods)

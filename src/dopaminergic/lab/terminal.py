@@ -10,7 +10,15 @@ import unicodedata
 
 from dopaminergic.files import shown
 
-PLAIN = {"\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u2212": "-", "\u221e": "inf", "\u2019": "'"}
+PLAIN = {
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2026": "...",
+    "\u00d7": "x",
+    "\u2212": "-",
+    "\u221e": "inf",
+    "\u2019": "'",
+}
 
 
 def clean(text: str) -> str:

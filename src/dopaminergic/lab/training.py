@@ -22,10 +22,12 @@ from dopaminergic.lab.tasks import Task, make_task
 def default_optimizer(task: str) -> str:
     """The optimizer of `train` where none is named.
 
-    On series of one's own it is Dopamine2. Of seven, untuned, with 5,000 passes and 3 seeds, its median error was the
-    least on changes of El Nino and CO2, and within 5 % of it on yearly sunspots; it never diverged. It is not the best
-    everywhere: VectorDopamine had .007 on Lorenz where it had .104 (linear .057), and .564 on raw CO2 where it had .752
-    (linear .043). These are errors on the test rows, so the choice has seen them.
+    On series of one's own it is Dopamine2. Of seven, untuned, with 5,000 passes and 3 seeds, its
+    median error was the least on changes of El Nino and CO2, and within 5 % of it on yearly
+    sunspots; it never diverged. It is not the best
+    everywhere: VectorDopamine had .007 on Lorenz where it had .104 (linear .057), and .564 on raw
+    CO2 where it had .752 (linear .043). These are errors on the test rows, so the choice has seen
+    them.
     """
     return "dopamine2" if task == "series" else "dopamine"
 
@@ -36,7 +38,8 @@ def check_budget(task: Task, optimizer: str, budget: int) -> None:
     made = method.make(task.build([0]).parameters(), torch.ones(1, dtype=torch.float64), [0])
     if budget < made.next_passes:
         raise ValueError(
-            f"--budget: the first step of {method.label} takes {made.next_passes} forward passes here, got {budget}; "
+            f"--budget: the first step of {method.label} takes {made.next_passes} forward passes "
+            f"here, got {budget}; "
             f"give more, such as {task.budget:,}"
         )
 
@@ -63,8 +66,8 @@ def train(
         seed: of weights, batches and directions, >= 0.
         budget: forward passes; None for the task's.
         folder: makes and returns the folder, once everything else is known to be right.
-        resume: continue from the checkpoint there, if there is one, and run nothing again that has a record there;
-            else it is an error that there is a checkpoint.
+        resume: continue from the checkpoint there, if there is one, and run nothing again that has
+            a record there; else it is an error that there is a checkpoint.
         progress: called with a title, the passes done and in all, and details.
 
     Returns:
@@ -72,9 +75,11 @@ def train(
 
     Raises:
         ValueError: an argument is wrong, or there is a checkpoint and `resume` is false.
-        KeyboardInterrupt: Ctrl-C was pressed; if it has an argument, that is the checkpoint that was written.
+        KeyboardInterrupt: Ctrl-C was pressed; if it has an argument, that is the checkpoint that
+            was written.
     """
-    method, built = find_method(optimizer), make_task(task, **settings)
+    method = find_method(optimizer)
+    built = make_task(task, **settings)
     settings = {**settings, **built.pinned}
     if lr is None:
         grid = grid_of(optimizer, task)
@@ -82,15 +87,21 @@ def train(
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"--seed must be >= 0 and below 2^63, got {seed}; try 0")
     if not 0 <= lr < math.inf:
-        raise ValueError(f"--lr must be finite and >= 0, got {lr:g}; try {grid_of(optimizer, task)[0]:g}")
+        raise ValueError(
+            f"--lr must be finite and >= 0, got {lr:g}; try {grid_of(optimizer, task)[0]:g}"
+        )
     variant = "default" if lr == method.default else "tuned"
     budget = built.budget if budget is None else budget
     check_budget(built, optimizer, budget)
-    job = Job(task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True)
+    job = Job(
+        task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True
+    )
     out = folder()
     path = checkpoint_folder(out) / f"{job.name}.pt"
     if path.exists() and not resume:
-        raise ValueError(f"{path} holds an unfinished run of this kind: continue it with --resume, or delete it")
+        raise ValueError(
+            f"{path} holds an unfinished run of this kind: continue it with --resume, or delete it"
+        )
     done = record_of(job, out) if resume else None
     if done is not None:
         path.unlink(missing_ok=True)
@@ -100,7 +111,8 @@ def train(
             "the data have changed since the runs in %s; this one starts from the beginning", out
         )
     torch.set_num_threads(1)
-    title, began = f"{built.title}, {method.label}", time.monotonic()
+    title = f"{built.title}, {method.label}"
+    began = time.monotonic()
 
     def report(passes: int) -> None:
         progress(title, passes, budget, [f"{passes / (time.monotonic() - began):,.0f} passes/s"])

@@ -1,13 +1,14 @@
 """A small causal transformer, one model or R replicas like those of `dopaminergic.lab.networks`.
 
-Blocks of attention and of a dense network, each added to what it reads (Vaswani et al. 2017), with the norm before each
-rather than after (Xiong et al. 2020):
+Blocks of attention and of a dense network, each added to what it reads (Vaswani et al. 2017), with
+the norm before each rather than after (Xiong et al. 2020):
 
     x <- x + softmax(q k^T / sqrt(width / heads), no later position) v Wo,   q, k, v = norm(x) Wqkv
     x <- x + relu(norm(x) W1 + b1) W2 + b2
 
-A norm is (x - mean) / deviation * (1 + gain) + shift (Ba, Kiros and Hinton 2016), so that everything that starts at a
-constant starts at 0. Every product is one batched product for all replicas, also under `torch.func.vmap`.
+A norm is (x - mean) / deviation * (1 + gain) + shift (Ba, Kiros and Hinton 2016), so that
+everything that starts at a constant starts at 0. Every product is one batched product for all
+replicas, also under `torch.func.vmap`.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ from dopaminergic.lab.networks import Seeds, Stackable, whole
 
 EXPANSION = 4  # units of a dense network for each number of its input
 
-# Larger pieces of the activations of 128 replicas exceed what the allocator keeps, and are paged in anew in every pass.
+# Larger pieces of the activations of 128 replicas exceed what the allocator keeps, and are paged in
+# anew in every pass.
 SEQUENCES_AT_ONCE = 16
 
 
 class Transformer(Stackable):
     """Token numbers in, logits of the next token out, at every position from those up to it.
 
-    Parameters, with one more leading dimension R in a stacked network: `embedding` `(tokens, width)`, `position`
-    `(length, width)`, `readout` `(width, tokens)`, `readout_bias` `(tokens,)`, and for block i `query_key_value_i`
-    `(width, 3 width)`, `attention_output_i` `(width, width)`, `dense_in_i` `(width, 4 width)`, `dense_in_bias_i`,
-    `dense_out_i` `(4 width, width)`, `dense_out_bias_i`. The norms `attention_norm`, `dense_norm` of block i and
+    Parameters, with one more leading dimension R in a stacked network: `embedding`
+    `(tokens, width)`, `position` `(length, width)`, `readout` `(width, tokens)`, `readout_bias`
+    `(tokens,)`, and for block i `query_key_value_i` `(width, 3 width)`, `attention_output_i`
+    `(width, width)`, `dense_in_i` `(width, 4 width)`, `dense_in_bias_i`, `dense_out_i`
+    `(4 width, width)`, `dense_out_bias_i`. The norms `attention_norm`, `dense_norm` of block i and
     `readout_norm` have a `..._gain` and a `..._shift` of shape `(width,)`.
 
-    Initial weights are normal: variance 1/2 (embedding and position), 1/fan_in (matrices), that over 2 blocks (matrices
-    whose product is added, as in Radford et al. 2019); the others are 0.
+    Initial weights are normal: variance 1/2 (embedding and position), 1/fan_in (matrices), that
+    over 2 blocks (matrices whose product is added, as in Radford et al. 2019); the others are 0.
 
     Args:
         tokens: how many different ones there are, at least 1.
@@ -65,8 +68,11 @@ class Transformer(Stackable):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.tokens, self.length, self.width = whole("tokens", tokens), whole("length", length), whole("width", width)
-        self.heads, self.blocks = whole("heads", heads), whole("blocks", blocks)
+        self.tokens = whole("tokens", tokens)
+        self.length = whole("length", length)
+        self.width = whole("width", width)
+        self.heads = whole("heads", heads)
+        self.blocks = whole("blocks", blocks)
         if width % heads:
             raise ValueError(f"width: expected a multiple of heads={heads}, got {width}")
         self._set_parameters(seeds, self._shapes(), dtype)
@@ -75,7 +81,8 @@ class Transformer(Stackable):
 
     def _shapes(self) -> dict[str, tuple[tuple[int, ...], float]]:
         """Name -> shape and initial standard deviation of every parameter."""
-        n, m = self.width, EXPANSION * self.width
+        n = self.width
+        m = EXPANSION * self.width
         added = 1 / math.sqrt(2 * self.blocks)
         shapes: dict[str, tuple[tuple[int, ...], float]] = {
             "embedding": ((self.tokens, n), math.sqrt(0.5)),
@@ -86,22 +93,34 @@ class Transformer(Stackable):
             shapes[f"query_key_value_{i}"] = ((n, 3 * n), 1 / math.sqrt(n))
             shapes[f"attention_output_{i}"] = ((n, n), added / math.sqrt(n))
             shapes |= {f"dense_norm_{i}_{part}": ((n,), 0.0) for part in ("gain", "shift")}
-            shapes |= {f"dense_in_{i}": ((n, m), 1 / math.sqrt(n)), f"dense_in_bias_{i}": ((m,), 0.0)}
-            shapes |= {f"dense_out_{i}": ((m, n), added / math.sqrt(m)), f"dense_out_bias_{i}": ((n,), 0.0)}
+            shapes |= {
+                f"dense_in_{i}": ((n, m), 1 / math.sqrt(n)),
+                f"dense_in_bias_{i}": ((m,), 0.0),
+            }
+            shapes |= {
+                f"dense_out_{i}": ((m, n), added / math.sqrt(m)),
+                f"dense_out_bias_{i}": ((n,), 0.0),
+            }
         shapes |= {f"readout_norm_{part}": ((n,), 0.0) for part in ("gain", "shift")}
-        return shapes | {"readout": ((n, self.tokens), 1 / math.sqrt(n)), "readout_bias": ((self.tokens,), 0.0)}
+        return shapes | {
+            "readout": ((n, self.tokens), 1 / math.sqrt(n)),
+            "readout_bias": ((self.tokens,), 0.0),
+        }
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The logits of the next token at every position.
 
         Args:
-            inputs: int64 in `[0, tokens)`, shape `(B, length)`; a stacked network also takes `(R, B, length)`.
+            inputs: int64 in `[0, tokens)`, shape `(B, length)`; a stacked network also takes
+                `(R, B, length)`.
 
         Returns:
             Shape `(B, length, tokens)`, or `(R, B, length, tokens)` for a stacked network.
         """
         sequences = self._stacked_input(inputs, 2, self.length)
-        logits = torch.cat([self._logits(piece) for piece in sequences.split(SEQUENCES_AT_ONCE, 1)], 1)
+        logits = torch.cat(
+            [self._logits(piece) for piece in sequences.split(SEQUENCES_AT_ONCE, 1)], 1
+        )
         return logits[0] if self.replicas is None else logits
 
     def _logits(self, sequences: Tensor) -> Tensor:
@@ -111,23 +130,33 @@ class Transformer(Stackable):
         x = (x + self._stacked("position")[:, None]).flatten(1, 2)
         for i in range(self.blocks):
             x = torch.baddbmm(x, self._attention(i, x), self._stacked(f"attention_output_{i}"))
-            h = self._affine(f"dense_in_bias_{i}", self._norm(f"dense_norm_{i}", x), f"dense_in_{i}").relu()
+            h = self._affine(
+                f"dense_in_bias_{i}", self._norm(f"dense_norm_{i}", x), f"dense_in_{i}"
+            ).relu()
             x = x + self._affine(f"dense_out_bias_{i}", h, f"dense_out_{i}")
         logits = self._affine("readout_bias", self._norm("readout_norm", x), "readout")
         return logits.view(*sequences.shape, self.tokens)
 
     def _attention(self, i: int, x: Tensor) -> Tensor:
         """What the heads of block i read, side by side: shape `(R, b length, width)`, like `x`."""
-        replicas, size = x.shape[0], self.width // self.heads
-        projected = torch.bmm(self._norm(f"attention_norm_{i}", x), self._stacked(f"query_key_value_{i}"))
-        parts = projected.view(replicas, -1, self.length, 3, self.heads, size).permute(3, 0, 1, 4, 2, 5)
+        replicas = x.shape[0]
+        size = self.width // self.heads
+        projected = torch.bmm(
+            self._norm(f"attention_norm_{i}", x), self._stacked(f"query_key_value_{i}")
+        )
+        parts = projected.view(replicas, -1, self.length, 3, self.heads, size).permute(
+            3, 0, 1, 4, 2, 5
+        )
         query, key, value = parts.reshape(3, -1, self.length, size)
         scores = torch.baddbmm(self.mask, query, key.mT, alpha=1 / math.sqrt(size))
         read = torch.bmm(scores.softmax(-1), value)
-        return read.view(replicas, -1, self.heads, self.length, size).transpose(2, 3).reshape(x.shape)
+        return (
+            read.view(replicas, -1, self.heads, self.length, size).transpose(2, 3).reshape(x.shape)
+        )
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        gain, shift = self._stacked(f"{name}_gain")[:, None], self._stacked(f"{name}_shift")[:, None]
+        gain = self._stacked(f"{name}_gain")[:, None]
+        shift = self._stacked(f"{name}_shift")[:, None]
         return torch.addcmul(shift, functional.layer_norm(x, (self.width,)), 1.0 + gain)
 
     def _affine(self, bias: str, x: Tensor, weight: str) -> Tensor:

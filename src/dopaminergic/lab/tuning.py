@@ -16,9 +16,13 @@ from dopaminergic.lab.tasks import make_task
 UNSOLVED = 2.0  # an unsolved run counts as having taken twice the budget (PAR2, Hutter et al. 2009)
 
 
-def tuning_job(task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int) -> Job:
+def tuning_job(
+    task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int
+) -> Job:
     """The grid of learning rates x seeds of one optimizer on one task, as one fleet."""
-    replicas = tuple(Replica(s, lr, "tuned", "tuning") for lr in grid_of(optimizer, task) for s in seeds)
+    replicas = tuple(
+        Replica(s, lr, "tuned", "tuning") for lr in grid_of(optimizer, task) for s in seeds
+    )
     return Job(task, settings, optimizer, budget, replicas)
 
 
@@ -27,8 +31,8 @@ def score(records: list[Record], solvable: bool) -> float:
 
     Args:
         records: its runs, one for each tuning seed.
-        solvable: whether the task has a threshold: then the mean number of passes to it counts, where an unsolved run
-            has taken twice the budget; else the median final error.
+        solvable: whether the task has a threshold: then the mean number of passes to it counts,
+            where an unsolved run has taken twice the budget; else the median final error.
     """
     if solvable:
         return float(np.mean([min(solved_at(r), UNSOLVED * r["budget"]) for r in records]))
@@ -44,7 +48,13 @@ def best_learning_rate(
         ValueError: there are no tuning records of that optimizer on that task with that budget.
     """
     known = make_task(task, **settings)
-    wanted = {"role": "tuning", "task": task, "task_settings": known.settings, "optimizer": optimizer, "budget": budget}
+    wanted = {
+        "role": "tuning",
+        "task": task,
+        "task_settings": known.settings,
+        "optimizer": optimizer,
+        "budget": budget,
+    }
     by_rate: defaultdict[float, list[Record]] = defaultdict(list)
     for record in unique(records):
         if all(record[key] == value for key, value in wanted.items()):
@@ -69,17 +79,30 @@ def fleet_count(task: str, settings: dict[str, Any], optimizer: str, seeds: int)
 
 
 def report_jobs(
-    records: list[Record], task: str, settings: dict[str, Any], optimizer: str, seeds: range, budget: int
+    records: list[Record],
+    task: str,
+    settings: dict[str, Any],
+    optimizer: str,
+    seeds: range,
+    budget: int,
 ) -> list[Job]:
-    """The runs that are reported: the default learning rate and the tuned one, where the optimizer has them.
+    """The runs that are reported: the default learning rate and the tuned one, where the optimizer
+    has them.
 
     They are one fleet, or several where one would be larger than serves the optimizer.
     """
     method = find_method(optimizer)
-    replicas = [Replica(s, method.default, "default", "report") for s in seeds] if method.default is not None else []
+    replicas = (
+        [Replica(s, method.default, "default", "report") for s in seeds]
+        if method.default is not None
+        else []
+    )
     if method.tunable:
         tuned = best_learning_rate(records, task, settings, optimizer, budget)
         replicas += [Replica(s, tuned, "tuned", "report") for s in seeds]
     size = fleet_size(task, settings, optimizer, len(replicas))
     fleets = [tuple(replicas[first : first + size]) for first in range(0, len(replicas), size)]
-    return [Job(task, settings, optimizer, budget, fleet, picture=fleet is fleets[0]) for fleet in fleets]
+    return [
+        Job(task, settings, optimizer, budget, fleet, picture=fleet is fleets[0])
+        for fleet in fleets
+    ]

@@ -59,13 +59,19 @@ def make_task(name: str, **settings: object) -> Task:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TASKS)}"
         raise ValueError(f"task: no task {name!r}; {hint}")
     parameters = inspect.signature(TASKS[name]).parameters
-    known = {key for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = {
+        key for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY
+    }
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(f"{name}: no setting {key!r}{hint}; it has {', '.join(sorted(known))}")
-    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in settings]
+    missing = [
+        key
+        for key in known
+        if parameters[key].default is inspect.Parameter.empty and key not in settings
+    ]
     if missing:
         raise TypeError(f"{name}: needs the setting {' and '.join(sorted(missing))}")
     return TASKS[name](**settings)
@@ -76,10 +82,16 @@ def describe() -> list[dict[str, object]]:
     listing: list[dict[str, object]] = []
     for name, maker in TASKS.items():
         settings = [
-            key for key, value in inspect.signature(maker).parameters.items() if value.kind is value.KEYWORD_ONLY
+            key
+            for key, value in inspect.signature(maker).parameters.items()
+            if value.kind is value.KEYWORD_ONLY
         ]
         if name == "series":
-            about = {"title": "your own series, CSV or Parquet", "metric": "nrmse", "budget": 20_000}
+            about = {
+                "title": "your own series, CSV or Parquet",
+                "metric": "nrmse",
+                "budget": 20_000,
+            }
         else:
             task = make_task(name)
             about = {"title": task.title, "metric": task.metric, "budget": task.budget}

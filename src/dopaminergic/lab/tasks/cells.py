@@ -76,35 +76,45 @@ def numbers_of(
         notes: how the numbers are written is added, where it is not the plain way.
 
     Raises:
-        ValueError: a cell is not a number, has two readings, is missing, infinite, or too large or small for a float64.
+        ValueError: a cell is not a number, has two readings, is missing, infinite, or too large or
+            small for a float64.
     """
     cells = [cell.strip() for cell in column]
-    gaps = [i for i, cell in enumerate(cells) if cell.lower() in MISSING or cell.lower() in INFINITE]
+    gaps = [
+        i for i, cell in enumerate(cells) if cell.lower() in MISSING or cell.lower() in INFINITE
+    ]
     absent = set(gaps)
     present = [cell for i, cell in enumerate(cells) if i not in absent]
     form = _choose(where, present, comma, lambda i: place(i, lines), cells)
     wrong = [i for i, cell in enumerate(cells) if i not in absent and not form.fits(cell)]
     if wrong:
         raise ValueError(
-            f"{where} has {len(wrong)} cells that are not numbers, the first {cells[wrong[0]][:40]!r} in "
+            f"{where} has {len(wrong)} cells that are not numbers, the first "
+            f"{cells[wrong[0]][:40]!r} in "
             f"{place(wrong[0], lines)}; correct or remove them"
         )
     if gaps:
         raise ValueError(gap_message(where, len(gaps), gaps[0], lines))
     if form.words and any(not PLAIN.fits(cell) for cell in cells):
         example = next(cell for cell in cells if not PLAIN.fits(cell))
-        notes.append(f"{where.split(': ')[-1]}: read with {form.words}, {example!r} as {form.number(example)!r}")
+        notes.append(
+            f"{where.split(': ')[-1]}: read with {form.words}, {example!r} as "
+            f"{form.number(example)!r}"
+        )
     values = np.array([form.number(cell) for cell in cells], dtype=np.float64)
     for i in np.flatnonzero(~np.isfinite(values) | (values == 0)).tolist():
         if values[i] or re.search("[1-9]", re.split("[eE]", cells[i])[0]):
             raise ValueError(
-                f"{where}: {cells[i][:40]!r} in {place(i, lines)} is too {'large' if values[i] else 'small'} for a "
+                f"{where}: {cells[i][:40]!r} in {place(i, lines)} is too "
+                f"{'large' if values[i] else 'small'} for a "
                 "float64; give the column in other units"
             )
     return values
 
 
-def _choose(where: str, present: list[str], comma: bool, say: Callable[[int], str], cells: list[str]) -> Form:
+def _choose(
+    where: str, present: list[str], comma: bool, say: Callable[[int], str], cells: list[str]
+) -> Form:
     """The way in which most cells are written, the plain one where others fit as well."""
     counts = {form: sum(map(form.fits, present)) for form in FORMS}
     every = [form for form, count in counts.items() if count == len(present)]
@@ -115,7 +125,8 @@ def _choose(where: str, present: list[str], comma: bool, say: Callable[[int], st
     if AMERICAN in every and EUROPEAN in every and not comma:
         cell = next(cell for cell in present if "," in cell)
         raise ValueError(
-            f"{where}: {cell[:40]!r} in {say(cells.index(cell))} has two readings, with a comma between thousands or "
+            f"{where}: {cell[:40]!r} in {say(cells.index(cell))} has two readings, with a comma "
+            "between thousands or "
             "with a decimal comma; write it with a decimal point or without the comma"
         )
     return max(FORMS, key=counts.__getitem__)
@@ -135,6 +146,7 @@ def place(row: int, lines: Sequence[int] | None) -> str:
 def gap_message(where: str, count: int, row: int, lines: Sequence[int] | None) -> str:
     """The message of missing values."""
     return (
-        f"{where} has {count} missing or infinite values, the first in {place(row, lines)}; fill them first, for "
+        f"{where} has {count} missing or infinite values, the first in {place(row, lines)}; fill "
+        "them first, for "
         "example with pandas' Series.interpolate() or ffill()"
     )

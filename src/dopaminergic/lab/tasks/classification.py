@@ -12,7 +12,8 @@ from dopaminergic.outcomes import Outcome, cross_entropy
 
 
 class Classification(Task):
-    """Cross-entropy to minimise, and to rank by on `test`, beside the accuracy; base of tasks with classes.
+    """Cross-entropy to minimise, and to rank by on `test`, beside the accuracy; base of tasks with
+    classes.
 
     Attributes:
         test: inputs `(B, ...)` and classes `(B, ...)`, the same for all replicas.
@@ -34,4 +35,7 @@ class Classification(Task):
     def evaluate(self, model: Model) -> dict[str, Tensor]:  # noqa: D102
         result = self.outcome(model, self.test)
         right = result.values.argmax(-1) == self.test[1]
-        return {"cross_entropy": mean_over_samples(result.losses, model), "accuracy": mean_over_samples(right, model)}
+        return {
+            "cross_entropy": mean_over_samples(result.losses, model),
+            "accuracy": mean_over_samples(right, model),
+        }

@@ -26,11 +26,15 @@ class DigitImages(Classification):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError(f"the task {self.name} needs scikit-learn: pip install scikit-learn") from error
+            raise ImportError(
+                f"the task {self.name} needs scikit-learn: pip install scikit-learn"
+            ) from error
         pixels, labels = load_digits(return_X_y=True)
         order = np.random.RandomState(0).permutation(len(pixels))
-        images, classes = torch.tensor(pixels[order] / 16, dtype=self.dtype), torch.tensor(labels[order]).long()
-        self.train, self.test = (images[:TRAIN_ROWS], classes[:TRAIN_ROWS]), (images[TRAIN_ROWS:], classes[TRAIN_ROWS:])
+        images = torch.tensor(pixels[order] / 16, dtype=self.dtype)
+        classes = torch.tensor(labels[order]).long()
+        self.train = (images[:TRAIN_ROWS], classes[:TRAIN_ROWS])
+        self.test = (images[TRAIN_ROWS:], classes[TRAIN_ROWS:])
         self.draws = Draws(batch_size, TRAIN_ROWS)
 
     def batch(self, seeds: int | Tensor, step: int) -> Batch:  # noqa: D102
@@ -48,11 +52,23 @@ class Digits(DigitImages):
         dtype: `"float32"` or `"float64"`.
     """
 
-    def __init__(self, *, units: int = 64, hidden: str = "tanh", batch_size: int = 128, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        *,
+        units: int = 64,
+        hidden: str = "tanh",
+        batch_size: int = 128,
+        dtype: str = "float32",
+    ) -> None:
         choose("hidden", hidden, tuple(ACTIVATIONS))
         counted("units", units)
         counted("batch_size", batch_size)
-        settings: dict[str, Any] = {"units": units, "hidden": hidden, "batch_size": batch_size, "dtype": dtype}
+        settings: dict[str, Any] = {
+            "units": units,
+            "hidden": hidden,
+            "batch_size": batch_size,
+            "dtype": dtype,
+        }
         self._define("digits", "handwritten digits", 30_000, 750, settings)
         self._load(batch_size)
 

@@ -12,7 +12,8 @@ from dopaminergic.lab.tasks.task import counted
 
 
 class ConvolutionalDigits(DigitImages):
-    """Classify digits by two convolutions and two dense layers, 21,738 weights; 1,297 images to train on, 500 to test.
+    """Classify digits by two convolutions and two dense layers, 21,738 weights; 1,297 images to
+    train on, 500 to test.
 
     Args:
         channels: of each of the two convolutions.
@@ -22,18 +23,31 @@ class ConvolutionalDigits(DigitImages):
     """
 
     def __init__(
-        self, *, channels: Sequence[int] = (16, 32), units: int = 96, batch_size: int = 128, dtype: str = "float32"
+        self,
+        *,
+        channels: Sequence[int] = (16, 32),
+        units: int = 96,
+        batch_size: int = 128,
+        dtype: str = "float32",
     ) -> None:
         if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) != 2:
-            raise ValueError(f"channels: expected two whole numbers, such as [16, 32], got {channels!r:.40}")
+            raise ValueError(
+                f"channels: expected two whole numbers, such as [16, 32], got {channels!r:.40}"
+            )
         for count in channels:
             counted("channels", count)
         counted("units", units)
         counted("batch_size", batch_size)
-        settings: dict[str, Any] = {"channels": list(channels), "units": units, "batch_size": batch_size}
+        settings: dict[str, Any] = {
+            "channels": list(channels),
+            "units": units,
+            "batch_size": batch_size,
+        }
         title = "handwritten digits, convolutional"
         self._define("digits-conv", title, 30_000, 250, settings | {"dtype": dtype})
         self._load(batch_size)
 
     def build(self, seeds: Seeds) -> Convolutional:  # noqa: D102
-        return Convolutional(self.settings["channels"], self.settings["units"], seeds=seeds, dtype=self.dtype)
+        return Convolutional(
+            self.settings["channels"], self.settings["units"], seeds=seeds, dtype=self.dtype
+        )

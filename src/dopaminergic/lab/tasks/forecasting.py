@@ -1,7 +1,9 @@
-"""Forecasting by recurrent networks, one step ahead: the quick protocol on chaotic series, and sequences of any series.
+"""Forecasting by recurrent networks, one step ahead: the quick protocol on chaotic series, and
+sequences of any series.
 
-A network answers directly with the next state, or (`output="delta"`) with the change of the state in units of the
-change's standard deviation. Errors are always those of the state, in the units of the normalised series.
+A network answers directly with the next state, or (`output="delta"`) with the change of the state
+in units of the change's standard deviation. Errors are always those of the state, in the units of
+the normalised series.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from torch import Tensor
 
 from dopaminergic.lab.networks import GATES, Recurrent, Seeds, State
 from dopaminergic.lab.tasks.series import Series, quick_series
-from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, counted, mean_over_samples
+from dopaminergic.lab.tasks.task import (
+    Batch,
+    Draws,
+    Model,
+    Task,
+    choose,
+    counted,
+    mean_over_samples,
+)
 from dopaminergic.outcomes import Outcome, squared_error
 
 OUTPUTS = ("direct", "delta")
@@ -28,12 +38,14 @@ TITLES = {
 
 
 class SequenceTask(Task):
-    """One step ahead on sequences cut from a normalised series; the shared base of the forecasting tasks.
+    """One step ahead on sequences cut from a normalised series; the shared base of the forecasting
+    tasks.
 
     Attributes:
         series: the normalised series, shape `(n, columns)`.
         train_rows: the first rows, from which batches are cut.
-        change: standard deviation of the change from one sample to the next over the training rows, `(columns,)`.
+        change: standard deviation of the change from one sample to the next over the training rows,
+            `(columns,)`.
     """
 
     series: Tensor
@@ -44,15 +56,22 @@ class SequenceTask(Task):
     washout: int
     starts: Draws
 
-    def _use(self, series: Series, train_rows: int, *, batch_size: int, length: int, washout: int) -> None:
-        self.series, self.train_rows = torch.tensor(series, dtype=self.dtype), train_rows
-        self.batch_size, self.length, self.washout = batch_size, length, washout
+    def _use(
+        self, series: Series, train_rows: int, *, batch_size: int, length: int, washout: int
+    ) -> None:
+        self.series = torch.tensor(series, dtype=self.dtype)
+        self.train_rows = train_rows
+        self.batch_size = batch_size
+        self.length = length
+        self.washout = washout
         train = series[:train_rows]
         self.starts = Draws(batch_size, train_rows - length - 2)
         self.change = torch.tensor(np.diff(train, axis=0).std(0), dtype=self.dtype)
 
     def build(self, seeds: Seeds) -> Recurrent:  # noqa: D102
-        columns, hidden, cell = self.series.shape[1], self.settings["hidden"], self.settings["cell"]
+        columns = self.series.shape[1]
+        hidden = self.settings["hidden"]
+        cell = self.settings["cell"]
         return Recurrent(columns, hidden, columns, cell=cell, seeds=seeds, dtype=self.dtype)
 
     def cut(self, starts: Tensor) -> Batch:
@@ -66,7 +85,9 @@ class SequenceTask(Task):
         """
         # Gathered with time before batch, the order in which the network computes.
         rows = starts[..., None, :] + torch.arange(self.length + 1)[:, None]
-        states = self.series.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(-3, -2)
+        states = (
+            self.series.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(-3, -2)
+        )
         return states[..., :-1, :], states[..., 1:, :]
 
     def batch(self, seeds: int | Tensor, step: int) -> Batch:  # noqa: D102
@@ -78,7 +99,9 @@ class SequenceTask(Task):
         goal = targets if self.settings["output"] == "direct" else (targets - inputs) / self.change
         return squared_error(prediction, goal.expand_as(prediction))
 
-    def predict(self, model: Model, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def predict(
+        self, model: Model, inputs: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
         """The next state after every time step, in the units of the series, and the network's state after the last."""
         out, final = model(inputs, state)
         return (out if self.settings["output"] == "direct" else inputs + self.change * out), final
@@ -88,22 +111,31 @@ class SequenceTask(Task):
         prediction = self.predict(model, batch[0])[0]
         return ((prediction - batch[1]) ** 2)[..., self.washout :, :]
 
-    def one_step_errors(self, model: Model, first: int, last: int, *, warm_up: int = 100, piece: int = 500) -> Tensor:
-        """Errors of the one-step predictions of rows `first` to `last - 1`, shape `([R,] last - first, columns)`.
+    def one_step_errors(
+        self, model: Model, first: int, last: int, *, warm_up: int = 100, piece: int = 500
+    ) -> Tensor:
+        """Errors of the one-step predictions of rows `first` to `last - 1`, shape
+        `([R,] last - first, columns)`.
 
-        The rows are predicted in pieces side by side, each after `warm_up` samples (or as many as there are).
+        The rows are predicted in pieces side by side, each after `warm_up` samples (or as many as
+        there are).
         """
-        warm_up, piece = min(warm_up, first - 1), min(piece, last - first)
+        warm_up = min(warm_up, first - 1)
+        piece = min(piece, last - first)
         rows = torch.arange(first, last, piece)[:, None] + torch.arange(-1 - warm_up, piece - 1)
         prediction = self.predict(model, self.series[rows.clamp(max=len(self.series) - 1)])[0]
-        return prediction[..., warm_up:, :].flatten(-3, -2)[..., : last - first, :] - self.series[first:last]
+        return (
+            prediction[..., warm_up:, :].flatten(-3, -2)[..., : last - first, :]
+            - self.series[first:last]
+        )
 
 
 class QuickForecasting(SequenceTask):
-    """The quick protocol on a chaotic series of 4,000 samples, normalised as a whole, 70 % of it for training.
+    """The quick protocol on a chaotic series of 4,000 samples, normalised as a whole, 70 % of it
+    for training.
 
-    Test error: the root mean square of one-step errors over 48 sequences of 50 steps after the training part, the
-    first 5 not scored; the series has unit variance, so it is the NRMSE.
+    Test error: the root mean square of one-step errors over 48 sequences of 50 steps after the
+    training part, the first 5 not scored; the series has unit variance, so it is the NRMSE.
 
     Args:
         name: a name of `quick_series`.
@@ -132,13 +164,20 @@ class QuickForecasting(SequenceTask):
         choose("output", output, OUTPUTS)
         counted("hidden", hidden)
         counted("batch_size", batch_size)
-        settings = {"cell": cell, "hidden": hidden, "output": output, "batch_size": batch_size, "dtype": dtype}
+        settings = {
+            "cell": cell,
+            "hidden": hidden,
+            "output": output,
+            "batch_size": batch_size,
+            "dtype": dtype,
+        }
         self._define(name, TITLES[name], 20_000, 500, settings)
         raw = quick_series(name)
-        series, train_rows = (raw - raw.mean(0)) / raw.std(0), int(0.7 * len(raw))
+        series = (raw - raw.mean(0)) / raw.std(0)
+        train_rows = int(0.7 * len(raw))
         self._use(series, train_rows, batch_size=batch_size, length=50, washout=5)
-        # Spread evenly: 48 random starts, as in the experiments this protocol is compared with, would let the error of
-        # one and the same network vary by a tenth with the draw.
+        # Spread evenly: 48 random starts, as in the experiments this protocol is compared with,
+        # would let the error of one and the same network vary by a tenth with the draw.
         self.test = self.cut(torch.linspace(train_rows + 10, len(raw) - 60, 48).long())
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
-"""The field's protocol on chaotic series: train on one step ahead, then forecast freely, on nothing but own forecasts.
+"""The field's protocol on chaotic series: train on one step ahead, then forecast freely, on nothing
+but own forecasts.
 
-Where training shows true states alone, it never tells a network what to do when it is a little off the attractor, and
-data on a thin attractor do not, either: errors may then grow in a direction in which the system itself shrinks them.
-So a network sees some of its own forecasts in training, unless `forcing` is 1.
+Where training shows true states alone, it never tells a network what to do when it is a little off
+the attractor, and data on a thin attractor do not, either: errors may then grow in a direction in
+which the system itself shrinks them. So a network sees some of its own forecasts in training,
+unless `forcing` is 1.
 """
 
 from __future__ import annotations
@@ -15,35 +17,51 @@ from torch import Tensor
 from dopaminergic.lab.networks import GATES
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
 from dopaminergic.lab.tasks.series import SYSTEMS, long_series
-from dopaminergic.lab.tasks.task import Batch, Model, choose, counted, limited, mean_over_samples, single
+from dopaminergic.lab.tasks.task import (
+    Batch,
+    Model,
+    choose,
+    counted,
+    limited,
+    mean_over_samples,
+    single,
+)
 from dopaminergic.noise.reference import gaussian, integers
 from dopaminergic.outcomes import Outcome, squared_error
 
-# Input noise draws where no parameter's direction does: no model has this many parameters. Forcing, beside the starts.
-INPUT_NOISE, FORCING = 0xFFFFFFFF, 1
+# Input noise draws where no parameter's direction does: no model has this many parameters. Forcing,
+# beside the starts.
+INPUT_NOISE = 0xFFFFFFFF
+FORCING = 1
 
 
 class LongForecasting(SequenceTask):
-    """The field's protocol: train on 5,000 samples, then forecast freely from 50 starts in 12,000 test samples.
+    """The field's protocol: train on 5,000 samples, then forecast freely from 50 starts in 12,000
+    test samples.
 
-    The series is normalised by its training part; 3,000 validation samples lie between the two. `evaluate` gives the
-    one-step NRMSE on 32 test sequences. `finish` gives over the whole test part:
+    The series is normalised by its training part; 3,000 validation samples lie between the two.
+    `evaluate` gives the one-step NRMSE on 32 test sequences. `finish` gives over the whole test
+    part:
 
     - `test_nrmse`: one step ahead, teacher-forced;
-    - `vpt`: the valid prediction time in Lyapunov times, mean over the starts: after 100 samples of warm-up the network
-      runs on its own predictions until |prediction - truth| / sqrt(mean |truth|²) first exceeds 0.4; at most 15;
+    - `vpt`: the valid prediction time in Lyapunov times, mean over the starts: after 100 samples of
+      warm-up the network runs on its own predictions until |prediction - truth| / sqrt(mean
+      |truth|²) first exceeds 0.4; at most 15;
     - `nrmse_one_lyapunov_time`: of the free runs over the first Lyapunov time;
-    - `diverged_share`: of the starts, those whose free run leaves 10 standard deviations within 15 Lyapunov times.
+    - `diverged_share`: of the starts, those whose free run leaves 10 standard deviations within 15
+      Lyapunov times.
 
     Args:
         system: a key of `SYSTEMS`.
         cell: `"tanh"`, `"gru"` or `"lstm"`.
         hidden: units.
         output: `"direct"` or `"delta"`.
-        input_noise: standard deviation of the normal noise added to the inputs in training, at least 0.
-        forcing: share in [0, 1] of the inputs after the washout that are true states in training, drawn at random; each
-            of the others is the network's own forecast (Bengio, Vinyals, Jaitly and Shazeer, "Scheduled sampling for
-            sequence prediction with recurrent neural networks", 2015, at a constant share). 1 is teacher forcing.
+        input_noise: standard deviation of the normal noise added to the inputs in training, at
+            least 0.
+        forcing: share in [0, 1] of the inputs after the washout that are true states in training,
+            drawn at random; each of the others is the network's own forecast (Bengio, Vinyals,
+            Jaitly and Shazeer, "Scheduled sampling for sequence prediction with recurrent neural
+            networks", 2015, at a constant share). 1 is teacher forcing.
         batch_size: sequences of 100 steps in a batch.
         washout: first outputs of a sequence that are not scored.
         dtype: `"float32"` or `"float64"`.
@@ -52,8 +70,14 @@ class LongForecasting(SequenceTask):
     metric: ClassVar[str] = "nrmse"
     metric_label: ClassVar[str] = "one-step NRMSE on test sequences"
 
-    TRAIN, VALIDATION, TEST = 5000, 3000, 12_000
-    WARM_UP, STARTS, TOLERANCE, CAP, BOUND = 100, 50, 0.4, 15.0, 10.0
+    TRAIN = 5000
+    VALIDATION = 3000
+    TEST = 12_000
+    WARM_UP = 100
+    STARTS = 50
+    TOLERANCE = 0.4
+    CAP = 15.0
+    BOUND = 10.0
 
     def __init__(
         self,
@@ -76,14 +100,25 @@ class LongForecasting(SequenceTask):
         counted("washout", washout, least=0, most=99)
         limited("input_noise", input_noise, 0, 1e6)
         limited("forcing", forcing, 0, 1)
-        settings: dict[str, Any] = {"cell": cell, "hidden": hidden, "output": output, "input_noise": input_noise}
-        settings |= {"forcing": float(forcing), "batch_size": batch_size, "washout": washout, "dtype": dtype}
+        settings: dict[str, Any] = {
+            "cell": cell,
+            "hidden": hidden,
+            "output": output,
+            "input_noise": input_noise,
+        }
+        settings |= {
+            "forcing": float(forcing),
+            "batch_size": batch_size,
+            "washout": washout,
+            "dtype": dtype,
+        }
         self.system = SYSTEMS[system]
         self._define(f"{system}-vpt", f"{self.system.title}, free-running", 12_000, 600, settings)
         raw = long_series(system, self.TRAIN + self.VALIDATION + self.TEST)
         series = (raw - raw[: self.TRAIN].mean(0)) / raw[: self.TRAIN].std(0)
         self._use(series, self.TRAIN, batch_size=batch_size, length=100, washout=washout)
-        self.input_noise, self.forcing = input_noise, forcing
+        self.input_noise = input_noise
+        self.forcing = forcing
         self.first_test = self.TRAIN + self.VALIDATION
         self.test = self.cut(self.spread(32, self.length))
         test = self.series[self.first_test :].to(torch.float64)
@@ -99,7 +134,9 @@ class LongForecasting(SequenceTask):
             inputs = inputs + self.input_noise * noise.to(self.dtype)
         if self.forcing < 1:
             n = self.batch_size * self.length
-            draws = integers(n, 1 << 24, seed=seeds, step=step, parameter=FORCING).reshape(*inputs.shape[:-1], 1)
+            draws = integers(n, 1 << 24, seed=seeds, step=step, parameter=FORCING).reshape(
+                *inputs.shape[:-1], 1
+            )
             later = torch.arange(self.length) >= max(1, self.washout)
             free = (draws >= self.forcing * (1 << 24)) & later[:, None]
             inputs = inputs.masked_fill(free, torch.nan)
@@ -109,7 +146,9 @@ class LongForecasting(SequenceTask):
         if self.forcing == 1:
             return super().outcome(model, batch)
         inputs, targets = batch
-        last, state, found = inputs[..., :1, :], None, []
+        last = inputs[..., :1, :]
+        state = None
+        found = []
         if self.washout:
             last, state = self.predict(model, inputs[..., : self.washout, :])
             last = last[..., -1:, :]
@@ -162,7 +201,11 @@ class LongForecasting(SequenceTask):
         return {
             "vpt": (valid * per_step).clamp(max=self.CAP).mean(-1),
             "nrmse_one_lyapunov_time": distance[..., :one].mean((-2, -1)).sqrt() / self.scale,
-            "diverged_share": (~(forecast.abs() <= self.BOUND)).any(-1).any(-1).to(torch.float64).mean(-1),
+            "diverged_share": (~(forecast.abs() <= self.BOUND))
+            .any(-1)
+            .any(-1)
+            .to(torch.float64)
+            .mean(-1),
         }
 
     @torch.no_grad()
@@ -173,10 +216,14 @@ class LongForecasting(SequenceTask):
 
     @torch.no_grad()
     def finish(self, model: Model) -> dict[str, Tensor]:  # noqa: D102
-        errors = self.one_step_errors(model, self.first_test, len(self.series), warm_up=self.WARM_UP)
+        errors = self.one_step_errors(
+            model, self.first_test, len(self.series), warm_up=self.WARM_UP
+        )
         error = mean_over_samples(errors**2, model).sqrt()
         forecast = self.free_run(model, self.spread(self.STARTS, self.steps), self.steps)
-        return {"test_nrmse": error / (self.scale / self.series.shape[1] ** 0.5)} | self.forecast_metrics(forecast)
+        return {
+            "test_nrmse": error / (self.scale / self.series.shape[1] ** 0.5)
+        } | self.forecast_metrics(forecast)
 
     def picture(self, model: Model) -> list[dict[str, Any]]:  # noqa: D102
         single(model)

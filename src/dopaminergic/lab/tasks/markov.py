@@ -1,8 +1,10 @@
-"""Sequences of tokens from a fixed random Markov chain of second order, whose entropy is known exactly.
+"""Sequences of tokens from a fixed random Markov chain of second order, whose entropy is known
+exactly.
 
-The token after a, b is a ball drawn from the urn of (a, b). Half of its balls were named at random for b alone and half
-for the pair, so that there is something to learn at every stage: how often each token comes, what follows the last one,
-what follows the last two. The last stage takes attention, since a position is given its own token alone.
+The token after a, b is a ball drawn from the urn of (a, b). Half of its balls were named at random
+for b alone and half for the pair, so that there is something to learn at every stage: how often
+each token comes, what follows the last one, what follows the last two. The last stage takes
+attention, since a position is given its own token alone.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ from dopaminergic.noise.reference import integers
 
 BALLS = 4
 TEST_SEQUENCES = 256
-URNS_OF_LAST, URNS_OF_PAIRS, TEST = 1, 2, 3  # tell draws of seed 0 and step 0 from each other and from batches
+# Tell draws of seed 0 and step 0 from each other and from batches.
+URNS_OF_LAST, URNS_OF_PAIRS, TEST = 1, 2, 3
 
 
 def make_urns(tokens: int) -> Tensor:
     """The balls of every urn: int64 in `[0, tokens)` of shape `(tokens, tokens, BALLS)`, the older token first."""
     half = BALLS // 2
-    last = integers(tokens * half, tokens, seed=0, step=0, parameter=URNS_OF_LAST).view(1, tokens, half)
-    pairs = integers(tokens**2 * half, tokens, seed=0, step=0, parameter=URNS_OF_PAIRS).view(tokens, tokens, half)
+    last = integers(tokens * half, tokens, seed=0, step=0, parameter=URNS_OF_LAST).view(
+        1, tokens, half
+    )
+    pairs = integers(tokens**2 * half, tokens, seed=0, step=0, parameter=URNS_OF_PAIRS).view(
+        tokens, tokens, half
+    )
     return torch.cat([last.expand(tokens, -1, -1), pairs], -1)
 
 
@@ -36,7 +43,8 @@ def mean_entropy(urns: Tensor, steps: int) -> float:
     """The mean entropy in nats of the first `steps` tokens after two uniform ones, each given the two before it."""
     chances = functional.one_hot(urns, len(urns)).to(torch.float64).mean(-2)
     entropies = -torch.special.xlogy(chances, chances).sum(-1)
-    pairs, total = torch.full_like(entropies, 1 / entropies.numel()), 0.0
+    pairs = torch.full_like(entropies, 1 / entropies.numel())
+    total = 0.0
     for _ in range(steps):
         total += float((pairs * entropies).sum())
         pairs = torch.einsum("ab,abc->bc", pairs, chances)
@@ -44,7 +52,8 @@ def mean_entropy(urns: Tensor, steps: int) -> float:
 
 
 class Markov(Classification):
-    """Foretell each token of a Markov chain of second order, from the third on, by a causal transformer.
+    """Foretell each token of a Markov chain of second order, from the third on, by a causal
+    transformer.
 
     Args:
         tokens: how many different ones there are, at least 1.
@@ -70,36 +79,60 @@ class Markov(Classification):
         batch_size: int = 32,
         dtype: str = "float32",
     ) -> None:
-        for name, count, most in (("tokens", tokens, 1024), ("length", length, MOST), ("width", width, MOST)):
+        for name, count, most in (
+            ("tokens", tokens, 1024),
+            ("length", length, MOST),
+            ("width", width, MOST),
+        ):
             counted(name, count, most=most)
         for name, count in (("heads", heads), ("blocks", blocks), ("batch_size", batch_size)):
             counted(name, count)
-        network = {"tokens": tokens, "length": length, "width": width, "heads": heads, "blocks": blocks}
-        settings: dict[str, Any] = {**network, "batch_size": whole("batch_size", batch_size), "dtype": dtype}
-        self._define("markov-transformer", "second-order Markov chain, transformer", 30_000, 250, settings)
+        network = {
+            "tokens": tokens,
+            "length": length,
+            "width": width,
+            "heads": heads,
+            "blocks": blocks,
+        }
+        settings: dict[str, Any] = {
+            **network,
+            "batch_size": whole("batch_size", batch_size),
+            "dtype": dtype,
+        }
+        self._define(
+            "markov-transformer", "second-order Markov chain, transformer", 30_000, 250, settings
+        )
         if whole("length", length) < 2:
-            raise ValueError(f"length: expected at least 2, the tokens on which the next depends, got {length}")
+            raise ValueError(
+                f"length: expected at least 2, the tokens on which the next depends, got {length}"
+            )
         self.urns = make_urns(whole("tokens", tokens))
         self.loss_floor = mean_entropy(self.urns, length - 1)
         # Both tokens and balls are remainders of these numbers, and so uniform.
         self.draws = Draws(batch_size * (length + 1), tokens * BALLS)
         shape = (TEST_SEQUENCES, length + 1)
-        self.test = self._sequences(integers(shape[0] * shape[1], tokens * BALLS, seed=0, step=0, parameter=TEST))
+        self.test = self._sequences(
+            integers(shape[0] * shape[1], tokens * BALLS, seed=0, step=0, parameter=TEST)
+        )
 
     def build(self, seeds: Seeds) -> Transformer:  # noqa: D102
-        sizes = {name: self.settings[name] for name in ("tokens", "length", "width", "heads", "blocks")}
+        sizes = {
+            name: self.settings[name] for name in ("tokens", "length", "width", "heads", "blocks")
+        }
         return Transformer(**sizes, seeds=seeds, dtype=self.dtype)
 
     def batch(self, seeds: int | Tensor, step: int) -> Batch:  # noqa: D102
         return self._sequences(self.draws(seeds, step))
 
     def _sequences(self, drawn: Tensor) -> Batch:
-        """Inputs `(..., B, length)`, and the tokens from the third on as targets `(..., B, length - 1)`.
+        """Inputs `(..., B, length)`, and the tokens from the third on as targets
+        `(..., B, length - 1)`.
 
         Args:
             drawn: int64 in `[0, tokens BALLS)`, shape `(..., B (length + 1))`.
         """
-        tokens, urns = self.settings["tokens"], self.urns.flatten()
+        tokens = self.settings["tokens"]
+        urns = self.urns.flatten()
         first, second, *balls = drawn.unflatten(-1, (-1, self.settings["length"] + 1)).unbind(-1)
         sequence = [first % tokens, second % tokens]
         for ball in balls:

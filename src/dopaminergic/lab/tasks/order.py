@@ -20,7 +20,8 @@ NAMES = re.compile(
 )
 CLOCKS = re.compile(r".*(time|zeit|hour|stunde|minute|heure|hora).*", re.IGNORECASE)
 TOTALS = re.compile(
-    r"\W*(grand |sub)?(total|totals|sum|summe|gesamt|gesamtsumme|insgesamt|totale|totaux|suma|average|mean|mittelwert"
+    r"\W*(grand "
+    r"|sub)?(total|totals|sum|summe|gesamt|gesamtsumme|insgesamt|totale|totaux|suma|average|mean|mittelwert"
     r"|durchschnitt|moyenne|count|eof|end)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -28,8 +29,11 @@ NUMBER = re.compile(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*")
 DATE = re.compile(r"(?=.*\d)[\w .:/,+-]*[-/.: ][\w .:/,+-]*|\d{4}-?[QqWw]\d+")
 
 
-def check_order(where: str, others: dict[str, Sequence[Any]], lines: Sequence[int] | None, notes: list[str]) -> bool:
-    """Whether the rows are in the opposite order of their dates, so that they are to be turned round.
+def check_order(
+    where: str, others: dict[str, Sequence[Any]], lines: Sequence[int] | None, notes: list[str]
+) -> bool:
+    """Whether the rows are in the opposite order of their dates, so that they are to be turned
+    round.
 
     Args:
         where: the file, for messages.
@@ -38,7 +42,8 @@ def check_order(where: str, others: dict[str, Sequence[Any]], lines: Sequence[in
         notes: gets a note where rows are to be turned round.
 
     Raises:
-        ValueError: a line of totals, a date that cannot be read, goes back or comes twice; the message has the line.
+        ValueError: a line of totals, a date that cannot be read, goes back or comes twice; the
+            message has the line.
     """
     for name, cells in others.items():
         _check_totals(where, name, cells, lines)
@@ -47,7 +52,9 @@ def check_order(where: str, others: dict[str, Sequence[Any]], lines: Sequence[in
         if _are_dates(cells):
             keys = _read_dates(where, name, cells, lines)
             alone = not [clock for clock in clocks if clock != name]
-            return _direction(f"{where}: the dates of column {name[:40]!r}", keys, cells, lines, alone, notes)
+            return _direction(
+                f"{where}: the dates of column {name[:40]!r}", keys, cells, lines, alone, notes
+            )
     for name, cells in others.items():
         if NAMES.fullmatch(name.strip()):
             _check_descent(where, name, cells, lines)
@@ -58,10 +65,15 @@ def _check_totals(where: str, name: str, cells: Sequence[Any], lines: Sequence[i
     """The last rows alone: a word in the midst of a column of words says nothing."""
     for row in range(max(1, len(cells) - 3), len(cells)):
         cell = cells[row]
-        rare = isinstance(cell, str) and TOTALS.fullmatch(cell) and not any(map(TOTALS.fullmatch, cells[:row]))
+        rare = (
+            isinstance(cell, str)
+            and TOTALS.fullmatch(cell)
+            and not any(map(TOTALS.fullmatch, cells[:row]))
+        )
         if rare:
             raise ValueError(
-                f"{where}: column {name[:40]!r} holds {cell[:40]!r} in {place(row, lines)}: a line of totals? remove it"
+                f"{where}: column {name[:40]!r} holds {cell[:40]!r} in {place(row, lines)}: a line "
+                "of totals? remove it"
             )
 
 
@@ -74,7 +86,11 @@ def _are_dates(cells: Sequence[Any]) -> bool:
         return pandas.api.types.is_datetime64_any_dtype(cells)
     some = [cell for cell in cells[:: max(1, len(cells) // 50)] if cell.strip()]
     dates = [cell for cell in some if DATE.fullmatch(cell.strip()) and not NUMBER.fullmatch(cell)]
-    return bool(dates) and 10 * len(dates) >= 9 * len(some) and _parsed(dates[:1], False)[0] is not None
+    return (
+        bool(dates)
+        and 10 * len(dates) >= 9 * len(some)
+        and _parsed(dates[:1], False)[0] is not None
+    )
 
 
 def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
@@ -85,7 +101,9 @@ def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
         warnings.simplefilter("ignore")  # of dates whose format pandas cannot infer
         try:
             found = pandas.Series(
-                pandas.to_datetime(pandas.Series(cells), errors="coerce", dayfirst=day_first, utc=True)
+                pandas.to_datetime(
+                    pandas.Series(cells), errors="coerce", dayfirst=day_first, utc=True
+                )
             )
         except (ValueError, OverflowError, TypeError):
             return None, 0
@@ -95,21 +113,29 @@ def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
     return found.astype("int64").to_numpy(), 0
 
 
-def _read_dates(where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None) -> list[Keys]:
+def _read_dates(
+    where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None
+) -> list[Keys]:
     """The readings of the dates, month or day first, as numbers."""
     readings = [_parsed(cells, day_first) for day_first in (False, True)]
     whole = [keys for keys, _ in readings if keys is not None]
     if not whole:
         row = max(row for _, row in readings)
         raise ValueError(
-            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, "
+            "which is "
             "no date like those before it; correct or remove the row (a line of totals?)"
         )
     return whole
 
 
 def _direction(
-    what: str, readings: list[Keys], cells: Sequence[Any], lines: Sequence[int] | None, alone: bool, notes: list[str]
+    what: str,
+    readings: list[Keys],
+    cells: Sequence[Any],
+    lines: Sequence[int] | None,
+    alone: bool,
+    notes: list[str],
 ) -> bool:
     # Not by differences: those of dates that are centuries apart do not fit into 64 bits.
     steps = [(keys[1:] > keys[:-1]).astype(int) - (keys[1:] < keys[:-1]) for keys in readings]
@@ -122,12 +148,15 @@ def _direction(
     row = int((step < 0 if (step < 0).any() else step == 0).argmax()) + 1
     fault = "go back" if (step < 0).any() else "repeat"
     raise ValueError(
-        f"{what} {fault} at {str(cells[row])[:40]!r} in {place(row, lines)}, after {str(cells[row - 1])[:40]!r}; sort "
+        f"{what} {fault} at {str(cells[row])[:40]!r} in {place(row, lines)}, after "
+        f"{str(cells[row - 1])[:40]!r}; sort "
         "the rows by date and keep one row for each, or leave that column out of the file"
     )
 
 
-def _check_descent(where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None) -> None:
+def _check_descent(
+    where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None
+) -> None:
     """A column of times or years that are numbers; those of a month or a day of the week may return."""
     import pandas
 
@@ -138,13 +167,16 @@ def _check_descent(where: str, name: str, cells: Sequence[Any], lines: Sequence[
     if lost.any():
         row = int(lost.argmax())
         raise ValueError(
-            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, "
+            "which is "
             "no number like the others; correct or remove the row (a line of totals?)"
         )
     step = np.diff(keys.to_numpy(dtype=np.float64))
     if len(step) and (step <= 0).all() and (step < 0).any():
         raise ValueError(
-            f"{where}: column {name[:40]!r} goes down from {str(cells[0])[:40]} in {place(0, lines)} to "
-            f"{str(cells[-1])[:40]}: newest first? sort the rows with the oldest first, or leave that column out of "
+            f"{where}: column {name[:40]!r} goes down from {str(cells[0])[:40]} in "
+            f"{place(0, lines)} to "
+            f"{str(cells[-1])[:40]}: newest first? sort the rows with the oldest first, or leave "
+            "that column out of "
             "the file"
         )

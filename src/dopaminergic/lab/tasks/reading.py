@@ -24,7 +24,8 @@ Series = NDArray[np.float64]
 
 ENDINGS = (".csv", ".tsv")
 PACKED_ENDINGS = (".gz", ".bz2", ".xz")
-# A file that changed so recently could change again within one tick of the clock of its file system.
+# A file that changed so recently could change again within one tick of the clock of its file
+# system.
 RECENT_NANOSECONDS = 100_000_000
 
 
@@ -57,8 +58,8 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
     """Columns of numbers from a CSV or Parquet file.
 
     Args:
-        path: a file that ends in `.csv` or `.tsv`, or one of these and `.gz`, `.bz2` or `.xz`, or in `.parquet`; the
-            first line of a CSV file names its columns.
+        path: a file that ends in `.csv` or `.tsv`, or one of these and `.gz`, `.bz2` or `.xz`, or
+            in `.parquet`; the first line of a CSV file names its columns.
         columns: one name, or several.
         least: the number of rows that are needed.
 
@@ -67,8 +68,9 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another ending, a missing column, a row with more or fewer cells than names, a cell that is not a
-            number or has two readings, a missing or infinite value, dates that go back or repeat, too few rows.
+        ValueError: another ending, a missing column, a row with more or fewer cells than names, a
+            cell that is not a number or has two readings, a missing or infinite value, dates that
+            go back or repeat, too few rows.
     """
     return read_data(path, columns, least=least).values
 
@@ -92,7 +94,9 @@ def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: i
     data = _read(path, names) if recent else _read_once(path, names, state)
     if len(data.values) < least:
         rows = len(data.values)
-        raise ValueError(f"{tail(path)}: {rows} rows, but at least {least} are needed; give a longer series")
+        raise ValueError(
+            f"{tail(path)}: {rows} rows, but at least {least} are needed; give a longer series"
+        )
     return data
 
 
@@ -100,18 +104,26 @@ def _state(path: Path) -> tuple[int, ...]:
     """What changes when the file does: device, number, size, and times of its contents and of itself."""
     if not _is_text(path) and path.suffix.lower() != ".parquet":
         raise ValueError(
-            f"path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, .xz), got {tail(path)!r}"
+            "path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, "
+            f".xz), got {tail(path)!r}"
         )
     try:
         if path.is_file():
             found = os.stat(path)
             return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
         there = path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
-        raise ValueError(f"path: cannot open {tail(path)!r} ({str(error)[:60]}); give another file") from error
+    # A name that is too long, a folder that may not be entered.
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"path: cannot open {tail(path)!r} ({str(error)[:60]}); give another file"
+        ) from error
     if there:
-        raise ValueError(f"path: expected a file, got {tail(path)!r}, a folder, pipe or device; give a file")
-    raise FileNotFoundError(f"path: there is no file {tail(path)!r}; check the spelling and the working folder")
+        raise ValueError(
+            f"path: expected a file, got {tail(path)!r}, a folder, pipe or device; give a file"
+        )
+    raise FileNotFoundError(
+        f"path: there is no file {tail(path)!r}; check the spelling and the working folder"
+    )
 
 
 def _is_text(path: Path) -> bool:
@@ -128,7 +140,11 @@ def _read_once(path: Path, names: tuple[str, ...] | None, state: tuple[int, ...]
 
 def _read(path: Path, names: tuple[str, ...] | None) -> Data:
     source = _open(path)
-    found = _choose(path, source) if names is None else [_find(path, source.names, name) for name in names]
+    found = (
+        _choose(path, source)
+        if names is None
+        else [_find(path, source.names, name) for name in names]
+    )
     notes = list(source.notes)
     comma = source.lines is not None and any(map(has_decimal_comma, source.columns))
     columns = [_numbers(path, source, index, comma, notes) for index in found]
@@ -163,14 +179,21 @@ def _open_parquet(path: Path) -> Source:
         with ParquetFile(path) as file:
             cells = file.metadata.num_rows * file.metadata.num_columns
         if not 0 <= 8 * cells <= MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES >> 20} MiB of cells; keep fewer columns or rows")
+            raise ValueError(
+                f"more than {MOST_BYTES >> 20} MiB of cells; keep fewer columns or rows"
+            )
         frame = pandas.read_parquet(path)
     except Exception as error:  # of two libraries, a dozen kinds for bytes that were not written
         said = shown(" ".join(str(error).split()), 150)
         raise ValueError(f"{tail(path)}: cannot be read as parquet: {said}") from error
-    if not isinstance(frame.index, pandas.RangeIndex) and not set(frame.index.names) & set(frame.columns):
+    if not isinstance(frame.index, pandas.RangeIndex) and not set(frame.index.names) & set(
+        frame.columns
+    ):
         frame = frame.reset_index()
-    names = ["/".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in frame.columns]
+    names = [
+        "/".join(map(str, label)) if isinstance(label, tuple) else str(label)
+        for label in frame.columns
+    ]
     return Source(names, [frame.iloc[:, i] for i in range(len(names))], None, [])
 
 
@@ -185,7 +208,10 @@ def _find(path: Path, known: list[str], name: str) -> int:
         found = [i for i, other in enumerate(known) if same(other) == same(name)]
         if len(found) > 1:
             places = " and ".join(str(i + 1) for i in found)
-            raise ValueError(f"{tail(path)}: columns {places} are both called {name!r}; give each a name of its own")
+            raise ValueError(
+                f"{tail(path)}: columns {places} are both called {name!r}; give each a name of its "
+                "own"
+            )
         if found:
             return found[0]
     near = difflib.get_close_matches(_plain(name).lower(), [other.lower() for other in known], n=1)
@@ -205,12 +231,14 @@ def _choose(path: Path, source: Source) -> list[int]:
         return more
     example = next((name for name in reversed(source.names) if name.strip()), "NAME")
     raise ValueError(
-        f"--column: which one? {tail(path)} has {_listed(source.names)}; for example --column {example[:40]!r}"
+        f"--column: which one? {tail(path)} has {_listed(source.names)}; for example --column "
+        f"{example[:40]!r}"
     )
 
 
 def _numbers(path: Path, source: Source, index: int, comma: bool, notes: list[str]) -> Series:
-    name, column = source.names[index], source.columns[index]
+    name = source.names[index]
+    column = source.columns[index]
     where = f"{tail(path)}: column {name[:60]!r}"
     if isinstance(column, list):
         return numbers_of(where, column, source.lines, comma, notes)
@@ -228,7 +256,9 @@ def _parquet_numbers(where: str, column: Any, notes: list[str]) -> Series:
         texts = ["" if lost else str(cell) for cell, lost in zip(column, missing, strict=True)]
         return numbers_of(where, texts, None, has_decimal_comma(texts), notes)
     if kinds.is_complex_dtype(column):
-        raise ValueError(f"{where} holds complex numbers; write their real and imaginary parts as two columns")
+        raise ValueError(
+            f"{where} holds complex numbers; write their real and imaginary parts as two columns"
+        )
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     gaps = ~np.isfinite(values)
     if gaps.any():
@@ -240,11 +270,13 @@ def check_changes(path: str | Path, names: Sequence[str], values: Series, train_
     """Raises ValueError where a column does not change in its training part, but for rounding."""
     for name, column in zip(names, values[:train_rows].T, strict=True):
         # In halves: the difference of the ends may be larger than any float64.
-        change, size = column.max() / 2 - column.min() / 2, np.abs(column).max()
+        change = column.max() / 2 - column.min() / 2
+        size = np.abs(column).max()
         if change <= 8 * np.finfo(np.float64).eps * size:
             most = f"by more than the rounding of {size:g}" if change > 0 else f"from {column[0]:g}"
             raise ValueError(
-                f"{tail(path)}: column {name[:60]!r} never changes {most} in its first 70 %; choose another column"
+                f"{tail(path)}: column {name[:60]!r} never changes {most} in its first 70 %; "
+                "choose another column"
             )
 
 
@@ -265,7 +297,8 @@ def normalised(path: str | Path, names: Sequence[str], values: Series, train_row
     if wild.any():
         row, column = (int(index) for index in np.argwhere(wild)[0])
         raise ValueError(
-            f"{tail(path)}: column {names[column][:60]!r} is {values[row, column]:g} in {place(row, None)}, over 10^9 "
+            f"{tail(path)}: column {names[column][:60]!r} is {values[row, column]:g} in "
+            f"{place(row, None)}, over 10^9 "
             "standard deviations of the training part away; correct it, or forecast its logarithm"
         )
     return result

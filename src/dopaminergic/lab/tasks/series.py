@@ -1,7 +1,8 @@
 """Chaotic series, generated here, and real ones: statsmodels' sunspots and the user's own files.
 
-Two protocols (`quick` and `long`) differ in how and how finely a system is sampled; their figures are never mixed.
-The quick one uses fixed-step integrators that are fast and fixed to the last bits; the long one is accurate as well.
+Two protocols (`quick` and `long`) differ in how and how finely a system is sampled; their figures
+are never mixed. The quick one uses fixed-step integrators that are fast and fixed to the last bits;
+the long one is accurate as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class System:
     Attributes:
         title: for headings.
         sample_time: time between two samples, in the system's units.
-        lyapunov_exponent: the largest, per unit of time (measured by the method of Benettin et al. 1980).
+        lyapunov_exponent: the largest, per unit of time (measured by the method of Benettin et al.
+            1980).
     """
 
     title: str
@@ -62,7 +64,13 @@ def rossler_field(x: float, y: float, z: float) -> Point:
 
 
 def runge_kutta(
-    field: Callable[[float, float, float], Point], start: Point, *, dt: float, every: int, n: int, skip: int = 200
+    field: Callable[[float, float, float], Point],
+    start: Point,
+    *,
+    dt: float,
+    every: int,
+    n: int,
+    skip: int = 200,
 ) -> Series:
     """Samples of a flow by the classical fourth-order method, after a transient.
 
@@ -98,12 +106,15 @@ def _mackey_glass_euler(n: int, every: int = 60, dt: float = 0.1, delay: int = 1
     total = (n + 100) * every
     x = [1.2] * (delay + 1)
     for i in range(total):
-        late, now = x[i], x[-1]
+        late = x[i]
+        now = x[-1]
         x.append(now + dt * (0.2 * late / (1 + late**10) - 0.1 * now))
     return np.array(x[delay + 100 * every :: every][:n])[:, None]
 
 
-def _iterate(step: Callable[[float, float], tuple[float, float]], start: tuple[float, float], n: int) -> Series:
+def _iterate(
+    step: Callable[[float, float], tuple[float, float]], start: tuple[float, float], n: int
+) -> Series:
     points = [start]
     for _ in range(n + 200):
         points.append(step(*points[-1]))
@@ -114,9 +125,9 @@ def _iterate(step: Callable[[float, float], tuple[float, float]], start: tuple[f
 def quick_series(name: str, n: int = 4000) -> Series:
     """A series of the quick protocol, not normalised.
 
-    Lorenz every 0.05 and Rössler every 0.25 (Runge–Kutta, steps 0.005 and 0.01); Mackey–Glass (delay 17, beta 0.2,
-    gamma 0.1, power 10; Euler, step 0.1) every 6; every iterate of the map of Hénon (1976; a 1.4, b 0.3; both
-    coordinates) and of the logistic map with r 3.9.
+    Lorenz every 0.05 and Rössler every 0.25 (Runge–Kutta, steps 0.005 and 0.01); Mackey–Glass
+    (delay 17, beta 0.2, gamma 0.1, power 10; Euler, step 0.1) every 6; every iterate of the map of
+    Hénon (1976; a 1.4, b 0.3; both coordinates) and of the logistic map with r 3.9.
 
     Args:
         name: `"lorenz"`, `"rossler"`, `"mackey-glass"`, `"henon"` or `"logistic"`.
@@ -138,27 +149,38 @@ def quick_series(name: str, n: int = 4000) -> Series:
 def _mackey_glass_steps(n: int, skip: int, per_unit: int = 20) -> Series:
     """Mackey–Glass by the method of steps.
 
-    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points and, by cubic
-    Hermite interpolation of x, between them. What is left is linear, x' = p - 0.1 x, and is solved by Simpson's rule in
-    its exact exponential solution: order four, over the whole delay at once.
+    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points
+    and, by cubic Hermite interpolation of x, between them. What is left is linear, x' = p - 0.1 x,
+    and is solved by Simpson's rule in its exact exponential solution: order four, over the whole
+    delay at once.
     """
-    h, delay, gamma = 1 / per_unit, 17 * per_unit, 0.1
+    h = 1 / per_unit
+    delay = 17 * per_unit
+    gamma = 0.1
     decay = float(Decimal(-gamma * h).exp())  # correctly rounded everywhere, which math.exp is not
     blocks = -(-(n + skip) * per_unit // delay) + 1
     x, slope = np.full(delay + 1, 1.2), np.zeros(delay + 1)  # over [-17, 0]
     out = [x[-1:]]
     for _ in range(blocks):
         middle = (x[:-1] + x[1:]) / 2 + h / 8 * (slope[:-1] - slope[1:])
-        p, p_middle = _production(x), _production(middle)
+        p = _production(x)
+        p_middle = _production(middle)
         gain = h / 6 * (decay * p[:-1] + 4 * math.sqrt(decay) * p_middle + p[1:])
-        x = np.array(list(accumulate(gain.tolist(), lambda now, more: decay * now + more, initial=float(x[-1]))))
+        x = np.array(
+            list(
+                accumulate(
+                    gain.tolist(), lambda now, more: decay * now + more, initial=float(x[-1])
+                )
+            )
+        )
         slope = p - gamma * x
         out.append(x[1:])
     return np.concatenate(out)[skip * per_unit :: per_unit][:n, None]
 
 
 def _production(x: Series) -> Series:
-    fourth = np.square(np.square(x))  # products alone: the powers of numpy differ between processors
+    # Products alone: the powers of numpy differ between processors.
+    fourth = np.square(np.square(x))
     return 0.2 * x / (1 + fourth * fourth * np.square(x))
 
 
@@ -187,29 +209,36 @@ def taylor(
 ) -> Series:
     """Samples of a flow by its Taylor series, to the last bit the same on every machine.
 
-    Automatic differentiation gives the coefficients one by one (Moore 1966; Jorba and Zou 2005). Only sums, products
-    and quotients of floats are used, which IEEE 754 rounds alike everywhere: numerical libraries choose their loops by
-    processor, and chaos makes another trajectory of another last bit within some 37 Lyapunov times.
+    Automatic differentiation gives the coefficients one by one (Moore 1966; Jorba and Zou 2005).
+    Only sums, products and quotients of floats are used, which IEEE 754 rounds alike everywhere:
+    numerical libraries choose their loops by processor, and chaos makes another trajectory of
+    another last bit within some 37 Lyapunov times.
 
     Args:
-        terms: takes the coefficients up to order k of the three states and returns those of order k of the derivative.
+        terms: takes the coefficients up to order k of the three states and returns those of order k
+            of the derivative.
         start: the state at time 0.
-        dt: the time between two samples and the step; must be well within the radius of convergence.
+        dt: the time between two samples and the step; must be well within the radius of
+            convergence.
         n: samples to return.
         skip: samples to drop first.
-        order: of the series; 24 leaves an error of one step below 1e-14 for Lorenz (0.02) and Rössler (0.1).
+        order: of the series; 24 leaves an error of one step below 1e-14 for Lorenz (0.02) and
+            Rössler (0.1).
 
     Returns:
         Shape `(n, 3)`.
     """
-    point, samples = start, []
+    point = start
+    samples = []
     for _ in range(skip + n):
         samples.append(point)
         series = [[value] for value in point]
         for k in range(1, order + 1):
             for coefficients, term in zip(series, terms(*series), strict=True):
                 coefficients.append(term / k)
-        x, y, z = (reduce(lambda sum_, c: sum_ * dt + c, reversed(coefficients)) for coefficients in series)
+        x, y, z = (
+            reduce(lambda sum_, c: sum_ * dt + c, reversed(coefficients)) for coefficients in series
+        )
         point = x, y, z
     return np.array(samples[skip:])
 
@@ -218,8 +247,8 @@ def taylor(
 def long_series(name: str, n: int = 20_000, skip: int = 1000) -> Series:
     """A series of the long protocol, not normalised, in float64.
 
-    Lorenz every 0.02 and Rössler every 0.1 by Taylor series of order 24, Mackey–Glass every 1.0 by the method of steps
-    at 20 steps a unit; each to the last bit the same on every machine.
+    Lorenz every 0.02 and Rössler every 0.1 by Taylor series of order 24, Mackey–Glass every 1.0 by
+    the method of steps at 20 steps a unit; each to the last bit the same on every machine.
 
     Args:
         name: a key of `SYSTEMS`.

@@ -1,8 +1,9 @@
-"""What a learning task is: initial networks, batches as a pure function of seed and step, a loss, and test metrics.
+"""What a learning task is: initial networks, batches as a pure function of seed and step, a loss,
+and test metrics.
 
-A task serves one model and a stack of R models (see `dopaminergic.lab.networks`) by the same calls. It draws batches
-from the counter-based noise of the library, so a run resumes exactly, and every optimizer that is given one seed sees
-the same initial weights and the same batches.
+A task serves one model and a stack of R models (see `dopaminergic.lab.networks`) by the same calls.
+It draws batches from the counter-based noise of the library, so a run resumes exactly, and every
+optimizer that is given one seed sees the same initial weights and the same batches.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def counted(name: str, value: int, *, least: int = 1, most: int = MOST) -> int:
         large = isinstance(value, int) and value > most
         limit = f"at most {most:,}" if large else f"at least {least}"
         example = min(max(least, 16), most)
-        raise ValueError(f"{name}: expected a whole number of {limit}, got {value!r:.40}; try {name}={example}")
+        raise ValueError(
+            f"{name}: expected a whole number of {limit}, got {value!r:.40}; try {name}={example}"
+        )
     return value
 
 
@@ -61,7 +64,8 @@ class Task(ABC):
         title: for headings.
         metric: the key of `evaluate()` by which runs are ranked; lower is better.
         metric_label: for the axes of figures.
-        threshold: a run has solved the task when its metric is below this; None if the task has no such mark.
+        threshold: a run has solved the task when its metric is below this; None if the task has no
+            such mark.
         budget: forward passes of a full run.
         evaluate_every: forward passes between two evaluations.
         settings: everything that defines the task beside its name, as JSON.
@@ -84,9 +88,14 @@ class Task(ABC):
     notes: tuple[str, ...] = ()
     pinned: Mapping[str, Any] = MappingProxyType({})
 
-    def _define(self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]) -> None:
+    def _define(
+        self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]
+    ) -> None:
         """Sets the attributes common to all tasks; `settings["dtype"]` is `"float32"` or `"float64"`."""
-        self.name, self.title, self.budget, self.evaluate_every = name, title, budget, evaluate_every
+        self.name = name
+        self.title = title
+        self.budget = budget
+        self.evaluate_every = evaluate_every
         self.settings = settings
         self.dtype = DTYPES[choose("dtype", settings["dtype"], tuple(DTYPES))]
 
@@ -106,8 +115,8 @@ class Task(ABC):
             step: in [0, 2^32).
 
         Returns:
-            Inputs `(B, ...)` and targets `(B, ...)`, with a leading R for a tensor of seeds; without it where all
-            replicas share the batch.
+            Inputs `(B, ...)` and targets `(B, ...)`, with a leading R for a tensor of seeds;
+            without it where all replicas share the batch.
         """
 
     @abstractmethod
@@ -132,10 +141,12 @@ class Task(ABC):
 
 
 class Draws:
-    """`integers(n, high, seed=..., step=...)` for many steps at once: the same numbers, at a twentieth of the cost.
+    """`integers(n, high, seed=..., step=...)` for many steps at once: the same numbers, at a
+    twentieth of the cost.
 
-    Calling Philox on the few counters of one step costs as much as a small network. The last block of steps is kept;
-    whatever the order of the calls, the result depends on the seeds and the step alone.
+    Calling Philox on the few counters of one step costs as much as a small network. The last block
+    of steps is kept; whatever the order of the calls, the result depends on the seeds and the step
+    alone.
 
     Args:
         n: how many numbers a step.
@@ -144,7 +155,9 @@ class Draws:
     """
 
     def __init__(self, n: int, high: int, *, block: int = 64) -> None:
-        self.n, self.high, self.block = n, high, block
+        self.n = n
+        self.high = high
+        self.block = block
         self._first = -1
         self._seeds = torch.empty(0, dtype=torch.int64)
         self._kept = torch.empty(0, dtype=torch.int64)
@@ -154,7 +167,9 @@ class Draws:
         wanted = torch.as_tensor(seeds, dtype=torch.int64)
         first = step - step % self.block
         if first != self._first or not torch.equal(wanted, self._seeds):
-            self._kept, self._first, self._seeds = self._draw(wanted, first), first, wanted.clone()
+            self._kept = self._draw(wanted, first)
+            self._first = first
+            self._seeds = wanted.clone()
         return self._kept[step - first]
 
     def _draw(self, seeds: Tensor, first: int) -> Tensor:
@@ -174,4 +189,7 @@ def mean_over_samples(values: Tensor, model: Model) -> Tensor:
 def single(model: Model) -> None:
     """Raises ValueError unless the model is plain or a stack of one."""
     if model.replicas not in (None, 1):
-        raise ValueError(f"model: pictures are drawn of one model, got a stack of {model.replicas}; take one replica")
+        raise ValueError(
+            f"model: pictures are drawn of one model, got a stack of {model.replicas}; take one "
+            "replica"
+        )

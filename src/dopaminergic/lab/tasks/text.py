@@ -75,15 +75,20 @@ def unpack(path: Path) -> bytes:
         try:
             content = (packed(file) if packed else file).read(MOST_BYTES + 1)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{tail(path)}: cannot be read as csv: damaged, or cut short ({error})") from error
+            raise ValueError(
+                f"{tail(path)}: cannot be read as csv: damaged, or cut short ({error})"
+            ) from error
     if len(content) > MOST_BYTES:
         raise ValueError(
-            f"{tail(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep fewer columns or "
+            f"{tail(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep "
+            "fewer columns or "
             "rows, or write it as Parquet"
         )
     kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), None)
     if kind:
-        raise ValueError(f"{tail(path)}: cannot be read as csv: it is {kind}; save it as CSV or Parquet")
+        raise ValueError(
+            f"{tail(path)}: cannot be read as csv: it is {kind}; save it as CSV or Parquet"
+        )
     return content
 
 
@@ -96,7 +101,9 @@ def decode(path: Path, content: bytes, notes: list[str]) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         if encoding != "utf-8":
-            raise ValueError(f"{tail(path)}: line {line} is not {encoding}; save the file as UTF-8") from error
+            raise ValueError(
+                f"{tail(path)}: line {line} is not {encoding}; save the file as UTF-8"
+            ) from error
         try:
             text = content.decode("cp1252")
         except UnicodeDecodeError as other:
@@ -108,14 +115,16 @@ def decode(path: Path, content: bytes, notes: list[str]) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(
-            f"{tail(path)}: line {line} holds a NUL character: damaged, or not a text; write the file anew"
+            f"{tail(path)}: line {line} holds a NUL character: damaged, or not a text; write the "
+            "file anew"
         )
     return text
 
 
 def _without_mark(content: bytes) -> str:
     start = content[: 1 << 12]
-    even, odd = start[::2].count(0), start[1::2].count(0)
+    even = start[::2].count(0)
+    odd = start[1::2].count(0)
     if odd > len(start) // 4 and not even:
         return "utf-16-le"
     if even > len(start) // 4 and not odd:
@@ -127,8 +136,8 @@ def split(path: Path) -> Table:
     """The cells of a CSV file, compressed or not, whatever its separator.
 
     Raises:
-        ValueError: a row is longer or shorter than the first line, there are two separators, names are missing, or the
-            text is damaged; the message has the line.
+        ValueError: a row is longer or shorter than the first line, there are two separators, names
+            are missing, or the text is damaged; the message has the line.
     """
     import pandas
 
@@ -145,14 +154,16 @@ def split(path: Path) -> Table:
     ).iloc[1:]  # fmt: skip
     if len(frame) != len(lines):
         raise ValueError(
-            f"{tail(path)}: cannot be read as csv: its quotes are not closed or not doubled; write it anew"
+            f"{tail(path)}: cannot be read as csv: its quotes are not closed or not doubled; write "
+            "it anew"
         )
     return Table(frame.reset_index(drop=True), names, lines, notes)
 
 
 def _after_preamble(text: str, notes: list[str]) -> tuple[str, int, str | None]:
     """The text from the names on, the number of lines before, and the separator that Excel's `sep=;` names."""
-    skipped, given = 0, None
+    skipped = 0
+    given = None
     while match := re.match(r"(?:#[^\r\n]*|sep=(.)|[ \t]*)(?:\r\n|\r|\n)", text):
         if match[0].startswith("#"):
             notes.append(f"line {skipped + 1} begins with '#' and was left out")
@@ -172,12 +183,18 @@ def _separator(path: Path, text: str, skipped: int) -> str:
             scores[separator] = (counts.count(counts[0]), counts[0])
     best = max(scores, key=scores.__getitem__, default=",")
     for other in SEPARATORS.replace(best, ""):
-        if other not in sample[0] and len(sample) > 1 and all(other in _bare(line) for line in sample[1:]):
+        if (
+            other not in sample[0]
+            and len(sample) > 1
+            and all(other in _bare(line) for line in sample[1:])
+        ):
             if other == "," and best != ",":
                 continue  # a decimal comma
             raise ValueError(
-                f"{tail(path)}: line {skipped + 2} has {other!r} between its cells, the names in line {skipped + 1} "
-                f"have {'none' if best not in sample[0] else repr(best)}; write all lines with one separator"
+                f"{tail(path)}: line {skipped + 2} has {other!r} between its cells, the names in "
+                f"line {skipped + 1} "
+                f"have {'none' if best not in sample[0] else repr(best)}; write all lines with one "
+                "separator"
             )
     return best
 
@@ -186,7 +203,9 @@ def _bare(line: str) -> str:
     return re.sub(r'"[^"]*"', "", line)
 
 
-def _check(path: Path, text: str, separator: str, skipped: int, notes: list[str]) -> tuple[list[str], list[int]]:
+def _check(
+    path: Path, text: str, separator: str, skipped: int, notes: list[str]
+) -> tuple[list[str], list[int]]:
     """The names, and the line of every row, once each row is known to have as many cells as there are names."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
@@ -209,22 +228,29 @@ def _check(path: Path, text: str, separator: str, skipped: int, notes: list[str]
             lines.append(line)
     except csv.Error as error:
         raise ValueError(
-            f"{tail(path)}: line {reader.line_num + skipped}: cannot be read as csv: {error}; is a quote not closed?"
+            f"{tail(path)}: line {reader.line_num + skipped}: cannot be read as csv: {error}; is a "
+            "quote not closed?"
         ) from error
     if gaps and len(names) == 1:
-        raise ValueError(f"{tail(path)}: line {gaps[0]} is blank: a missing value? fill it in, or remove the line")
+        raise ValueError(
+            f"{tail(path)}: line {gaps[0]} is blank: a missing value? fill it in, or remove the "
+            "line"
+        )
     if gaps:
         notes.append(f"{len(gaps)} blank lines were left out, the first is line {gaps[0]}")
     _check_names(path, names, skipped + 1)
     return names, lines
 
 
-def _odd_row(path: Path, row: list[str], line: int, names: list[str], first: int, separator: str) -> str:
+def _odd_row(
+    path: Path, row: list[str], line: int, names: list[str], first: int, separator: str
+) -> str:
     way = "give every column a name" if len(row) > len(names) else "complete or remove the row"
     if separator == "," and len(row) > len(names):
         way += ", and quote cells with a decimal comma"
     return (
-        f"{tail(path)}: line {line} has {len(row)} cells ({_start(row)}), but line {first} has {len(names)} names "
+        f"{tail(path)}: line {line} has {len(row)} cells ({_start(row)}), but line {first} has "
+        f"{len(names)} names "
         f"({_start(names)}); {way}"
     )
 
@@ -237,9 +263,12 @@ def _start(cells: list[str]) -> str:
 def _check_names(path: Path, names: list[str], line: int) -> None:
     """Raises ValueError where the line of names is one of numbers, which would be lost as names."""
     counted = [[str(first + i) for i in range(len(names))] for first in (0, 1)]
-    if names in counted or not all(re.fullmatch(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*", name) for name in names):
+    if names in counted or not all(
+        re.fullmatch(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*", name) for name in names
+    ):
         return
     raise ValueError(
-        f"{tail(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns should be; put a "
+        f"{tail(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns "
+        "should be; put a "
         "line of names before it, or remove the '#' before the names"
     )

@@ -1,7 +1,7 @@
 """XOR and its relatives: two inputs whose product decides the class.
 
-All networks answer with one logit. `loss="mse"` compares its sigmoid with the class under the squared error,
-`loss="bce"` is the binary cross-entropy of the logit.
+All networks answer with one logit. `loss="mse"` compares its sigmoid with the class under the
+squared error, `loss="bce"` is the binary cross-entropy of the logit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dopaminergic.lab.networks import ACTIVATIONS, GATES, Perceptron, Recurrent, Seeds
-from dopaminergic.lab.tasks.task import Batch, Draws, Model, Task, choose, counted, limited, mean_over_samples, single
+from dopaminergic.lab.tasks.task import (
+    Batch,
+    Draws,
+    Model,
+    Task,
+    choose,
+    counted,
+    limited,
+    mean_over_samples,
+    single,
+)
 from dopaminergic.noise.reference import integers
 from dopaminergic.outcomes import Outcome, outcome, squared_error
 
@@ -30,7 +40,9 @@ def binary_cross_entropy(logits: Tensor, classes: Tensor) -> Outcome:
         classes: 0 or 1, real, of a shape that can be expanded to that of the logits.
     """
     target = classes.expand_as(logits)
-    return outcome(logits, lambda v: functional.binary_cross_entropy_with_logits(v, target, reduction="none"))
+    return outcome(
+        logits, lambda v: functional.binary_cross_entropy_with_logits(v, target, reduction="none")
+    )
 
 
 def error_rate(logits: Tensor, classes: Tensor, model: Model) -> Tensor:
@@ -44,7 +56,9 @@ def deviations(hidden: int) -> list[float]:
     return [1.0, 1 / math.sqrt(hidden)]
 
 
-def boundary(model: Model, half_width: float, dtype: torch.dtype, points: int = 40) -> list[dict[str, Any]]:
+def boundary(
+    model: Model, half_width: float, dtype: torch.dtype, points: int = 40
+) -> list[dict[str, Any]]:
     """The probability of class 1 on a square grid: row i is the i-th smallest y, column j the j-th smallest x."""
     single(model)
     axis = torch.linspace(-half_width, half_width, points, dtype=dtype)
@@ -53,12 +67,17 @@ def boundary(model: Model, half_width: float, dtype: torch.dtype, points: int = 
         logits = model(torch.stack([x, y], -1).reshape(-1, 2))
     probability = torch.sigmoid(logits).reshape(points, points)
     return [
-        {"name": "decision_boundary", "extent": [-half_width, half_width], "probability": probability.tolist()},
+        {
+            "name": "decision_boundary",
+            "extent": [-half_width, half_width],
+            "probability": probability.tolist(),
+        },
     ]
 
 
 class Xor(Task):
-    """The four patterns of XOR, inputs +1 and -1, every batch all of them; solved when the MSE is below 0.01.
+    """The four patterns of XOR, inputs +1 and -1, every batch all of them; solved when the MSE is
+    below 0.01.
 
     Args:
         hidden_units: units of the hidden layer.
@@ -71,18 +90,25 @@ class Xor(Task):
     metric_label: ClassVar[str] = "mean squared error on the four patterns"
     threshold = 0.01
 
-    def __init__(self, hidden_units: int, *, hidden: str = "tanh", loss: str = "mse", dtype: str = "float32") -> None:
+    def __init__(
+        self, hidden_units: int, *, hidden: str = "tanh", loss: str = "mse", dtype: str = "float32"
+    ) -> None:
         choose("hidden", hidden, tuple(ACTIVATIONS))
         choose("loss", loss, ("mse", "bce"))
         size = f"2-{hidden_units}-1"
-        self._define(f"xor-{size}", f"XOR {size}", 5000, 10, {"hidden": hidden, "loss": loss, "dtype": dtype})
+        self._define(
+            f"xor-{size}", f"XOR {size}", 5000, 10, {"hidden": hidden, "loss": loss, "dtype": dtype}
+        )
         self.hidden_units = hidden_units
         self.inputs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=self.dtype)
         self.targets = torch.tensor([[0], [1], [1], [0]], dtype=self.dtype)
 
     def build(self, seeds: Seeds) -> Perceptron:  # noqa: D102
-        n, hidden = self.hidden_units, self.settings["hidden"]
-        return Perceptron((2, n, 1), hidden=hidden, seeds=seeds, deviations=deviations(n), dtype=self.dtype)
+        n = self.hidden_units
+        hidden = self.settings["hidden"]
+        return Perceptron(
+            (2, n, 1), hidden=hidden, seeds=seeds, deviations=deviations(n), dtype=self.dtype
+        )
 
     def batch(self, seeds: int | Tensor, step: int) -> Batch:  # noqa: D102
         return self.inputs, self.targets
@@ -131,7 +157,8 @@ class PlaneXor(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Model) -> dict[str, Tensor]:  # noqa: D102
-        logits, classes = model(self.test[0]), self.test[1]
+        logits = model(self.test[0])
+        classes = self.test[1]
         return {
             "error_rate": error_rate(logits, classes, model),
             "loss": mean_over_samples(binary_cross_entropy(logits, classes).losses, model),
@@ -143,7 +170,8 @@ class PlaneXor(Task):
 
 
 class ContinuousXor(PlaneXor):
-    """Points drawn evenly from [-1, 1]², of class 1 where x y > 0: 256 to train on, 1,000 to test; tanh 2-16-1.
+    """Points drawn evenly from [-1, 1]², of class 1 where x y > 0: 256 to train on, 1,000 to test;
+    tanh 2-16-1.
 
     Args:
         hidden: units of the hidden layer.
@@ -159,16 +187,22 @@ class ContinuousXor(PlaneXor):
         counted("batch_size", batch_size)
         settings = {"hidden": hidden, "batch_size": batch_size, "dtype": dtype}
         self._define("continuous-xor", "continuous XOR", 20_000, 100, settings)
-        self.hidden_units, self.batch_size = hidden, batch_size
-        points = 2 * torch.rand(1256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+        self.hidden_units = hidden
+        self.batch_size = batch_size
+        points = (
+            2 * torch.rand(1256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            - 1
+        )
         classes = (points.prod(-1, keepdim=True) > 0).to(self.dtype)
         points = points.to(self.dtype)
-        self.train, self.test = (points[:256], classes[:256]), (points[256:], classes[256:])
+        self.train = (points[:256], classes[:256])
+        self.test = (points[256:], classes[256:])
         self.draws = Draws(batch_size, 256)
 
 
 class ClusterXor(PlaneXor):
-    """Gaussian clusters at (±1, ±1), of class 1 where the centre's x y > 0; few points to train on, 10,000 to test.
+    """Gaussian clusters at (±1, ±1), of class 1 where the centre's x y > 0; few points to train on,
+    10,000 to test.
 
     `bayes_error` is what the best classifier errs: 1 - (p² + (1 - p)²), p = Phi(1/sd).
 
@@ -200,25 +234,38 @@ class ClusterXor(PlaneXor):
         counted("batch_size", batch_size)
         counted("data_seed", data_seed, least=0, most=1 << 62)
         if counted("train_points", train_points, least=4) % 4:
-            raise ValueError(f"train_points: expected a positive multiple of 4, got {train_points!r}")
+            raise ValueError(
+                f"train_points: expected a positive multiple of 4, got {train_points!r}"
+            )
         p = (1 + math.erf(1 / sd / math.sqrt(2))) / 2
-        settings: dict[str, Any] = {"sd": sd, "train_points": train_points, "hidden": hidden, "batch_size": batch_size}
+        settings: dict[str, Any] = {
+            "sd": sd,
+            "train_points": train_points,
+            "hidden": hidden,
+            "batch_size": batch_size,
+        }
         settings |= {"data_seed": data_seed, "dtype": dtype}
         self.bayes_error = 1 - (p**2 + (1 - p) ** 2)
         self._define("cluster-xor", f"cluster XOR, sd {sd}", 20_000, 100, settings)
-        self.hidden_units, self.batch_size = hidden, batch_size
+        self.hidden_units = hidden
+        self.batch_size = batch_size
         self.train, self.test = self._points(train_points, 2 * data_seed), self._points(10_000, 1)
         self.draws = Draws(batch_size, train_points)
 
     def _points(self, n: int, seed: int) -> Batch:
-        centres = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64).repeat(n // 4, 1)
-        noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        centres = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64).repeat(
+            n // 4, 1
+        )
+        noise = torch.randn(
+            n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         points = centres + self.settings["sd"] * noise
         return points.to(self.dtype), (centres.prod(-1, keepdim=True) > 0).to(self.dtype)
 
 
 class TemporalXor(Task):
-    """Streams of random signs; after each, the class of the product of the sign and the one `delay` steps before.
+    """Streams of random signs; after each, the class of the product of the sign and the one `delay`
+    steps before.
 
     Args:
         delay: steps between the two signs, at least 1; the network must remember as many signs.
@@ -248,10 +295,20 @@ class TemporalXor(Task):
         counted("batch_size", batch_size)
         counted("length", length)
         choose("cell", cell, tuple(GATES))
-        settings = {"delay": delay, "cell": cell, "hidden": hidden, "batch_size": batch_size, "length": length}
-        self._define("temporal-xor", f"temporal XOR, delay {delay}", 20_000, 100, settings | {"dtype": dtype})
+        settings = {
+            "delay": delay,
+            "cell": cell,
+            "hidden": hidden,
+            "batch_size": batch_size,
+            "length": length,
+        }
+        self._define(
+            "temporal-xor", f"temporal XOR, delay {delay}", 20_000, 100, settings | {"dtype": dtype}
+        )
         self.draws = Draws(-(-batch_size * (length + delay) // BITS), 1 << BITS)
-        self.test = self._streams(integers(64 * (length + delay), 1 << BITS, seed=0, step=0, parameter=1), 64)
+        self.test = self._streams(
+            integers(64 * (length + delay), 1 << BITS, seed=0, step=0, parameter=1), 64
+        )
 
     def _streams(self, numbers: Tensor, n: int) -> Batch:
         delay = self.settings["delay"]
@@ -261,7 +318,9 @@ class TemporalXor(Task):
         return signs, (signs[..., delay:, :] * signs[..., :-delay, :] > 0).to(self.dtype)
 
     def build(self, seeds: Seeds) -> Recurrent:  # noqa: D102
-        return Recurrent(1, self.settings["hidden"], 1, cell=self.settings["cell"], seeds=seeds, dtype=self.dtype)
+        return Recurrent(
+            1, self.settings["hidden"], 1, cell=self.settings["cell"], seeds=seeds, dtype=self.dtype
+        )
 
     def batch(self, seeds: int | Tensor, step: int) -> Batch:  # noqa: D102
         return self._streams(self.draws(seeds, step), self.settings["batch_size"])
@@ -274,7 +333,8 @@ class TemporalXor(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Model) -> dict[str, Tensor]:  # noqa: D102
-        logits, classes = self._logits(model, self.test[0]), self.test[1]
+        logits = self._logits(model, self.test[0])
+        classes = self.test[1]
         return {
             "error_rate": error_rate(logits, classes, model),
             "loss": mean_over_samples(binary_cross_entropy(logits, classes).losses, model),

@@ -6,7 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dopaminergic.noise.cpu.instructions import add_word, compiled, copysign, step_word, whole_vectors
+from dopaminergic.noise.cpu.instructions import (
+    add_word,
+    compiled,
+    copysign,
+    step_word,
+    whole_vectors,
+)
 from dopaminergic.noise.cpu.normals import BLOCKS
 from dopaminergic.noise.cpu.philox import turn_blocks
 from dopaminergic.noise.reference import GAUSSIAN, GOLDEN, RADEMACHER, ROUNDING
