@@ -99,9 +99,9 @@ class Fleet:
             self.optimizer, "last_rpe"
         ):
             self.traced = self.passes
-            rpe, rate = (
-                float(x[0]) for x in (self.optimizer.last_rpe, self.optimizer.last_learning_rate)
-            )  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer: Any = self.optimizer
+            rpe = float(optimizer.last_rpe[0])
+            rate = float(optimizer.last_learning_rate[0])
             self.traces.append((self.passes, rpe, rate))
         return losses
 
