@@ -18,7 +18,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,51 @@ if dist.is_available():
     # where they wake while Python shuts down.
     import torch.distributed.nn.functional
 
-MISSING = 0x7FF8_DEAD_0000_0001  # bits of a NaN that no arithmetic makes: this rank has no number here
+MISSING = (
+    0x7FF8_DEAD_0000_0001  # bits of a NaN that no arithmetic makes: this rank has no number here
+)
 CHUNK = 1 << 20  # weights that are hashed at once
 EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
 COMPARED = ", compared"  # what such a message says of itself
 ALONE = "alone"  # as `process_group`: other ranks have nothing to do with this optimizer
 
-Work = Callable[[], Sequence[float] | np.ndarray]
 Check = Callable[[], Sequence[float]]
+
+
+class Message:
+    """Numbers that one rank hands to all others, and those of all.
+
+    Attributes:
+        bits: int64 `(length,)`, the bits of what is sent; `MISSING` where nothing was.
+        rows: float64 `(size, length)`, one row for each rank, once the block has ended.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.bits = np.full(length, MISSING)
+        self.rows = np.zeros((0, length))
+        self._sent = 0
+
+    def send(self, numbers: Sequence[float] | np.ndarray) -> None:
+        """Add numbers to the message."""
+        found = np.asarray(numbers, np.float64).reshape(-1)
+        place = slice(self._sent, self._sent + len(found))
+        self.bits.view(np.float64)[place] = np.where(np.isnan(found), np.nan, found)  # one NaN
+        self._sent += len(found)
+
+
+class SharedLosses:
+    """The losses of all ranks.
+
+    Attributes:
+        units: those that no rank is missing, all without a deadline.
+        found: float64 `(len(units), width)`, once the block has ended.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self.send = message.send
+        self.units: list[int] = []
+        self.found = np.zeros((0, 0))
 
 
 class Ranks:
@@ -92,7 +128,9 @@ class Ranks:
                 "script with torchrun"
             )
         if dist.get_rank(process_group) < 0:
-            raise ValueError("Ranks: this process is not in process_group; make the optimizer on its members only")
+            raise ValueError(
+                "Ranks: this process is not in process_group; make the optimizer on its members only"
+            )
         self._channel = Channel(process_group)
         self._channel.require_open()
         self.rank, self.size = self._channel.rank, self._channel.size
@@ -106,10 +144,16 @@ class Ranks:
             raise ValueError(f"Ranks: check_every must be an int >= 1, got {check_every!r}")
         if deadline is not None:
             checks.number("Ranks", "deadline", deadline, at_least=0)
-        self.shares, self.check_every, self.deadline = self.size // self.shards, check_every, deadline
+        self.shares, self.check_every, self.deadline = (
+            self.size // self.shards,
+            check_every,
+            deadline,
+        )
         self.shard, self.share = self.rank % self.shards, self.rank // self.shards
         self._began, self._rule, self._step = 0.0, "", 0
-        self._handed = False  # whether the others may complete a step that this rank has not completed
+        self._handed = (
+            False  # whether the others may complete a step that this rank has not completed
+        )
         _keep_gloo_from_interrupting()
 
     def __deepcopy__(self, memo: Any) -> Ranks:
@@ -145,7 +189,9 @@ class Ranks:
         """Whether this rank has worked past the deadline since it last heard from the others."""
         return self.deadline is not None and time.monotonic() - self._began > self.deadline
 
-    def seeded(self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int) -> Callable[[], Any]:
+    def seeded(
+        self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int
+    ) -> Callable[[], Any]:
         """The closure, whose draws from torch's generators start from (seed, step, shard); they are left as they were.
 
         Ranks evaluate different numbers of directions, so what a closure draws must not depend on what was drawn
@@ -156,11 +202,16 @@ class Ranks:
 
         def call() -> Any:
             if not states:  # the generators are known from the beginning of the step on
-                states.append([(generator, generator.get_state()) for generator in weights.generators])
+                states.append(
+                    [(generator, generator.get_state()) for generator in weights.generators]
+                )
             try:
                 if len(states) == 1:
                     states.append(
-                        [(generator, generator.manual_seed(number).get_state()) for generator, _ in states[0]]
+                        [
+                            (generator, generator.manual_seed(number).get_state())
+                            for generator, _ in states[0]
+                        ]
                     )
                 else:
                     rewind(states[1])  # faster than seeding anew
@@ -189,34 +240,33 @@ class Ranks:
         if self._handed and not isinstance(error, Exception):
             self._channel.leave(self._step, error)
 
-    def exchange(self, work: Work, length: int, what: str) -> np.ndarray:
-        """Do this rank's work, and hand what it returns to all ranks.
+    @contextlib.contextmanager
+    def exchange(self, length: int, what: str) -> Iterator[Message]:
+        """A block of work; when it ends, all ranks hand each other the numbers that it has sent.
+
+        An exception in the block reaches the caller as it is, once the others know.
 
         Args:
-            work: returns up to `length` numbers.
-            length: how many numbers each rank sends.
-            what: the numbers are; the same text on all ranks.
-
-        Returns:
-            float64 `(size, length)`; the end of a row is `MISSING`, a NaN, where a rank returned fewer.
+            length: how many numbers each rank sends at the most, the same on all ranks.
+            what: name of the numbers, the same text on all ranks.
 
         Raises:
-            RuntimeError: another rank raised an exception, does something else, has left, or does not answer. An
-                exception in `work` of this rank is raised as it is, once the others know.
+            RuntimeError: another rank raised an exception, does something else, has left, or does
+                not answer.
         """
-        sent, step = np.full(length, MISSING), self._step
-        self._began, self._handed = time.monotonic(), False
+        step = self._step
+        message = Message(length)
+        self._began = time.monotonic()
+        self._handed = False
         what = f"{self._rule}, check_every={self.check_every}, data_parallel={self.shards}, {what}"
         try:
-            numbers = np.asarray(work(), np.float64).reshape(-1)
-            sent.view(np.float64)[: len(numbers)] = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN for all
+            yield message
         except BaseException:
             with contextlib.suppress(RuntimeError):  # its own message is the one to be read
-                self._channel.exchange(step, what, sent, True)
+                self._channel.exchange(step, what, message.bits, True)
             raise
-        found = self._channel.exchange(step, what, sent, False)
+        message.rows = self._channel.exchange(step, what, message.bits, False).view(np.float64)
         self._handed = True
-        return found.view(np.float64)
 
     def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of ranks.
@@ -235,31 +285,36 @@ class Ranks:
             total += split[:, shard]
         return total if weights is not None else total / self.shards
 
-    def losses(self, work: Work, units: int, width: int, check: Check | None) -> tuple[np.ndarray, list[int]]:
-        """All losses of a step, averaged over shards, in the order of a single rank.
+    @contextlib.contextmanager
+    def losses(self, units: int, width: int, check: Check | None) -> Iterator[SharedLosses]:
+        """A block of work that sends the losses of this rank's part of the units.
+
+        When it ends, the losses of all ranks are there, averaged over shards, in the order of a
+        single rank.
 
         Args:
-            work: evaluates this rank's part of the units.
             units: into which the step is split, see `part`.
             width: numbers that one unit brings.
             check: see `compare`; None: no check is due.
-
-        Returns:
-            float64 `(units, width)`, and the numbers of these units: all, or with a deadline those that no rank is
-            missing.
         """
         compared = 0 if check is None else CHECKS
         parts = [self.part(units, share) for share in range(self.shares)]
         length = compared + max(map(len, parts)) * width
-        what = f"{units} evaluations{COMPARED if check else ''}"
-        rows = self.exchange(lambda: [*(check() if check else ()), *work()], length, what)
-        self.compare(rows[:, :compared])
-        rows = rows[:, compared:].reshape(self.size, -1, width)
-        missing = (rows.view(np.int64) == MISSING).any(2).reshape(self.shares, self.shards, -1).any(1)
+        with self.exchange(length, f"{units} evaluations{COMPARED if check else ''}") as message:
+            message.send(check() if check else ())
+            shared = SharedLosses(message)
+            yield shared
+        self.compare(message.rows[:, :compared])
+        rows = message.rows[:, compared:].reshape(self.size, -1, width)
+        missing = (rows.view(np.int64) == MISSING).any(2)
+        missing = missing.reshape(self.shares, self.shards, -1).any(1)
         shares = self.average(rows)
-        there = [[i for i in range(len(part)) if not missing[share, i]] for share, part in enumerate(parts)]
-        found = np.concatenate([shares[share, places] for share, places in enumerate(there)])
-        return found, [part[i] for part, places in zip(parts, there, strict=True) for i in places]
+        found = []
+        for share, part in enumerate(parts):
+            places = [i for i in range(len(part)) if not missing[share, i]]
+            found.append(shares[share, places])
+            shared.units += [part[i] for i in places]
+        shared.found = np.concatenate(found)
 
     # ---- what is checked --------------------------------------------------------------------------------------------
 
@@ -298,7 +353,11 @@ def fingerprint(identity: Any, parameters: Iterable[Tensor]) -> list[float]:
     """
     parameters = list(parameters)
     places = [(first_element(p), local(p).numel()) for p in parameters if is_sharded(p)]
-    return [float(_digest(_plain(identity)) % EXACT), float(_digest(places) % EXACT), float(_hash(parameters) % EXACT)]
+    return [
+        float(_digest(_plain(identity)) % EXACT),
+        float(_digest(places) % EXACT),
+        float(_hash(parameters) % EXACT),
+    ]
 
 
 def _hash(parameters: list[Tensor]) -> int:
@@ -309,12 +368,18 @@ def _hash(parameters: list[Tensor]) -> int:
         p = p.int_repr() if p.is_quantized else p
         if p.is_meta:
             continue
-        bits = p.reshape(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()])
+        bits = p.reshape(-1).view(
+            {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()]
+        )
         factors = _factors(min(CHUNK, bits.numel())).to(p.device)
         for start in range(0, bits.numel(), CHUNK):
             chunk = bits[start : start + CHUNK].to(torch.int64)
-            chunk = chunk ^ (chunk >> 32)  # or two signs of float64 that change would leave the sum as it was
-            total = (total * 0x9E3779B97F4A7C15 + int((chunk * factors[: len(chunk)]).sum())) % (1 << 64)
+            chunk = chunk ^ (
+                chunk >> 32
+            )  # or two signs of float64 that change would leave the sum as it was
+            total = (total * 0x9E3779B97F4A7C15 + int((chunk * factors[: len(chunk)]).sum())) % (
+                1 << 64
+            )
     return _digest(total)
 
 
@@ -368,7 +433,12 @@ def ranks_of(process_group: Any) -> Ranks | None:
 
 def _warn_of_others() -> None:
     global _warned
-    if _warned or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if (
+        _warned
+        or not dist.is_available()
+        or not dist.is_initialized()
+        or dist.get_world_size() == 1
+    ):
         return
     _warned = True
     warnings.warn(

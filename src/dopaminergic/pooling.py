@@ -56,22 +56,20 @@ class Projection(NamedTuple):
 
 
 def measure(
-    ranks: Ranks | None, work: Callable[[], Quadratic], check: Check | None, replicas: int
+    ranks: Ranks | None, evaluate: Callable[[], Quadratic], check: Check | None, replicas: int
 ) -> Measured:
     """The loss of all shards, from that of each."""
     if ranks is None:
-        loss = work()
+        loss = evaluate()
         return Measured(loss, _sound(loss), loss.values.shape[1], np.ones(1))
-    own: list[Quadratic] = []
-
-    def numbers() -> list[float]:
-        checked = check() if check else ()
-        own[:] = [work()]
-        sizes = [own[0].samples, own[0].values.shape[1]]
-        return [*checked, *sizes, *own[0].loss.tolist(), *_sound(own[0]).tolist()]
-
     checks = CHECKS if check else 0
-    rows = ranks.exchange(numbers, checks + 2 + 2 * replicas, f"loss{COMPARED if check else ''}")
+    length = checks + 2 + 2 * replicas
+    with ranks.exchange(length, f"loss{COMPARED if check else ''}") as message:
+        message.send(check() if check else ())
+        own = evaluate()
+        message.send([own.samples, own.values.shape[1]])
+        message.send([*own.loss.tolist(), *_sound(own).tolist()])
+    rows = message.rows
     ranks.compare(rows[:, :checks])
     sizes, losses, sound = np.split(rows[:, checks:], [2, 2 + replicas], axis=1)
     for rank, size in enumerate(sizes):
@@ -87,7 +85,7 @@ def measure(
     samples = sizes[: ranks.shards, 0]
     portions = samples / samples.sum()
     return Measured(
-        _scaled(own[0], portions[ranks.shard])._replace(
+        _scaled(own, portions[ranks.shard])._replace(
             loss=torch.from_numpy(ranks.average(losses, portions)[0]), samples=int(samples.sum())
         ),
         torch.from_numpy((sound == 1.0).all(0)),
@@ -111,28 +109,21 @@ def project(
         shape: R, K and the most outcomes that any rank has.
     """
     replicas, count, _ = shape
-    if ranks is None:
-        return here(tried(range(count)))
-    if ranks.shares > 1:
+    regrets = None
+    if ranks is not None and ranks.shares > 1:
         regrets = _gathered(ranks, tried, shape)
-        tried = lambda _: regrets  # noqa: E731  (what has been tried on all ranks)
-    if ranks.shards == 1:
-        return here(tried(range(count)))
+    if ranks is None or ranks.shards == 1:
+        return here(tried(range(count)) if regrets is None else regrets)
     row, column = np.triu_indices(count)
-
-    def numbers() -> np.ndarray:
-        space, steepness, taken, used = here(tried(range(count)))
-        halves = [
-            x[:, row, column].flatten() for x in (space.products, space.outputs, space.moments)
-        ]
-        return torch.cat(
-            [space.slope.flatten(), *halves, steepness, taken.flatten(), used.flatten()]
-        ).numpy()
-
-    sizes = np.cumsum(
-        [replicas * n for n in (count, len(row), len(row), len(row), 1, count, count)]
-    )
-    rows = ranks.exchange(numbers, int(sizes[-1]), f"span of {count} directions")
+    sizes = np.cumsum([replicas * n for n in (count, *[len(row)] * 3, 1, count, count)])
+    with ranks.exchange(int(sizes[-1]), f"span of {count} directions") as message:
+        own = here(tried(range(count)) if regrets is None else regrets)
+        message.send(own.space.slope.flatten().numpy())
+        for matrix in (own.space.products, own.space.outputs, own.space.moments):
+            message.send(matrix[:, row, column].flatten().numpy())
+        for part in (own.steepness, own.taken, own.used):
+            message.send(part.flatten().numpy())
+    rows = message.rows
     total = torch.from_numpy(ranks.average(rows, np.ones(ranks.shards))[0])
     slope, products, outputs, moments, steepness, taken, used = [
         x.reshape(replicas, -1) for x in torch.tensor_split(total, sizes[:-1].tolist())
@@ -167,8 +158,9 @@ def judged(
     """
     if ranks is None:
         return work()
-    rows = ranks.exchange(lambda: torch.cat(work()).tolist(), 2 * replicas, "trial")
-    losses, squares = np.split(rows, 2, axis=1)
+    with ranks.exchange(2 * replicas, "trial") as message:
+        message.send(torch.cat(work()).numpy())
+    losses, squares = np.split(message.rows, 2, axis=1)
     return torch.from_numpy(ranks.average(losses, portions)[0]), torch.from_numpy(squares.mean(0))
 
 
@@ -177,23 +169,20 @@ def _gathered(
 ) -> Tensor:
     """Regrets of all directions on this rank's shard, each tried by one of the ranks that see it."""
     replicas, count, outcomes = shape
-    kinds: list[Tensor] = []
-
-    def numbers() -> np.ndarray:
-        kinds[:] = [tried(ranks.part(count))]  # (R, k, n)
-        padded = torch.nn.functional.pad(kinds[0], (0, outcomes - kinds[0].shape[2]))
-        return as_double(padded.transpose(0, 1).flatten()).numpy()
-
     parts = [ranks.part(count, share) for share in range(ranks.shares)]
     length = max(map(len, parts)) * replicas * outcomes
-    rows = ranks.exchange(numbers, length, f"regrets of {count} directions")
+    with ranks.exchange(length, f"regrets of {count} directions") as message:
+        own = tried(ranks.part(count))  # (R, k, n)
+        padded = torch.nn.functional.pad(own, (0, outcomes - own.shape[2]))
+        message.send(as_double(padded.transpose(0, 1).flatten()).numpy())
+    rows = message.rows
     found = [
         torch.from_numpy(rows[share * ranks.shards + ranks.shard]).reshape(-1, replicas, outcomes)[
             : len(part)
         ]
         for share, part in enumerate(parts)
     ]
-    return torch.cat(found).transpose(0, 1)[..., : kinds[0].shape[2]].to(kinds[0])
+    return torch.cat(found).transpose(0, 1)[..., : own.shape[2]].to(own)
 
 
 def _scaled(loss: Quadratic, portion: float) -> Quadratic:

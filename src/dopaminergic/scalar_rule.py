@@ -123,30 +123,22 @@ class ScalarRule(WeightOptimizer):
         """The points at which all ranks have evaluated the closure, the losses there, and the groups."""
         ranks: Any = self._ranks
         replicas = self._replicas or 1
-        groups: list[Group] = []
         units = points.by_direction(plan)
         widest = max(map(len, units))
 
-        def work() -> np.ndarray:
-            part = ranks.part(len(units))
-            mine = units[part.start : part.stop]
-            own = [point for unit in mine for point in unit]
+        part = ranks.part(len(units))
+        mine = units[part.start : part.stop]
+        own = [point for unit in mine for point in unit]
+        with ranks.losses(len(units), widest * replicas, self._check(step)) as shared:
             seeded = ranks.seeded(closure, self._weights, self.settings["seed"], step)
-            values, groups[:], _ = self._values(seeded, own, step)
-            rows = np.array(values, np.float64).reshape(-1, replicas)
-            filled = np.zeros((len(mine), widest, replicas))
-            done = 0
-            for number, unit in enumerate(mine):
-                if done == len(rows):
-                    return filled[:number].reshape(-1)
-                filled[number, : len(unit)] = rows[done : done + len(unit)]
-                done += len(unit)
-            return filled.reshape(-1)
-
-        found, numbers = ranks.losses(work, len(units), widest * replicas, self._check(step))
-        found = found.reshape(-1, widest, replicas)
-        there = [point for number in numbers for point in units[number]]
-        rows = [found[i, j] for i, number in enumerate(numbers) for j in range(len(units[number]))]
+            values, groups, _ = self._values(seeded, own, step)
+            shared.send(_in_units(values, mine, widest, replicas))
+        found = shared.found.reshape(-1, widest, replicas)
+        there: list[Point] = []
+        rows: list[np.ndarray] = []
+        for losses, number in zip(found, shared.units, strict=True):
+            there += units[number]
+            rows += [losses[i] for i in range(len(units[number]))]
         if self._weights.sharded and not self._agreed and all((row == rows[0]).all() for row in rows):
             warnings.warn(
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
@@ -242,3 +234,18 @@ class ScalarRule(WeightOptimizer):
 def _multiples(groups: list[Group], side: int) -> list[Multiple]:
     """How far one side of a direction is from the weights."""
     return [side * group.sigma for group in groups]
+
+
+def _in_units(
+    values: list[Scalar], units: list[list[Point]], widest: int, replicas: int
+) -> np.ndarray:
+    """Losses as float64 `(units, widest, replicas)`, filled up with 0; units that are late are missing."""
+    rows = np.array(values, np.float64).reshape(-1, replicas)
+    filled = np.zeros((len(units), widest, replicas))
+    done = 0
+    for number, unit in enumerate(units):
+        if done == len(rows):
+            return filled[:number]
+        filled[number, : len(unit)] = rows[done : done + len(unit)]
+        done += len(unit)
+    return filled

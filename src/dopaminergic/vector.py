@@ -179,10 +179,11 @@ class VectorDopamine(WeightOptimizer):
         random_states: list[Any] = []
 
         def first() -> Quadratic:
+            nonlocal random_states
             weights.begin(before.step)
             if not any(weights.sizes):
                 checks.some_trainable(self._rule_name, self.param_groups)
-            random_states[:] = [(generator, generator.get_state()) for generator in weights.generators]
+            random_states = [(generator, generator.get_state()) for generator in weights.generators]
             return quadratic(closure(), self._rule_name, self._replicas)
 
         check = None if ranks is None else self._check(before.step)
@@ -196,14 +197,15 @@ class VectorDopamine(WeightOptimizer):
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
         rewind(random_states)
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
-        evaluations = [0]
+        evaluations = 0
 
         def regrets(numbers: range) -> Tensor:
-            found, evaluations[0] = self._regrets(closure, loss, numbers, before)
+            nonlocal evaluations
+            found, evaluations = self._regrets(closure, loss, numbers, before)
             return found
 
         seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
-        tried = evaluations[0] if ranks is None else count
+        tried = evaluations if ranks is None else count
         self._seen_any = bool(seen.taken.any())
         state, proposal = self._propose(before.rule, loss, seen, before.step)
         # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
