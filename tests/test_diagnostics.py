@@ -248,7 +248,7 @@ def test_noise_shared_by_layers_of_one_shape_is_found(row: Row, monkeypatch: pyt
     def shared(targets: list[Tensor], indices: list[int], *rest: Any) -> Combination:
         return Combination(targets, [0] * len(indices), *rest)
 
-    monkeypatch.setattr("dopaminergic.weights.Combination", shared)
+    monkeypatch.setattr("dopaminergic.weights.weights.Combination", shared)
     report = checked(row.make(parameters), loss)
     assert not report.sound
     assert "leads aside" in "".join(report.problems)

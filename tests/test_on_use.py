@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, cross_entropy, squared_error
-from dopaminergic import on_use as handing
-from dopaminergic import weights as module
 from dopaminergic.outcomes import Outcome
+from dopaminergic.weights import on_use as handing
+from dopaminergic.weights import weights as module
 from optimizers import Row, copies, perceptron, randn, same
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -222,7 +222,7 @@ def test_what_reads_weights_otherwise_gets_a_copy(outside: Any, caplog: pytest.L
         model = perceptron(3, 8, 1, dtype=torch.bfloat16)
         forward = outside(model)
         optimizer = prepare(SPSA(model.parameters(), lr=0.1, directions=2))
-        with caplog.at_level(logging.WARNING, "dopaminergic.on_use"):
+        with caplog.at_level(logging.WARNING, "dopaminergic.weights.on_use"):
             losses = [optimizer.step(lambda f=forward: f(x).float().square().mean()) for _ in range(3)]
         assert optimizer._on_use.refused
         runs.append((copies(model.parameters()), losses))

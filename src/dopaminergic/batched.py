@@ -24,6 +24,7 @@ from dopaminergic.complaints import is_complaint
 from dopaminergic.noise import Combination, Multiple
 from dopaminergic.recurrent import RECURRENT
 from dopaminergic.weights import Weights
+from dopaminergic.weights.modes import RandomStates, exchanged, leave_modes, random_states, rewind
 
 MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at once, by default
 MOST = 32  # copies at once: more fill the caches without making the products any faster
@@ -104,13 +105,6 @@ class Table(dict[int, Tensor]):
         return found
 
 
-def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
-    """The argument of a torch operation, with the tensors of the table, by `id`, in place of those it has."""
-    if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
-        return type(argument)([exchanged(a, table) for a in argument])
-    return table.get(id(argument), argument)
-
-
 def revive(tensors: list[Tensor]) -> None:
     """Make tensors that have outlived a batch plain ones, those of its first copy, for whoever holds them."""
     functorch = _modes._functorch
@@ -120,12 +114,6 @@ def revive(tensors: list[Tensor]) -> None:
             place = functorch.maybe_get_bdim(t)
             plain = whole.select(place, 0).clone()
             torch.utils.swap_tensors(t, plain)
-
-
-def leave_modes(depth: int | None) -> None:
-    """Bring torch's stack of modes back to a depth, also where Ctrl-C came while torch entered or left one."""
-    while depth is not None and _modes._len_torch_function_stack() > depth:
-        _modes._pop_torch_function_stack()
 
 
 class Copies:
@@ -169,7 +157,7 @@ class Trials(NamedTuple):
     numbers: Sequence[int]
     multiples: list[Multiple]
     step: int
-    states: list[tuple[torch.Generator, Tensor]]
+    states: RandomStates
 
     def alone(self, k: int, prepare: Callable[[], None] = lambda: None) -> Tensor:
         """Number k of the outcomes, in place, after `prepare` at the perturbed weights, which stay perturbed."""
@@ -227,7 +215,7 @@ class Batched:
         Returns:
             Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both ways.
         """
-        states = [(generator, generator.get_state()) for generator in weights.generators]
+        states = random_states(weights.generators)
         trials = Trials(weights, closure, read, numbers, multiples, step, states)
         count = evaluations = len(numbers)
         found: list[Tensor] = []
@@ -364,12 +352,6 @@ class Batched:
             self.rule,
             why,
         )
-
-
-def rewind(states: list[tuple[torch.Generator, Tensor]]) -> None:
-    """Let every generator go on from a state again, so that evaluations see common random numbers."""
-    for generator, state in states:
-        generator.set_state(state)
 
 
 def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from dopaminergic import checks, points, shortcut
-from dopaminergic.batched import rewind
 from dopaminergic.noise import Multiple
 from dopaminergic.outcomes import Closure, mean_loss, mean_losses, mean_tensor
 from dopaminergic.points import Plan, Point
@@ -25,6 +24,7 @@ from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Decision, Group, Losses, can_be_ranked, choose, decay_factors
 from dopaminergic.scalars import Scalar, as_array, as_tensor, finite, select
 from dopaminergic.weight_optimizer import WeightOptimizer
+from dopaminergic.weights.modes import rewind
 
 
 class ScalarRule(WeightOptimizer):

@@ -12,11 +12,11 @@ import torch
 from dopaminergic import checks, silence, states
 from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.evaluation import Evaluation
-from dopaminergic.on_use import OnUse
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
 from dopaminergic.progress import Change
 from dopaminergic.weights import Weights
+from dopaminergic.weights.on_use import OnUse
 
 
 class WeightOptimizer(ForwardOptimizer):

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopaminergic import checks, footing
-from dopaminergic.interruption import uninterrupted
+from dopaminergic import checks
 from dopaminergic.noise import FAST_DTYPES, MANTISSA_BITS_DROPPED, Combination, Multiple, Term
 from dopaminergic.noise.reference import WITHOUT_DOUBLE
 from dopaminergic.noise.terms import along_one, difference, equal, negative, nonzero, scaled
-from dopaminergic.sharding import first_element, is_sharded, local, parts
+from dopaminergic.weights import footing
+from dopaminergic.weights.interruption import uninterrupted
+from dopaminergic.weights.sharding import first_element, is_sharded, local, parts
 
 SAVED_BYTES = 1 << 20
 PIECE = 1 << 16  # weights

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dopaminergic.batched import exchanged, leave_modes, rewind
 from dopaminergic.complaints import is_complaint
-from dopaminergic.interruption import uninterrupted
 from dopaminergic.noise import Combination
 from dopaminergic.outcomes import Outcome
-from dopaminergic.weights import Weights
+from dopaminergic.weights.interruption import uninterrupted
+from dopaminergic.weights.modes import exchanged, leave_modes, random_states, rewind
+from dopaminergic.weights.weights import Weights
 
 MOST_PASSES = 3  # over all weights in an evaluation; beyond, it is cheaper to copy them
 SMALL = 1 << 14  # weights that have rooms of their own, all of this size
@@ -193,7 +193,7 @@ class OnUse:
         if self._layout is not weights.blocks:
             self.checked, self._used = self.checked and self._layout is None, None
             self._layout, self._kept = weights.blocks, Kept([], {})
-        states = [(generator, generator.get_state()) for generator in weights.generators]
+        states = random_states(weights.generators)
         try:
             found, handing = self._evaluate(weights, closure)
             why = handing.why
