@@ -16,7 +16,7 @@ from torch import nn
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, squared_error
 from dopaminergic.weights import Weights
-from dopaminergic.weights import weights as module
+from dopaminergic.weights import layout as module
 from optimizers import ROWS, Bowl, Row, copies, same
 
 LIMIT = 2.0**17  # of |w| / sigma

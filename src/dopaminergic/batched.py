@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dopaminergic.complaints import is_complaint
-from dopaminergic.noise import Combination, Multiple
+from dopaminergic.noise import Combination, Multiple, perturbation
 from dopaminergic.recurrent import RECURRENT
 from dopaminergic.weights import Weights
 from dopaminergic.weights.modes import RandomStates, exchanged, leave_modes, random_states, rewind
@@ -144,8 +144,8 @@ class Copies:
     def write(self, i: int, direction: int, multiples: list[Multiple], step: int) -> None:
         """Copy i <- weights + multiples[group] z_direction."""
         for combine in self.rows[i]:
-            combine.saved[0] = step  # what it starts from are the weights themselves, which need no saving
-            combine([(direction, multiples)], None, step, rounding=1 + direction)
+            combine.starts_from_sources(step)  # the weights themselves
+            combine([(direction, multiples)], None, step, perturbation(direction))
 
 
 class Trials(NamedTuple):

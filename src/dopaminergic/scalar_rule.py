@@ -96,8 +96,7 @@ class ScalarRule(WeightOptimizer):
         weights.begin(step)
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
-        if weights.on_use_blocks:
-            closure = functools.partial(self._on_use, weights, closure)
+        closure = functools.partial(weights.evaluate, closure)
         groups = self._groups()  # before the closure may change how weights are perturbed
         # Common random numbers: every evaluation starts where torch's generators are now.
         random_states = [(generator, generator.get_state()) for generator in weights.generators]

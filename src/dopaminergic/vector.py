@@ -174,7 +174,7 @@ class VectorDopamine(WeightOptimizer):
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
-        closure = functools.partial(self._on_use, weights, closure)
+        closure = functools.partial(weights.evaluate, closure)
         if ranks is not None:
             closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
         random_states: list[Any] = []

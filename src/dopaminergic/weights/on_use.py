@@ -1,216 +1,180 @@
-"""16-bit weights that are perturbed where they are used: no copy of all weights, and nothing to restore.
+"""Way 3, for large 16-bit models: weights are perturbed where they are used. No copy, and nothing to restore.
 
-16-bit weights are rounded when they are perturbed, so no arithmetic takes a perturbation back. `Handing` leaves them as
-they are and gives each torch operation a perturbed tensor, made for it, wherever a parameter would go; it has the bits
-that the parameter itself would have. Only those of the last operation are kept, so that memory is that of inference
-and of the largest layer.
+16-bit weights are rounded when they are perturbed, so no arithmetic takes a perturbation back. Here they stay as they
+are, and `Handing` gives perturbed tensors to torch's operations. Only an update that stopped between two blocks leaves
+something to do: it is finished, since there is no way back.
 
-What reads a weight past torch's operations (a view made before, compiled code, another thread) would not see it
+Code that reads a weight past torch's operations (a view made before, compiled code, another thread) would not see it
 perturbed. The first evaluation is therefore repeated while all bits of the weights are turned over, which `Handing`
-allows for and nobody else: if the outcome is not the very same, weights are copied (which the log says once). So it is
-again when a weight that was used is so no longer.
+allows for and nobody else. If the outcome is not the very same, weights are copied from then on, which the log says
+once. The check is repeated when a weight that was used is used no longer.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from dopaminergic.complaints import is_complaint
-from dopaminergic.noise import Combination
+from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Outcome
+from dopaminergic.weights.handing import Handing, Perturbation, Stock, turn
 from dopaminergic.weights.interruption import uninterrupted
-from dopaminergic.weights.modes import exchanged, leave_modes, random_states, rewind
-from dopaminergic.weights.weights import Weights
+from dopaminergic.weights.layout import Block, Part
+from dopaminergic.weights.modes import leave_modes, random_states, rewind
+from dopaminergic.weights.way import Way
 
 MOST_PASSES = 3  # over all weights in an evaluation; beyond, it is cheaper to copy them
-SMALL = 1 << 14  # weights that have rooms of their own, all of this size
-MOST_PLANS = 8  # that are kept for each parameter: places in memory where it was perturbed
-HOLDERS = 2  # of memory that is free: our tensor, and the handle by which they are counted
-# Attributes that lead to the numbers; all others, and these methods, are the same for a perturbed tensor.
-VALUES = {"data", "T", "mT", "H", "mH", "real"}
-ABOUT = {"size", "dim", "stride", "numel", "nelement", "ndimension", "is_contiguous", "is_floating_point", "__len__"}
-ABOUT |= {"__hash__", "element_size", "storage_offset", "get_device", "is_complex", "__set__", "__delete__"}
-# These give the memory away without what keeps it alive.
-ADDRESSES = {"data_ptr", "__cuda_array_interface__", "__array_interface__"}
 
 _modes: Any = torch._C
 
 
-class Kept(NamedTuple):
-    """What one evaluation leaves to the next.
+@dataclasses.dataclass(slots=True)
+class FoundOut:
+    """How a closure bears with weights that are perturbed on use; a saved state keeps it.
 
     Attributes:
-        rooms: memory for what is made.
-        plans: how parameters were perturbed, by the places in memory where that was.
+        checked: it is known that the closure reads no weights past torch's operations.
+        refused: weights must be copied for this closure.
     """
 
-    rooms: list[Tensor]
-    plans: dict[Any, Combination]
+    checked: bool = False
+    refused: bool = False
 
 
-class Handing(TorchFunctionMode):
-    """While active, torch operations get perturbed tensors in place of the parameters that `weights` leaves alone.
+class OnUse(Way):
+    """Weights that stay as they are, and the evaluation of closures that get perturbed ones.
 
     Args:
-        weights: displaced on use, or as they are: torch takes other ways where it is watched (`nn.TransformerEncoder`
-            in eval mode does), and losses are to differ by the perturbation alone.
-        kept: from the last evaluation; starts empty.
-        turned: all bits of those parameters are turned over at the moment.
+        seeds: uint64 `(R,)`, one for each replica.
+        kind: of the noise.
+        found_out: about the closure, here and in earlier steps.
 
     Attributes:
-        used: the parameters that were handed over, by `id`.
-        made: numbers of weights that were perturbed so far.
-        why: what does not work in this way, or "".
+        parts: the weights, in blocks.
+        found_out: see the argument.
+        extra: evaluations beyond those that were asked for; `Weights` sets it back.
     """
 
-    def __init__(self, weights: Weights, kept: Kept, *, turned: bool = False) -> None:
+    def __init__(self, seeds: np.ndarray, kind: str, found_out: FoundOut) -> None:
         super().__init__()
-        self.weights, self.kept, self.turned = weights, kept, turned
-        self.places = {id(p): (p, i, b.group) for b in weights.on_use_blocks for p, i in zip(*b[1:], strict=True)}
-        self.used: set[int] = set()
-        self.made, self.why = 0, ""
-        self._last: dict[tuple[int, Any], tuple[Tensor, int]] = {}  # with the version that it was made with
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make what the operation needs, forgetting what it does not need, and call it."""
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if self.weights.held is None:
-            return func(*args, **kwargs)
-        if name == "__get__":
-            name = getattr(func.__self__, "__name__", "")
-            name = name if name in VALUES | ADDRESSES else "__len__"
-        needed = {} if name in ABOUT else {id(p): p for p in self._parameters([*args, *kwargs.values()])}
-        if not needed:
-            return func(*args, **kwargs)
-        if name in ADDRESSES or torch.compiler.is_compiling():
-            self.why = "it takes their addresses" if name in ADDRESSES else "it is compiled"
-            return func(*args, **kwargs)
-        keys = {i: (i, torch.cuda.current_stream(p.device) if p.is_cuda else None) for i, p in needed.items()}
-        self.forget(keep={*keys.values()})
-        self.used |= needed.keys()
-        new = {i: self._made(key) for i, key in keys.items()}
-        return func(*[exchanged(a, new) for a in args], **{key: exchanged(a, new) for key, a in kwargs.items()})
-
-    def forget(self, keep: set[Any] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
-        """Let go of what was made; views of it that somebody holds keep its memory."""
-        for key in self._last.keys() - keep:
-            tensor, version = self._last.pop(key)
-            if tensor._version != version:
-                self.why = "it writes to them"
-
-    def _parameters(self, arguments: Any) -> Iterator[Tensor]:
-        for a in arguments:
-            if isinstance(a, list | tuple):
-                yield from self._parameters(a)
-            elif id(a) in self.places:
-                yield a
-
-    def _made(self, key: tuple[int, Any]) -> Tensor:
-        if key not in self._last:
-            with torch.inference_mode(False), torch.no_grad():
-                tensor = self._perturbed(key)
-            # As a parameter does, for torch.matmul goes by this even without gradients.
-            self._last[key] = tensor.requires_grad_(), tensor._version
-        return self._last[key][0]
-
-    def _perturbed(self, key: tuple[int, Any]) -> Tensor:
-        """A tensor with the bits that the parameter would have had it been displaced."""
-        p, index, group = self.places[key[0]]
-        weights, source = self.weights, p.detach()
-        tensor = self._room(source)
-        if self.turned:
-            tensor.copy_(source)
-            turn(tensor)
-            source = tensor
-        place = *key, tensor.data_ptr(), source.data_ptr()
-        combine = self.kept.plans.get(place)
-        if combine is None:
-            combine = Combination([tensor], [index], weights.seeds, weights.kind, [source], group)
-            if combine.forget_tensors():  # or the room would never be free
-                if len(self.kept.plans) >= MOST_PLANS * len(self.places):
-                    self.kept.plans.clear()
-                self.kept.plans[place] = combine
-        combine.saved[0] = weights.step  # the source needs no saving
-        combine(weights.held or [], None, weights.step, weights.held_rounding)
-        self.made += p.numel()
-        return tensor
-
-    def _room(self, like: Tensor) -> Tensor:
-        """Memory for a perturbed tensor: what an earlier one took, once nobody holds it or a view of it.
-
-        An allocator would put the next layer beside the last one, and small tensors into the gaps.
-        """
-        if like.is_cuda:
-            return torch.empty_like(like)
-        size = max(SMALL, like.numel())
-        alike = (r for r in self.kept.rooms if (r.numel() > SMALL) == (size > SMALL))
-        free = [r for r in alike if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
-        room = min((r for r in free if r.numel() >= size), key=Tensor.numel, default=None)
-        if room is None:
-            self.kept.rooms[:] = [r for r in self.kept.rooms if all(r is not f for f in free)]
-            free.clear()  # before there is another
-            room = torch.empty(size, dtype=torch.int16, device=like.device)
-            self.kept.rooms.append(room)
-        # `data`, for torch.matmul takes another way with a view, too.
-        return room.view(like.dtype).as_strided(like.size(), like.stride()).data
-
-
-class OnUse:
-    """Evaluates a closure at weights that `Weights` holds perturbed for their use, or has them copied.
-
-    Args:
-        rule: the optimizer's name, for the log.
-        checked: whether it is known that the closure reads no weights past torch's operations.
-        refused: whether weights must be copied for this closure.
-
-    Attributes:
-        extra: evaluations beyond those of the step.
-    """
-
-    def __init__(self, rule: str, *, checked: bool = False, refused: bool = False) -> None:
-        self.rule, self.checked, self.refused, self.extra = rule, checked, refused, 0
+        self.parts: list[Part] = []
+        self.found_out = found_out
+        self.extra = 0
+        self._now = Perturbation(seeds, kind)
+        self._unfinished: Callable[[], None] | None = None  # completes an update that was interrupted
         self._depth: int | None = None  # of torch's stack of modes before an evaluation
         self._turned: list[Tensor] = []
-        self._kept = Kept([], {})
+        self._stock = Stock([], {})
         self._used: set[int] | None = None
-        self._layout: Any = None
+        self._evaluated: list[Part] | None = None  # the parts in the last evaluation
 
-    def __getstate__(self) -> dict[str, Any]:
-        # They belong to this process.
-        return {**self.__dict__, "_kept": Kept([], {}), "_used": None, "_layout": None}
+    def arrange(self, parts: list[Part]) -> None:
+        """Serve other weights from now on, none of which are perturbed."""
+        self.parts = parts
+        self._now.terms = None
 
-    def __call__(self, weights: Weights, closure: Callable[[], Any]) -> Any:
-        """What the closure returns at the weights as they are displaced."""
-        if weights.held is None or not weights.on_use_blocks:
-            return self._evaluate(weights, closure)[0] if weights.on_use_blocks else closure()
-        if self._layout is not weights.blocks:
-            self.checked, self._used = self.checked and self._layout is None, None
-            self._layout, self._kept = weights.blocks, Kept([], {})
-        states = random_states(weights.generators)
+    # ---- a way of perturbing -----------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> tuple[list[Term], int] | None:
+        """The terms by which weights are perturbed now, and the rounding; None if they are not."""
+        return None if self._now.terms is None else (self._now.terms, self._now.rounding)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether an update stopped between two blocks."""
+        return self._unfinished is not None
+
+    def move(self, terms: list[Term], rounding: int) -> None:
+        """See `Way`."""
+        self._now.step = self.step
+        self._now.rounding = rounding
+        self._now.terms = terms if self.parts else None
+
+    def restore(self, step: int) -> None:
+        """See `Way`."""
+        self._now.terms = None
+
+    def update(self, terms: list[Term], scales: list[Multiple] | None) -> None:
+        """See `Way`; to be called last of all, since from the second block on there is no way but ahead."""
+        self._now.terms = None
+        if terms or scales is not None:
+            self._change(list(self.parts), terms, scales)
+
+    def finish(self) -> None:
+        """Complete an update that stopped between two blocks."""
+        if self._unfinished is not None:
+            self._unfinished()
+
+    def _change(self, rest: list[Part], terms: list[Term], scales: list[Multiple] | None) -> None:
+        while rest:
+            rest[0].combine(terms, scales, self.step)
+            rest.pop(0)
+            self._unfinished = functools.partial(self._change, rest, terms, scales)
+        self._unfinished = None
+
+    # ---- evaluations -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, closure: Callable[[], Any], generators: list[torch.Generator]) -> tuple[Any, str]:
+        """Call a closure at the weights as they are perturbed.
+
+        Args:
+            closure: see `ForwardOptimizer.step`.
+            generators: from which it may draw.
+
+        Returns:
+            What the closure returned, and "". Or None, and a reason why the weights must be copied for it; generators
+            are then as they were.
+        """
+        if self._now.terms is None:
+            return self._evaluate(closure)[0], ""
+        if self._evaluated is not self.parts:
+            self.found_out.checked = self.found_out.checked and self._evaluated is None
+            self._used = None
+            self._evaluated = self.parts
+            self._stock = Stock([], {})
+        states = random_states(generators)
         try:
-            found, handing = self._evaluate(weights, closure)
+            found, handing = self._evaluate(closure)
             why = handing.why
-            if not why and not (self.checked and (self._used is None or self._used <= handing.used)):
+            known = self.found_out.checked and (self._used is None or self._used <= handing.used)
+            if not why and not known:
                 rewind(states)
-                why = self._check(weights, closure, found, handing)
+                why = self._check(closure, found, handing)
         except Exception as error:  # whatever a closure does that does not bear with this
-            if self.checked or not is_complaint(error):
+            if self.found_out.checked or not is_complaint(error):
                 raise
-            why, handing = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
-            found = None
-        if why:
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            found = handing = None
+        if why or handing is None:
             rewind(states)
-            return self._copying(weights, closure, why)
-        assert handing is not None
+            return None, why
         self._used = handing.used if self._used is None else self._used & handing.used
-        return found
+        return found, ""
+
+    def say_that_it_is_refused(self, rule: str, why: str) -> None:
+        """Say in the log that weights are copied for this closure from now on.
+
+        Args:
+            rule: the optimizer's name.
+            why: the reason that `evaluate` gave.
+        """
+        self._stock = Stock([], {})
+        logging.getLogger(__name__).warning(
+            "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
+            "perturbed weights when it uses them; the reason: %s",
+            rule,
+            why,
+        )
 
     def leave(self) -> None:
         """End an evaluation, whatever interrupted it; harmless at any time."""
@@ -220,13 +184,14 @@ class OnUse:
             while self._turned:
                 turn(self._turned.pop())
 
-    def _evaluate(self, weights: Weights, closure: Callable[[], Any], *, turned: bool = False) -> tuple[Any, Handing]:
-        handing = Handing(weights, self._kept, turned=turned)
+    def _evaluate(self, closure: Callable[[], Any], *, turned: bool = False) -> tuple[Any, Handing]:
+        blocks: list[Block] = [part.block for part in self.parts]
+        handing = Handing(blocks, self._now, self._stock, turned=turned)
         self._depth = _modes._len_torch_function_stack()
         try:
             if turned:
                 with uninterrupted():
-                    for p, *_ in handing.places.values():
+                    for p in handing.parameters:
                         turn(p)
                         self._turned.append(p)
             with handing:
@@ -236,41 +201,20 @@ class OnUse:
         handing.forget()
         return found, handing
 
-    def _check(self, weights: Weights, closure: Callable[[], Any], found: Any, handing: Handing) -> str:
+    def _check(self, closure: Callable[[], Any], found: Any, handing: Handing) -> str:
         """Why weights must be copied, or "". An outcome that is not finite would tell nothing; it is tried again."""
-        if handing.made > MOST_PASSES * sum(p.numel() for p, *_ in handing.places.values()):
+        if handing.made > MOST_PASSES * sum(p.numel() for p in handing.parameters):
             return "it uses its weights in turn, many times"
         self.extra += 1
-        other, _ = self._evaluate(weights, closure, turned=True)
-        one, other = _numbers(found), _numbers(other)
-        self.checked = all(bool(x.isfinite().all()) for x in one)
+        other, _ = self._evaluate(closure, turned=True)
+        one = _numbers(found)
+        other = _numbers(other)
+        self.found_out.checked = all(bool(x.isfinite().all()) for x in one)
         alike = len(one) == len(other) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
             for a, b in zip(one, other, strict=True)
         )
         return "" if alike else "it reads weights past torch's operations, or gives another outcome each time"
-
-    def _copying(self, weights: Weights, closure: Callable[[], Any], why: str) -> Any:
-        self.extra += 1
-        weights.copy_halves(True)
-        try:
-            found = closure()
-        except BaseException:  # the closure itself is at fault
-            weights.copy_halves(self.refused)
-            raise
-        self.refused, self._kept = True, Kept([], {})
-        logging.getLogger(__name__).warning(
-            "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
-            "perturbed weights when it uses them; the reason: %s",
-            self.rule,
-            why,
-        )
-        return found
-
-
-def turn(p: Tensor) -> None:
-    """Turn all bits of a 16-bit tensor over, or back."""
-    p.detach().view(torch.int16).bitwise_not_()
 
 
 def _numbers(returned: Any) -> list[Tensor]:
