@@ -1,7 +1,8 @@
 """Way 1, for small models: a copy of the weights is kept while a step lasts.
 
-Every write starts from the copy. Going back is exact to the bit and can be repeated, so that an interruption at any
-moment is harmless. For example, `move` and then `restore` leave the bits that `begin` found.
+Every write starts from the copy. Going back is exact to the bit and can be repeated, so that an
+interruption at any moment is harmless. For example, `move` and then `restore` leave the bits that
+`begin` found.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class Copied(Way):
         super().__init__()
         self.parts: list[Part] = []
 
+    def arrange(self, parts: list[Part]) -> None:
+        """Serve other weights from now on."""
+        self.parts = parts
+
     def move(self, terms: list[Term], rounding: int) -> None:
         """See `Way`."""
         for part in self.parts:
@@ -31,7 +36,8 @@ class Copied(Way):
     def restore(self, step: int) -> None:
         """See `Way`.
 
-        Copies of another step are no way back: this one was interrupted before it touched the weights.
+        Copies of another step are no way back. This one was interrupted before it touched the
+        weights.
         """
         for part in self.parts:
             if part.combine.holds_copies_of(step):

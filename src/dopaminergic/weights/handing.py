@@ -1,7 +1,8 @@
 """Torch operations that get perturbed tensors in the place of parameters, which stay as they are.
 
-A tensor is made for the operation that needs it, with the bits that the parameter itself would have if it were
-displaced. Only those of the last operation are kept, so that memory is that of inference and of the largest layer.
+A tensor is made for the operation that needs it, with the bits that the parameter itself would have
+if it were displaced. Only those of the last operation are kept, so that memory is that of inference
+and of the largest layer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ SMALL = 1 << 14  # weights that have rooms of their own, all of this size
 MOST_PLANS = 8  # that are kept for each parameter: places in memory where it was perturbed
 HOLDERS = 2  # of memory that is free: our tensor, and the handle by which they are counted
 
-# Attributes that lead to the numbers; all others, and these methods, are the same for a perturbed tensor.
+# Attributes that lead to the numbers; all others are the same for a perturbed tensor, as these
+# methods are.
 VALUES = {"data", "T", "mT", "H", "mH", "real"}
 ABOUT = {
     *("size", "dim", "stride", "numel", "nelement", "ndimension", "element_size", "__len__"),
@@ -70,8 +72,8 @@ class Stock(NamedTuple):
 class Handing(TorchFunctionMode):
     """While active, torch operations get perturbed tensors in the place of parameters.
 
-    It is active at the weights themselves too. Torch takes other ways where it is watched (`nn.TransformerEncoder` in
-    eval mode does), and losses are to differ by the perturbation alone.
+    It is active at the weights themselves too. Torch takes other ways where it is watched, as
+    `nn.TransformerEncoder` in eval mode does, and losses are to differ by the perturbation alone.
 
     Args:
         blocks: the parameters.
@@ -85,18 +87,27 @@ class Handing(TorchFunctionMode):
         why: the reason why this does not work, or "".
     """
 
-    def __init__(self, blocks: list[Block], now: Perturbation, stock: Stock, *, turned: bool = False) -> None:
+    def __init__(
+        self,
+        blocks: list[Block],
+        now: Perturbation,
+        stock: Stock,
+        *,
+        turned: bool = False,
+    ) -> None:
         super().__init__()
         self.now = now
         self.stock = stock
         self.turned = turned
-        self.places = {
-            id(p): (p, i, block.group) for block in blocks for p, i in zip(block.parameters, block.indices, strict=True)
-        }
+        self.places: dict[int, tuple[Tensor, int, int]] = {}
+        for group, parameters, indices in blocks:
+            for p, index in zip(parameters, indices, strict=True):
+                self.places[id(p)] = p, index, group
         self.used: set[int] = set()
         self.made = 0
         self.why = ""
-        self._last: dict[tuple[int, Any], tuple[Tensor, int]] = {}  # with the version that it was made with
+        # The tensors of the last operation, each with the version that it was made with.
+        self._last: dict[tuple[int, Any], tuple[Tensor, int]] = {}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -112,20 +123,24 @@ class Handing(TorchFunctionMode):
         if name == "__get__":
             name = getattr(func.__self__, "__name__", "")
             name = name if name in VALUES | ADDRESSES else "__len__"
-        needed = {} if name in ABOUT else {id(p): p for p in self._handed([*args, *kwargs.values()])}
+        if name in ABOUT:
+            return func(*args, **kwargs)
+        needed = {id(p): p for p in self._handed([*args, *kwargs.values()])}
         if not needed:
             return func(*args, **kwargs)
         if name in ADDRESSES or torch.compiler.is_compiling():
             self.why = "it takes their addresses" if name in ADDRESSES else "it is compiled"
             return func(*args, **kwargs)
-        keys = {i: (i, torch.cuda.current_stream(p.device) if p.is_cuda else None) for i, p in needed.items()}
+        keys = {i: (i, _stream(p)) for i, p in needed.items()}
         self.forget(keep={*keys.values()})
         self.used |= needed.keys()
         new = {i: self._made(key) for i, key in keys.items()}
-        return func(*[exchanged(a, new) for a in args], **{key: exchanged(a, new) for key, a in kwargs.items()})
+        args = [exchanged(a, new) for a in args]
+        kwargs = {key: exchanged(a, new) for key, a in kwargs.items()}
+        return func(*args, **kwargs)
 
     def forget(self, keep: set[Any] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
-        """Let go of the tensors that were made; views of them that somebody holds keep their memory."""
+        """Let go of the tensors that were made; views that somebody holds keep their memory."""
         for key in self._last.keys() - keep:
             tensor, version = self._last.pop(key)
             if tensor._version != version:
@@ -171,16 +186,17 @@ class Handing(TorchFunctionMode):
         return tensor
 
     def _room(self, like: Tensor) -> Tensor:
-        """Memory for a perturbed tensor: that of an earlier one, once nobody holds it or a view of it.
+        """Memory for a perturbed tensor.
 
-        An allocator would put the next layer beside the last one, and small tensors into the gaps.
+        It is that of an earlier one, once nobody holds that one or a view of it. An allocator would
+        put the next layer beside the last one, and small tensors into the gaps.
         """
         if like.is_cuda:
             return torch.empty_like(like)
         size = max(SMALL, like.numel())
         rooms = self.stock.rooms
         alike = (r for r in rooms if (r.numel() > SMALL) == (size > SMALL))
-        free = [r for r in alike if _modes._storage_Use_Count(r.untyped_storage()._cdata) == HOLDERS]
+        free = [r for r in alike if _holders(r) == HOLDERS]
         room = min((r for r in free if r.numel() >= size), key=Tensor.numel, default=None)
         if room is None:
             rooms[:] = [r for r in rooms if all(r is not f for f in free)]
@@ -189,6 +205,16 @@ class Handing(TorchFunctionMode):
             rooms.append(room)
         # `data`, for torch.matmul takes another way with a view, too.
         return room.view(like.dtype).as_strided(like.size(), like.stride()).data
+
+
+def _stream(p: Tensor) -> Any:
+    """The stream that the next operation on a tensor goes to; None on the CPU."""
+    return torch.cuda.current_stream(p.device) if p.is_cuda else None
+
+
+def _holders(room: Tensor) -> int:
+    """How many hold a piece of memory."""
+    return _modes._storage_Use_Count(room.untyped_storage()._cdata)
 
 
 def turn(p: Tensor) -> None:

@@ -1,14 +1,14 @@
 """Way 2, for large float32 and float64 models: a displacement is taken back, at no memory.
 
-| directions | going back                                                                       |
-|------------|----------------------------------------------------------------------------------|
-| Rademacher | exact to the bit for |w| < 2^17 sigma                                            |
-| Gaussian   | to a unit in the last place of the weight, for each direction                    |
+| directions | going back                                                    |
+|------------|---------------------------------------------------------------|
+| Rademacher | exact to the bit for |w| < 2^17 sigma                         |
+| Gaussian   | to a unit in the last place of the weight, for each direction |
 
-For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. An update leaves them
-there, and the first step brings them there, by at most half a unit in the last place of |w| + sigma. The trial step of
-VectorDopamine is taken back like Gaussian directions. Signals wait while the arithmetic runs, since it must not be done
-twice.
+For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. An
+update leaves them there, and the first step brings them there, by at most half a unit in the last
+place of |w| + sigma. The trial step of VectorDopamine is taken back like Gaussian directions.
+Signals wait while the arithmetic runs, since it must not be done twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dopaminergic.weights.layout import Part
 from dopaminergic.weights.sharding import local
 from dopaminergic.weights.way import Way
 
-SIGMA_BITS = 6  # few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for
+# Few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for.
+SIGMA_BITS = 6
 
 Displacement = tuple[list[Term], list[Multiple] | None]
 AT_HOME: Displacement = ([], None)
@@ -34,7 +35,9 @@ AT_HOME: Displacement = ([], None)
 
 @dataclasses.dataclass(slots=True)
 class Piece:
-    """Weights of one block, which have a displacement of their own: an exception may come between two blocks.
+    """Weights of one block.
+
+    Each block has a displacement of its own, since an exception may come between two of them.
 
     Attributes:
         combine: writes to them.
@@ -60,16 +63,18 @@ class InPlace(Way):
 
     Attributes:
         pieces: the weights, in blocks.
-        readers: each is told what is written here but updates: `move` (its terms) and `restore` (an empty list). Such
-            writes are not undone to the bit, so that a replay must do them too.
+        readers: lists to which `move` appends its terms, and `restore` an empty list. Such writes
+            are not undone to the bit, so that a replay must do them too.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pieces: list[Piece] = []
         self.readers: list[list[list[Term]]] = []
-        self._grids: list[float] | None = None  # sigmas on whose grid the weights lie; None: as they come
-        self._versions: list[float] = []  # of the tensors on the grid, by which torch tells that somebody wrote to them
+        # Sigmas on whose grid the weights lie; None: they lie as they come.
+        self._grids: list[float] | None = None
+        # Of the tensors, by which torch tells that somebody wrote to them.
+        self._versions: list[float] = []
         self._untold = False  # torch counts no versions of some
 
     def arrange(self, parts: list[Part], grids: list[float] | None, *, untold: bool) -> None:
@@ -121,7 +126,7 @@ class InPlace(Way):
             piece.displacement = AT_HOME
 
     def repeat(self, traces: list[list[Term]]) -> None:
-        """Write what a recorded step wrote, together with the `update` or `restore` that must follow.
+        """Write as a recorded step wrote, together with the `update` or `restore` that follows.
 
         Nobody looks at the weights in between, so that sums along one direction draw it once.
         """
@@ -133,7 +138,9 @@ class InPlace(Way):
         return not self._untold and self._versions != self._version_numbers()
 
     def regain(self) -> list[str]:
-        """Undo the displacement in the memory that was displaced, wherever it is now, and copy it to the parameters.
+        """Undo the displacement in the memory that was displaced, and copy it to the parameters.
+
+        The memory is another than theirs where they were moved.
 
         Returns:
             A reason for each parameter where that cannot be done.
@@ -144,11 +151,12 @@ class InPlace(Way):
         moved = []
         for piece in self.pieces:
             there = [footing.has_memory(t) for t in piece.combine.targets]
-            for p, found in zip(piece.owners, there, strict=True):
-                lost += [] if found else [f"a parameter of shape {tuple(p.shape)} has no memory any more"]
+            pairs = list(zip(piece.owners, there, strict=True))
+            gone = [tuple(p.shape) for p, found in pairs if not found]
+            lost += [f"a parameter of shape {shape} has no memory any more" for shape in gone]
             if any(there):
                 piece.combine = piece.combine.moved(there)
-                piece.owners = [p for p, found in zip(piece.owners, there, strict=True) if found]
+                piece.owners = [p for p, found in pairs if found]
                 moved.append(piece)
             else:
                 piece.displacement = AT_HOME
@@ -212,9 +220,14 @@ def _way_there(
     scales: list[Multiple] | None,
     grids: list[float] | None,
 ) -> tuple[list[Term], list[Term], list[Multiple] | None]:
-    """Terms to undo, terms to add after that, and factors in between, which lead from one displacement to another."""
+    """The terms and factors that lead from one displacement to another.
+
+    Returns:
+        Terms to undo, terms to add, and factors that come in between.
+    """
     displaced, shrunk = here
-    if shrunk is not None:  # restore, after an update that failed between two blocks: (w - terms) / scale
+    if shrunk is not None:
+        # Restore, after an update that failed between two blocks: (w - terms) / scale.
         factors = [1.0 / s for s in shrunk]
         return [], negative(scaled(displaced, factors)), factors
     if scales is None and equal(terms, displaced):  # a trial step that is accepted

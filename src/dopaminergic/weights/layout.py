@@ -60,8 +60,10 @@ class Layout(NamedTuple):
         bytes: memory of all trainable weights; of a sharded parameter that of the whole.
         generators: torch's generators that a closure may draw from.
         sharded: some parameters are DTensors, of which this rank holds a part.
-        exact: every weight comes back to the bit from any move; the same on all ranks, also on one without weights.
-        untold: torch counts no writes to some parameters, which were made in `torch.inference_mode()`.
+        exact: every weight comes back to the bit from any move; the same on all ranks, also on one
+            without weights.
+        untold: torch counts no writes to some parameters, which were made in
+            `torch.inference_mode()`.
     """
 
     blocks: list[Block]
@@ -85,7 +87,7 @@ def arrange(
     keep_copies: bool,
     on_use: bool,
 ) -> Layout:
-    """Sort the trainable parameters; a parameter keeps its index in the noise whoever else is frozen.
+    """Sort the trainable parameters; each keeps its index in the noise while others are frozen.
 
     Args:
         groups: the optimizer's `param_groups`.
@@ -100,7 +102,7 @@ def arrange(
     small = size <= SAVED_BYTES or keep_copies
     on_use = on_use and not small and not sharded
 
-    members: defaultdict[tuple[Any, ...], list[tuple[Tensor, int]]] = defaultdict(list)
+    members: defaultdict[Any, list[tuple[Tensor, int]]] = defaultdict(list)
     sizes = [0] * len(groups)
     index = 0
     for number, group in enumerate(groups):
@@ -137,14 +139,18 @@ def _way_of(p: Tensor, small: bool, on_use: bool) -> str:
 
 
 def _can_be_made(p: Tensor) -> bool:
-    """Whether `torch.empty_like` has the layout of `p`, on which the order of sums in a product may depend."""
+    """Whether `torch.empty_like` has the layout of `p`.
+
+    The order of sums in a product may depend on it.
+    """
     plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in MANTISSA_BITS_DROPPED
     return plain and torch.empty_like(p, device="meta").stride() == p.stride()
 
 
 def _part(block: Block, seeds: np.ndarray, kind: str, *, copied: bool) -> list[Part]:
     """What this process holds of a block; nothing if another rank has all of it."""
-    held = [(p, i) for p, i in zip(block.parameters, block.indices, strict=True) if local(p).numel() > 0]
+    pairs = zip(block.parameters, block.indices, strict=True)
+    held = [(p, i) for p, i in pairs if local(p).numel() > 0]
     if not held:
         return []
     owners = [p for p, _ in held]
@@ -164,8 +170,9 @@ def _generators(devices: set[torch.device]) -> list[torch.Generator]:
 class Look:
     """How users had arranged everything when one looked; it tells whether that has changed.
 
-    They change sigma, and parameters by moving, casting, freezing, viewing or replacing them. `Combination` keeps the
-    memory that it writes to, so another tensor's memory has another address.
+    They change sigma, and parameters by moving, casting, freezing, viewing or replacing them.
+    `Combination` keeps the memory that it writes to, so another tensor's memory has another
+    address.
 
     Args:
         groups: the optimizer's `param_groups`.
@@ -195,8 +202,9 @@ class Look:
         parameters = group["params"]
         if sigma != group["sigma"] or len(parameters) != len(places):
             return False
-        for p, (address, count) in zip(parameters, places):  # noqa: B905 (their lengths are equal; to say so takes time)
-            if not (p.data_ptr() == address and p.numel() == count and p.is_contiguous() and p.requires_grad):
+        for p, (address, count) in zip(parameters, places):  # noqa: B905 (a check takes time)
+            same_place = p.data_ptr() == address and p.numel() == count
+            if not (same_place and p.is_contiguous() and p.requires_grad):
                 return False
         return True
 
@@ -214,7 +222,7 @@ class Look:
         return seen
 
     def _first_glance(self) -> tuple[float, list[tuple[int, int]]] | None:
-        """Sigma and places; None where they would not tell, for example bfloat16 from float16 in one memory."""
+        """Sigma and places; None where they would not tell, for example bfloat16 from float16."""
         (group,) = self._groups
         parameters = group["params"]
         if self._sharded or not all(map(_is_told_by_its_place, parameters)):

@@ -1,13 +1,15 @@
-"""Way 3, for large 16-bit models: weights are perturbed where they are used. No copy, and nothing to restore.
+"""Way 3, for large 16-bit models: weights are perturbed where they are used.
 
-16-bit weights are rounded when they are perturbed, so no arithmetic takes a perturbation back. Here they stay as they
-are, and `Handing` gives perturbed tensors to torch's operations. Only an update that stopped between two blocks leaves
-something to do: it is finished, since there is no way back.
+16-bit weights are rounded when they are perturbed, so no arithmetic takes a perturbation back. Here
+they stay as they are, and `Handing` gives perturbed tensors to torch's operations. There is no
+copy, and nothing to restore. Only an update that stopped between two blocks leaves something to do:
+it is finished, since there is no way back.
 
-Code that reads a weight past torch's operations (a view made before, compiled code, another thread) would not see it
-perturbed. The first evaluation is therefore repeated while all bits of the weights are turned over, which `Handing`
-allows for and nobody else. If the outcome is not the very same, weights are copied from then on, which the log says
-once. The check is repeated when a weight that was used is used no longer.
+Code that reads a weight past torch's operations would not see it perturbed. Examples are a view
+made before, compiled code, and another thread. The first evaluation is therefore repeated while all
+bits of the weights are turned over, which `Handing` allows for and nobody else. If the outcome is
+not the very same, weights are copied from then on, and the log says so once. The check is repeated
+when a weight that was used is used no longer.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class OnUse(Way):
         self.found_out = found_out
         self.extra = 0
         self._now = Perturbation(seeds, kind)
-        self._unfinished: Callable[[], None] | None = None  # completes an update that was interrupted
+        self._unfinished: Callable[[], None] | None = None  # completes an interrupted update
         self._depth: int | None = None  # of torch's stack of modes before an evaluation
         self._turned: list[Tensor] = []
         self._stock = Stock([], {})
@@ -82,7 +84,7 @@ class OnUse(Way):
         self.parts = parts
         self._now.terms = None
 
-    # ---- a way of perturbing -----------------------------------------------------------------------------------------
+    # ---- a way of perturbing ---------------------------------------------------------------------
 
     @property
     def held(self) -> tuple[list[Term], int] | None:
@@ -105,7 +107,7 @@ class OnUse(Way):
         self._now.terms = None
 
     def update(self, terms: list[Term], scales: list[Multiple] | None) -> None:
-        """See `Way`; to be called last of all, since from the second block on there is no way but ahead."""
+        """See `Way`; called last, since from the second block on there is no way but ahead."""
         self._now.terms = None
         if terms or scales is not None:
             self._change(list(self.parts), terms, scales)
@@ -122,9 +124,13 @@ class OnUse(Way):
             self._unfinished = functools.partial(self._change, rest, terms, scales)
         self._unfinished = None
 
-    # ---- evaluations -------------------------------------------------------------------------------------------------
+    # ---- evaluations -----------------------------------------------------------------------------
 
-    def evaluate(self, closure: Callable[[], Any], generators: list[torch.Generator]) -> tuple[Any, str]:
+    def evaluate(
+        self,
+        closure: Callable[[], Any],
+        generators: list[torch.Generator],
+    ) -> tuple[Any, str]:
         """Call a closure at the weights as they are perturbed.
 
         Args:
@@ -132,8 +138,8 @@ class OnUse(Way):
             generators: from which it may draw.
 
         Returns:
-            What the closure returned, and "". Or None, and a reason why the weights must be copied for it; generators
-            are then as they were.
+            What the closure returned, and "". Or None, and a reason why the weights must be copied
+            for it; generators are then as they were.
         """
         if self._now.terms is None:
             return self._evaluate(closure)[0], ""
@@ -146,8 +152,8 @@ class OnUse(Way):
         try:
             found, handing = self._evaluate(closure)
             why = handing.why
-            known = self.found_out.checked and (self._used is None or self._used <= handing.used)
-            if not why and not known:
+            known = self._used is None or self._used <= handing.used
+            if not why and not (self.found_out.checked and known):
                 rewind(states)
                 why = self._check(closure, found, handing)
         except Exception as error:  # whatever a closure does that does not bear with this
@@ -170,8 +176,8 @@ class OnUse(Way):
         """
         self._stock = Stock([], {})
         logging.getLogger(__name__).warning(
-            "%s: 16-bit weights are copied during a step, with the same results, since the closure cannot be given "
-            "perturbed weights when it uses them; the reason: %s",
+            "%s: 16-bit weights are copied during a step, with the same results, since the closure "
+            "cannot be given perturbed weights when it uses them; the reason: %s",
             rule,
             why,
         )
@@ -202,7 +208,13 @@ class OnUse(Way):
         return found, handing
 
     def _check(self, closure: Callable[[], Any], found: Any, handing: Handing) -> str:
-        """Why weights must be copied, or "". An outcome that is not finite would tell nothing; it is tried again."""
+        """Repeat an evaluation while the bits of the weights are turned over.
+
+        An outcome that is not finite would tell nothing, so that the next one is tried again.
+
+        Returns:
+            The reason why weights must be copied, or "".
+        """
         if handing.made > MOST_PASSES * sum(p.numel() for p in handing.parameters):
             return "it uses its weights in turn, many times"
         self.extra += 1
@@ -214,7 +226,9 @@ class OnUse(Way):
             a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
             for a, b in zip(one, other, strict=True)
         )
-        return "" if alike else "it reads weights past torch's operations, or gives another outcome each time"
+        if alike:
+            return ""
+        return "it reads weights past torch's operations, or gives another outcome each time"
 
 
 def _numbers(returned: Any) -> list[Tensor]:

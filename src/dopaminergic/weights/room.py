@@ -1,7 +1,8 @@
 """How far weights can still move before they leave the range of their dtype.
 
-Before each update the library asks whether every weight stays finite. A look at the weights themselves, one pass, is
-needed only where they may have come near the largest number. For example, float16 ends at 65504.
+Before each update the library asks whether every weight stays finite. A look at the weights
+themselves, one pass, is needed only where they may have come near the largest number. For example,
+float16 ends at 65504.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ class Room:
         return bool(np.all(self.takes([(0, [move])], None)))
 
     def takes(self, terms: list[Term], scales: list[Multiple] | None) -> Any:
-        """Whether an update leaves every weight finite: a bool, or bools `(R,)` where replicas differ."""
+        """Whether an update leaves every weight finite.
+
+        Returns:
+            A bool, or bools `(R,)` where replicas differ.
+        """
         sound: Any = True
         for scale in scales or ():
             sound = sound & np.isfinite(scale)
@@ -67,7 +72,8 @@ class Room:
                 if held.shape[1] == 0:
                     continue
                 least, greatest = (x.double().cpu().numpy() for x in torch.aminmax(held, dim=1))
-                reached = np.maximum(-least, greatest) + (moves[group] if moves else 0.0)
+                farthest = moves[group] if moves else 0.0
+                reached = np.maximum(-least, greatest) + farthest
                 sound = sound & (reached < limit * (1.0 - 2.0**-10))
                 room = min(room, float(np.min(limit - reached)) / 2)
         if np.all(sound):

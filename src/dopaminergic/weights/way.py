@@ -32,7 +32,7 @@ class Way(ABC):
 
     @abstractmethod
     def restore(self, step: int) -> None:
-        """Bring the weights back to where they were when `step` began; harmless if they are there."""
+        """Bring the weights back to where `step` began; harmless if they are there."""
 
     @abstractmethod
     def update(self, terms: list[Term], scales: list[Multiple] | None) -> None:
