@@ -166,13 +166,8 @@ def breaking(make: Any, fault: Callable[[Weights], None]) -> Any:
     class Broken(make):
         def _make_weights(self) -> Weights:
             weights = super()._make_weights()
-            arrange = weights._arrange
-
-            def without_the_short_way() -> None:
-                arrange()
-                weights.short = None  # so that small models go through `move` and `update`, where the faults are
-
-            weights._arrange = without_the_short_way
+            # Small models go through `move` and `update` then, where the faults are.
+            weights._find_short = lambda: None
             fault(weights)
             return weights
 

@@ -7,31 +7,29 @@ interruption at any moment is harmless. For example, `move` and then `restore` l
 
 from __future__ import annotations
 
-from dopaminergic.noise import Multiple, Term
+from dopaminergic.noise import Combination, Multiple, Term
 from dopaminergic.weights import footing
 from dopaminergic.weights.layout import Part
 from dopaminergic.weights.way import Way
 
 
 class Copied(Way):
-    """Weights with a copy, which the first write of a step makes.
-
-    Attributes:
-        parts: the weights, in blocks.
-    """
+    """Weights with a copy, which the first write of a step makes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: list[Part] = []
+        self._parts: list[Part] = []
+        self._combines: list[Combination] = []  # of the parts
 
     def arrange(self, parts: list[Part]) -> None:
         """Serve other weights from now on."""
-        self.parts = parts
+        self._parts = parts
+        self._combines = [part.combine for part in parts]
 
     def move(self, terms: list[Term], rounding: int) -> None:
         """See `Way`."""
-        for part in self.parts:
-            part.combine(terms, None, self.step, rounding)
+        for combine in self._combines:
+            combine(terms, None, self.step, rounding)
 
     def restore(self, step: int) -> None:
         """See `Way`.
@@ -39,15 +37,15 @@ class Copied(Way):
         Copies of another step are no way back. This one was interrupted before it touched the
         weights.
         """
-        for part in self.parts:
-            if part.combine.holds_copies_of(step):
-                part.combine((), None, step)
-                part.combine.forget_copies()
+        for combine in self._combines:
+            if combine.holds_copies_of(step):
+                combine((), None, step)
+                combine.forget_copies()
 
     def update(self, terms: list[Term], scales: list[Multiple] | None) -> None:
         """See `Way`."""
-        for part in self.parts:
-            part.combine(terms, scales, self.step)
+        for combine in self._combines:
+            combine(terms, scales, self.step)
 
     def regain(self, step: int) -> list[str]:
         """Write the copies of a step to where the parameters lie now.
@@ -56,7 +54,7 @@ class Copied(Way):
             A reason for each parameter where that cannot be done.
         """
         lost = []
-        for part in self.parts:
+        for part in self._parts:
             combine = part.combine
             if combine.holds_copies_of(step):
                 pairs = zip(part.owners, combine.copies or [], strict=True)
