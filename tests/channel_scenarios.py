@@ -189,7 +189,7 @@ def strike(where: str, optimizer: Any, channel: Any) -> None:
     elif where == "between the messages":
         name = "_refuse"
     elif where == "Ctrl-C after the exchange":
-        channel, name = optimizer, "_rule"
+        channel, name = optimizer, "rule"
     before, left = getattr(channel, name), [turn]
 
     def struck(*arguments: Any) -> Any:
@@ -198,7 +198,7 @@ def strike(where: str, optimizer: Any, channel: Any) -> None:
             if name == "_wait":
                 signal.setitimer(signal.ITIMER_REAL, 0.02)  # strikes while the rank waits, if it waits for long
             else:
-                signal.raise_signal(signal.SIGINT if name == "_rule" else signal.SIGALRM)
+                signal.raise_signal(signal.SIGINT if name == "rule" else signal.SIGALRM)
         return before(*arguments)
 
     error = RuntimeError("of a handler") if "RuntimeError" in where else TimeoutError()
@@ -218,11 +218,11 @@ class Failing(Dopamine):
 
     fails = False
 
-    def _rule(self, state: Any, losses: Any, groups: Any) -> Any:
+    def rule(self, state: Any, losses: Any, groups: Any) -> Any:
         if self.fails:
             self.fails = False
             raise ArithmeticError("of the rule")
-        return super()._rule(state, losses, groups)
+        return super().rule(state, losses, groups)
 
 
 def errors(rank: int, folder: Path) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from dopaminergic import (
     Dopamine,
     Dopamine2,
     EvolutionStrategy,
-    ForwardOptimizer,
     VectorDopamine,
     WeightPerturbation,
 )
 from dopaminergic.noise import reference
+from dopaminergic.weight_optimizer import WeightOptimizer
 
 Vector = list[float]
 Loss = Callable[[Vector], float]
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     """
 
     name: str
-    make: Callable[..., ForwardOptimizer]
+    make: Callable[..., WeightOptimizer]
     passes: Callable[[int], int]
     returns_base: bool
     estimates: bool
@@ -287,7 +287,7 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def drawn(optimizer: ForwardOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0) -> Tensor:
+def drawn(optimizer: WeightOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0) -> Tensor:
     """The direction that the definition of the noise gives to a parameter, in float64 and the parameter's shape."""
     draw = reference.rademacher if optimizer.settings["noise"] == "rademacher" else reference.gaussian
     z = draw(p.numel(), seed=optimizer.settings["seed"], step=step, direction=direction, parameter=index)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, ScalarRule, VectorDopamine, WeightPerturbation, checks
-from dopaminergic.plain import shown
+from dopaminergic.plain import brief
 from optimizers import Regression, Row, copies, randn, same, through_a_file
 
 COMMON: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
@@ -91,7 +91,7 @@ OWN: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "error", "words"), COMMON, ids=[shown(case[0]) for case in COMMON])
+@pytest.mark.parametrize(("settings", "error", "words"), COMMON, ids=[brief(case[0]) for case in COMMON])
 def test_settings_out_of_range(
     any_row: Row, settings: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:

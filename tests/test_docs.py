@@ -115,16 +115,6 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-def test_the_map_of_the_tree_names_every_module() -> None:
-    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```text\nsrc/dopaminergic/\n")[1].split("```")[0]
-    core = ROOT / "src/dopaminergic"
-    modules = {path.name for path in core.glob("*.py") if not path.name.startswith("_")}
-    folders = {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
-    assert {name for name in modules | folders if name not in drawn} == set()
-    named = set(re.findall(r"\b\w+\.py", drawn)) - {"optimizers.py", "reference.py"}
-    assert named <= {path.name for path in core.rglob("*.py")}
-
-
 def default_sigma(row: Row, dtype: torch.dtype) -> float:
     """The sigma of a rule that was given none, once it has made a step."""
     model = nn.Linear(3, 2, dtype=dtype)
@@ -152,7 +142,8 @@ def test_sigmas_in_the_guide_are_those_of_the_table() -> None:
     guide = " ".join((ROOT / "docs/choosing.md").read_text().split())
     assert "0.0125 in `Dopamine` and `Dopamine2`, 0.01 in the other scalar rules" in guide
     assert "its usual 0.0003 `Dopamine` learns nothing" in guide
-    assert "0.0125 for `Dopamine` and `Dopamine2`" in (ROOT / "CHANGELOG.md").read_text()
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    assert "0.0125 for `Dopamine` and `Dopamine2`" in changes
 
 
 def test_what_a_function_returns_is_one_sentence_in_the_reference() -> None:

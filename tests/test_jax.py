@@ -14,13 +14,13 @@ import torch
 from dopaminergic import SPSA, Dopamine, Dopamine2, EvolutionStrategy, VectorDopamine, WeightPerturbation
 from dopaminergic.jax import Functional, State, normals, sign_words, signs
 from dopaminergic.noise import reference
-from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.rule import Decision, Group, Losses
+from dopaminergic.scalar_rule import ScalarRule
 
 INPUTS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
 TARGETS = np.array([[0], [1], [1], [0]], np.float32)
 SEED = (1 << 62) + 12345
-ROWS: list[tuple[type[ForwardOptimizer], dict[str, Any]]] = [
+ROWS: list[tuple[type[ScalarRule], dict[str, Any]]] = [
     (Dopamine, {}),
     (Dopamine, {"directions": 4, "weight_decay": 0.01, "noise": "gaussian"}),
     (Dopamine, {"directions": 2, "two_sided": True}),
@@ -73,7 +73,7 @@ def test_noise_is_that_of_the_reference(n: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "settings"), ROWS)
-def test_a_run_is_that_of_the_torch_optimizer(kind: type[ForwardOptimizer], settings: dict[str, Any]) -> None:
+def test_a_run_is_that_of_the_torch_optimizer(kind: type[ScalarRule], settings: dict[str, Any]) -> None:
     model, steps = network(), 60
     functional, params = Functional(kind, **settings), weights_of(model)
     before = loss(params)
@@ -93,7 +93,7 @@ def test_a_run_is_that_of_the_torch_optimizer(kind: type[ForwardOptimizer], sett
 
 
 @pytest.mark.parametrize(("kind", "settings"), ROWS)
-def test_the_first_step_is_the_same_to_rounding(kind: type[ForwardOptimizer], settings: dict[str, Any]) -> None:
+def test_the_first_step_is_the_same_to_rounding(kind: type[ScalarRule], settings: dict[str, Any]) -> None:
     """Before rounding is magnified: the loss to a unit in the last place or two, weights to what that makes of them."""
     model = network()
     start, functional = weights_of(model), Functional(kind, **settings)
@@ -152,7 +152,7 @@ def test_a_batch_reaches_the_loss() -> None:
 
 @pytest.mark.parametrize("kind", [Dopamine, Dopamine2, WeightPerturbation, SPSA])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_changes_nothing(kind: type[ForwardOptimizer], bad: float) -> None:
+def test_a_loss_that_is_not_finite_changes_nothing(kind: type[ScalarRule], bad: float) -> None:
     functional, params = Functional(kind, weight_decay=0.1), weights_of(network())
     params, state, _ = run(functional, params, functional.init(params, 0), 3)
     after, skipped, _ = functional.step(lambda w, x: loss(w) * x, params, state, bad)
@@ -188,7 +188,7 @@ def test_dictionaries_keep_their_form() -> None:
 
 
 def test_rules_of_users_work_too() -> None:
-    class Halves(ForwardOptimizer):
+    class Halves(ScalarRule):
         def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
             return Decision(None, [(p - losses.base) / 2 for p in losses.plus], [100.0], [0.1], losses.plus[0])
 

@@ -128,3 +128,14 @@ def test_merging_what_does_not_follow_is_refused(path: Path) -> None:
     with pytest.raises(JournalError, match="damaged"):
         merge(path, other, path.with_suffix(".12"))
     assert not path.with_suffix(".12").exists()
+
+
+@pytest.mark.parametrize("way", ["meta", "sparse", "expanded"])
+def test_tensors_without_memory_of_their_own_are_no_base(path: Path, way: str) -> None:
+    problem, _, _ = trained(path)
+    state = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
+    name = max(state, key=lambda name: state[name].numel())
+    old = state[name]
+    ways = {"meta": old.to("meta"), "sparse": old.to_sparse(), "expanded": old.flatten()[:1].expand(old.shape)}
+    with pytest.raises(JournalError, match=r"has no memory for each of its entries; give a dense one"):
+        replay({**state, name: ways[way]}, path)

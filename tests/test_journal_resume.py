@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from torch.optim import lr_scheduler
 
 from dopaminergic import SPSA, Dopamine, Journal, VectorDopamine, replay
 from dopaminergic.journal import JournalError, read
-from journals import PROBLEMS, bits, recorded, trained
+from dopaminergic.journal.format import DIGEST_BYTES, HEADER, SNAPSHOT
+from journals import PROBLEMS, bits, forged, recorded, trained
 from optimizers import ROWS, VECTOR, Regression, Row, randn
 
 KILLED = """
@@ -197,3 +199,45 @@ def test_ctrl_c_loses_no_step(path: Path) -> None:
     fresh = Regression()
     assert replay(fresh.model, path) == 2
     assert bits(fresh) == bits(problem)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("groups", 0, "sigma"), [0.1], "sigma must be a number"),
+        (("groups", 0, "lr"), -1.0, "lr must be finite and >= 0, got -1.0"),
+        (("rule",), [1.0], "rule must be None"),
+        (("batched",), "\x1b[31m", "batched must be a dict"),
+        (("progress", "doublings"), 1 << 70, "doublings must be an int"),
+        (("more",), 1, "has 'more'"),
+        (("groups",), 7, "lacks"),
+    ],
+)
+def test_a_snapshot_that_no_optimizer_has_made_is_refused_by_file_and_byte_before_weights_change(
+    path: Path, place: tuple[Any, ...], value: Any, words: str
+) -> None:
+    trained(path, 3)
+    [header, first, *steps] = list(read(path).records())
+    last = steps.pop()
+    state = json.loads(last.payload[DIGEST_BYTES:])
+    holder = state
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    assert (header.kind, first.kind, last.kind) == (HEADER, SNAPSHOT, SNAPSHOT)
+    forged(
+        path, *((raw.kind, raw.payload) for raw in steps), (SNAPSHOT, last.payload[:32] + json.dumps(state).encode())
+    )
+    content, problem = path.read_bytes(), Regression()
+    optimizer = SPSA(problem.model.named_parameters(), directions=2, seed=3)
+    before = repr(optimizer.state_dict()), bits(problem)
+    with pytest.raises(JournalError) as error:
+        Journal(optimizer, path, resume=True)
+    said = str(error.value)
+    assert f"{path}: " in said
+    assert "snapshot at byte" in said
+    assert words in said
+    assert said.isprintable()
+    assert len(said) - len(str(path)) < 300
+    assert (repr(optimizer.state_dict()), bits(problem)) == before
+    assert path.read_bytes() == content

@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dopaminergic.noise as noise
-from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, cross_entropy, squared_error
+from dopaminergic import SPSA, VectorDopamine, WeightPerturbation, cross_entropy, squared_error
 from dopaminergic.outcomes import Outcome
+from dopaminergic.weight_optimizer import WeightOptimizer
 from dopaminergic.weights import handing
 from dopaminergic.weights import layout as module
 from optimizers import Row, copies, perceptron, randn, same
@@ -63,14 +64,14 @@ class Problem:
         return cross_entropy(self.model(self.tokens).float(), self.tokens)
 
 
-def copying(optimizer: ForwardOptimizer) -> ForwardOptimizer:
+def copying(optimizer: WeightOptimizer) -> WeightOptimizer:
     """The same optimizer, but that it copies the weights."""
     optimizer._found_on_use.refused = True
     optimizer._weights = optimizer._make_weights()
     return optimizer
 
 
-def on_use(optimizer: ForwardOptimizer) -> bool:
+def on_use(optimizer: WeightOptimizer) -> bool:
     return bool(optimizer._weights._on_use.parts) and not optimizer._found_on_use.refused
 
 

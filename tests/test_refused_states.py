@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from dopaminergic import Dopamine, Dopamine2, ForwardOptimizer, VectorDopamine, WeightPerturbation, squared_error
-from dopaminergic.plain import shown
+from dopaminergic import Dopamine, Dopamine2, VectorDopamine, WeightPerturbation, squared_error
+from dopaminergic.plain import brief
+from dopaminergic.weight_optimizer import WeightOptimizer
 from optimizers import ROWS, VECTOR, Row, copies, randn, same, through_a_file
 
 HOSTILE: list[Any] = [
@@ -77,7 +78,7 @@ def exchanged(state: Any, path: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-def trained(row: Row, seed: Any) -> tuple[Parameter, ForwardOptimizer, Any]:
+def trained(row: Row, seed: Any) -> tuple[Parameter, WeightOptimizer, Any]:
     """A weight, an optimizer after three steps, and the closure."""
     shape = (3, 4) if isinstance(seed, list) else (8,)
     w = Parameter(torch.ones(shape, dtype=torch.float64))
@@ -91,7 +92,7 @@ def trained(row: Row, seed: Any) -> tuple[Parameter, ForwardOptimizer, Any]:
     return w, optimizer, closure
 
 
-def check(optimizer: ForwardOptimizer, w: Parameter, closure: Any, state: Any, what: Any) -> bool:
+def check(optimizer: WeightOptimizer, w: Parameter, closure: Any, state: Any, what: Any) -> bool:
     """Load it. Refused: nothing has changed. Taken: the run goes on, near the weights. Returns whether it was taken."""
     before, old, listeners = str(optimizer.state_dict()), copies([w]), list(optimizer._listeners)
     try:
@@ -128,7 +129,7 @@ def test_whatever_is_exchanged_weights_stay_sound(row: Row, seed: Any) -> None:
     start, tried, taken = w.detach().clone(), 0, 0
     for i, path in enumerate(paths(good)):
         for value in HOSTILE[i % 4 :: 4]:
-            what = (path, shown(value))
+            what = (path, brief(value))
             tried += 1
             if not check(optimizer, w, closure, exchanged(good, path, value), what):
                 continue

@@ -18,6 +18,7 @@ from dopaminergic.journal.format import ALL_EQUAL, HAS_TRACES, Codec, varint
 from dopaminergic.lab.costs import peak_memory
 from dopaminergic.lab.records import read_costs, read_records, write_whole
 from dopaminergic.lab.schema import SchemaError
+from dopaminergic.lab.terminal import clean
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and processes")
 
@@ -119,6 +120,12 @@ def test_text_of_others_has_no_control_characters(text: str) -> None:
     assert shown(text).isprintable()
     shown(text).encode()
     assert shown("Rössler [l/s], 日本") == "Rössler [l/s], 日本"
+    assert clean(f"one\r\ntwo\n{text}") == f"one two {shown(text)}"
+
+
+@pytest.mark.parametrize("text", ["नमस्ते क\u200dष", "खवा\u200cब", "👩\u200d🔬", "a\u00a0b"])
+def test_joiners_within_words_and_pictures_stay(text: str) -> None:
+    assert shown(text) == clean(text) == text
 
 
 def test_a_record_that_is_no_record_is_named_by_file_and_line(tmp_path: Path) -> None:
@@ -132,27 +139,6 @@ def test_a_record_that_is_no_record_is_named_by_file_and_line(tmp_path: Path) ->
 def test_a_measurement_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert peak_memory("nobody", 1000) is None
     assert "the memory of nobody ended with code 1" in caplog.text
-
-
-@posix
-def test_damaged_files_of_numbas_cache_are_made_again(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
-    step = (
-        "import torch, dopaminergic as d; w = torch.nn.Parameter(torch.ones(3))\nd.Dopamine([w]).step(lambda: w.sum())"
-    )
-    surroundings = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-
-    def run() -> str:
-        command = [sys.executable, "-c", step]
-        return subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True).stderr
-
-    assert run() == ""
-    for file in tmp_path.rglob("*.nb?"):
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content[: len(content) // 3] if file.suffix == ".nbi" else content)
-    assert "cache" in run()
-    assert run() == ""
 
 
 @posix

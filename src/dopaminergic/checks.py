@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dopaminergic.noise import KINDS
 from dopaminergic.noise.reference import MAX_DIRECTIONS
-from dopaminergic.plain import as_float, number_of, plain, shown
+from dopaminergic.plain import as_float, brief, number_of, plain
 
 Range = dict[str, float]
 
@@ -40,19 +40,19 @@ def number(
     """The number as a float; raise unless `value` is a finite real number in the range, in any library's form."""
     found = number_of(value)
     if found is None:
-        raise TypeError(f"{rule}: {name} must be a number, got {shown(value)}")
+        raise TypeError(f"{rule}: {name} must be a number, got {brief(value)}")
     x = as_float(found)
     if not (math.isfinite(x) and x > above and x >= at_least and x < below):
         bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {at_least:g}"] * (at_least > -math.inf)
         bounds += [f"< {below:g}"] * (below < math.inf)
-        raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {shown(value)}")
+        raise ValueError(f"{rule}: {name} must be finite{''.join(f' and {b}' for b in bounds)}, got {brief(value)}")
     return x
 
 
 def flag(rule: str, name: str, value: Any) -> bool:
     """The bool; raise unless `value` is one."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{rule}: {name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{rule}: {name} must be True or False, got {brief(value)}")
     return bool(value)
 
 
@@ -60,10 +60,10 @@ def directions(rule: str, value: Any) -> int:
     """The number of directions; raise unless `value` is a possible one."""
     found = number_of(value)
     if not isinstance(found, int):
-        raise TypeError(f"{rule}: directions must be an int, got {shown(value)}")
+        raise TypeError(f"{rule}: directions must be an int, got {brief(value)}")
     if not 1 <= found < MAX_DIRECTIONS:
         raise ValueError(
-            f"{rule}: directions must be >= 1 and < {MAX_DIRECTIONS}, got {shown(found)}; 1 is the plain method"
+            f"{rule}: directions must be >= 1 and < {MAX_DIRECTIONS}, got {brief(found)}; 1 is the plain method"
         )
     return found
 
@@ -71,7 +71,7 @@ def directions(rule: str, value: Any) -> int:
 def noise(rule: str, value: Any) -> str:
     """The kind of noise; raise unless `value` names one."""
     if not isinstance(value, str) or value not in KINDS:
-        raise ValueError(f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {shown(value)}")
+        raise ValueError(f"{rule}: noise must be one of {', '.join(map(repr, KINDS))}, got {brief(value)}")
     return KINDS[KINDS.index(value)]
 
 
@@ -151,15 +151,15 @@ def seeds(rule: str, value: Any) -> int | list[int]:
     """Return the seed, or a fleet's seeds as a list; raise unless they are ints in [0, 2^63)."""
     single = number_of(value)
     if single is None and (isinstance(value, bool | np.bool_ | str | bytes | dict | set) or not _is_sequence(value)):
-        raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {shown(value)}")
+        raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {brief(value)}")
     fleet = [single] if single is not None else [number_of(seed) for seed in value]
     if not fleet:
         raise ValueError(f"{rule}: seed is an empty sequence; give one seed for each replica")
     for seed in fleet:
         if not isinstance(seed, int):
-            raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {shown(value)}")
+            raise TypeError(f"{rule}: seed must be an int or a sequence of ints, got {brief(value)}")
         if not 0 <= seed < 1 << 63:
-            raise ValueError(f"{rule}: seed must be in [0, 2^63), got {shown(seed)}")
+            raise ValueError(f"{rule}: seed must be in [0, 2^63), got {brief(seed)}")
     found: Any = fleet[0] if single is not None else fleet
     return found
 
@@ -288,7 +288,7 @@ def some_trainable(rule: str, groups: Iterable[dict[str, Any]]) -> None:
     parameters = [p for settings in groups for p in settings["params"]]
     if not any(p.requires_grad and p.numel() for p in parameters):
         if parameters and not any(p.dtype in PERTURBED for p in parameters):
-            kinds = shown(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
+            kinds = brief(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
             raise TypeError(
                 f"{rule}: params has nothing to train: all {len(parameters)} parameters are of dtypes {kinds}, which "
                 "cannot be perturbed; pass floating-point weights, of a complex one its torch.view_as_real"
@@ -317,7 +317,7 @@ def explain(rule: str, error: BaseException, closure: Any) -> None:
     """
     if closure is not None and not callable(closure):
         raise TypeError(
-            f"{rule}: the closure must be a function that computes the loss, got {shown(closure)}; pass "
+            f"{rule}: the closure must be a function that computes the loss, got {brief(closure)}; pass "
             "opt.step(lambda: loss_of(model(x), y)), for it is called once for each forward pass"
         ) from error
     if isinstance(error, RuntimeError) and "does not require grad" in str(error):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+JOINERS = "\u200c\u200d"
 LONGEST_STEM = 100  # characters of a name that a temporary file keeps: names of 255 bytes leave no room for more
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -150,7 +151,8 @@ def _alive(process: int) -> bool:
 def shown(text: str, longest: int | None = None) -> str:
     r"""Text of others as a terminal or a page may show it: control characters and halves of characters are spelled out.
 
-    A terminal obeys some of them: it writes to the clipboard, changes colours, or moves what is shown.
+    A terminal obeys some of them: it writes to the clipboard, changes colours, or moves what is shown. Marks that turn
+    the direction of writing show another text than there is. Joiners within words and pictures stay.
 
     Args:
         text: of anybody.
@@ -165,4 +167,4 @@ def shown(text: str, longest: int | None = None) -> str:
 
 
 def _harmless(one: str) -> bool:
-    return one.isprintable() or unicodedata.category(one) == "Zs"
+    return one.isprintable() or one in JOINERS or unicodedata.category(one) == "Zs"

@@ -482,8 +482,7 @@ class ForwardOptimizer(Optimizer):
         """
         self._refuse_within_a_step("load_state_dict")
         start = self.start()
-        own = states.Own(self._rule_name, self._forward(), self.param_groups, start, self._replicas)
-        loaded = states.read(state_dict, own)
+        loaded = self._read(state_dict)
         before = self.__dict__.copy()
         try:
             self._load(state_dict, loaded, start)
@@ -491,6 +490,11 @@ class ForwardOptimizer(Optimizer):
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+    def _read(self, state_dict: Any) -> states.Loaded:
+        """What `load_state_dict` would take; raise where it would, and change nothing."""
+        own = states.Own(self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas)
+        return states.read(state_dict, own)
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
         self._undo(self._progress)  # whatever a step could not take back, while it is known

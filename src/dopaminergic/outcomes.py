@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dopaminergic.plain import as_float, number_of, shown
+from dopaminergic.plain import as_float, brief, number_of
 
 IGNORED = -100  # as torch has it
 
@@ -157,7 +157,7 @@ def mean_loss(returned: Any, rule: str) -> float:
         return float(losses.item())  # unlike float(losses), without a warning where a closure wants gradients
     if losses.numel() == 0 or (losses.ndim > 1 and losses is found):
         raise ValueError(
-            f"{rule}: the closure returned a tensor of shape {shown(tuple(losses.shape))}; return a number, a 1-d "
+            f"{rule}: the closure returned a tensor of shape {brief(tuple(losses.shape))}; return a number, a 1-d "
             "tensor of per-sample losses, squared_error(prediction, target) or cross_entropy(logits, labels)"
         )
     return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
@@ -185,7 +185,7 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
     found = readable(returned, rule)
     losses = found.losses if isinstance(found, Outcome) else found
     if not isinstance(losses, Tensor) or losses.ndim == 0 or losses.shape[0] != replicas or losses.numel() == 0:
-        shape = shown(tuple(losses.shape)) if isinstance(losses, Tensor) else "()"
+        shape = brief(tuple(losses.shape)) if isinstance(losses, Tensor) else "()"
         raise ValueError(
             f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first dimension must be "
             f"{replicas}"
@@ -298,7 +298,7 @@ def _no_loss(returned: Any, rule: str) -> TypeError:
             hint = other
             break
     kind = str(returned.dtype) if isinstance(returned, Tensor) else type(returned).__name__[:40]
-    what = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else shown(returned)
+    what = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else brief(returned)
     return TypeError(f"{rule}: the closure returned {what} of type {kind}; {hint}")
 
 

@@ -76,10 +76,10 @@ def plain(value: Any) -> Any:
     return tuple(plain(x) for x in value) if type(value) is tuple else value
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value for an error: one line of at most 100 characters, whatever it is.
 
-    >>> shown(list(range(1000)))
+    >>> brief(list(range(1000)))
     '[0, 1, 2, 3, ...]'
     """
     if isinstance(value, Decimal | Fraction):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic import checks
-from dopaminergic.plain import as_float, number_of, plain, shown
+from dopaminergic.plain import as_float, brief, number_of, plain
 
 LAST_STEP = (1 << 32) - (1 << 20)  # steps are numbered by 32 bits, and a run should get some way from here
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
@@ -103,14 +103,14 @@ def read(saved: Any, own: Own) -> Loaded:
         raise ValueError(str(error)) from error
     except (AttributeError, KeyError, OverflowError, RuntimeError) as error:  # of values that compare like nothing else
         raise ValueError(
-            f"{own.rule}.load_state_dict: the state is damaged ({shown(error)}); load another copy"
+            f"{own.rule}.load_state_dict: the state is damaged ({brief(error)}); load another copy"
         ) from error
 
 
 def _read(saved: Any, own: Own) -> Loaded:
     rule = own.rule
     if not isinstance(saved, dict) or not isinstance(saved.get("forward"), dict):
-        has = shown(list(saved)) if isinstance(saved, dict) else type(saved).__name__
+        has = brief(list(saved)) if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(
             f"{rule}: this state_dict does not come from a forward-only optimizer (its keys are {has}); pass what "
             f"{rule}.state_dict() returned"
@@ -138,7 +138,7 @@ def _read(saved: Any, own: Own) -> Loaded:
 
 
 def _refuse(place: str, name: str, wanted: str, value: Any) -> None:
-    raise ValueError(f"{place}: {name} must be {wanted}, got {shown(value)}; the state is damaged, load another copy")
+    raise ValueError(f"{place}: {name} must be {wanted}, got {brief(value)}; the state is damaged, load another copy")
 
 
 def _same_identity(rule: str, forward: dict[str, Any], own: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def _equal(theirs: Any, own: Any) -> bool:
 
 
 def _few(value: Any) -> str:
-    return shown(value)[:75]
+    return brief(value)[:75]
 
 
 def _same_keys(place: str, name: str, theirs: Any, own: dict[str, Any], older: tuple[str, ...] = ()) -> None:
@@ -178,10 +178,10 @@ def _same_keys(place: str, name: str, theirs: Any, own: dict[str, Any], older: t
         _refuse(place, name, "a dict", theirs)
     for key in own:
         if key not in theirs and key not in older:
-            raise ValueError(f"{place}: {name} lacks {shown(key)}; it is damaged, load another copy")
+            raise ValueError(f"{place}: {name} lacks {brief(key)}; it is damaged, load another copy")
     for key in theirs:
         if key not in own:
-            raise ValueError(f"{place}: {name} has {shown(key)}, which this optimizer does not know")
+            raise ValueError(f"{place}: {name} has {brief(key)}, which this optimizer does not know")
 
 
 def _flags(place: str, name: str, flags: Any, own: dict[str, bool]) -> dict[str, bool]:
@@ -204,7 +204,7 @@ def _groups(place: str, saved: dict[str, Any], own: Own) -> list[dict[str, Any]]
     ours = [len(group["params"]) for group in own.groups]
     if theirs != ours:
         raise ValueError(
-            f"{place}: the state has parameter groups of {shown(theirs)} parameters, this optimizer of {shown(ours)}; "
+            f"{place}: the state has parameter groups of {brief(theirs)} parameters, this optimizer of {brief(ours)}; "
             "make the same groups first"
         )
     numbers = [number for group in groups for number in group["params"]]
@@ -232,7 +232,7 @@ def _same_order(place: str, groups: list[dict[str, Any]], own: list[dict[str, An
             if _bare(one) != _bare(other):
                 raise ValueError(
                     f"{place}: the state is of other parameters, or in another order: number {i} of a group is "
-                    f"{shown(one)} there and {shown(other)} here; list them in the same order, or remove "
+                    f"{brief(one)} there and {brief(other)} here; list them in the same order, or remove "
                     "'param_names' from the state's groups if only names have changed"
                 )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dopaminergic import ForwardOptimizer
 from dopaminergic.noise import Combination
+from dopaminergic.weight_optimizer import WeightOptimizer
 from dopaminergic.weights import Weights
 from optimizers import ROWS, VECTOR, Row, copies, perceptron, randn, same
 
@@ -75,7 +76,7 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def optimizer_of(row: Row, model: Model) -> ForwardOptimizer:
+def optimizer_of(row: Row, model: Model) -> WeightOptimizer:
     settings = {"directions": 2, "weight_decay": 0.01, **model.settings}
     if row is VECTOR:
         settings.pop("batched", None)
@@ -108,7 +109,7 @@ class Fault:
 
 
 @contextlib.contextmanager
-def faulty(fault: Fault, optimizer: ForwardOptimizer) -> Iterator[None]:
+def faulty(fault: Fault, optimizer: WeightOptimizer) -> Iterator[None]:
     """The phases of a step tell `fault` when they begin and when they are done."""
     kind = type(optimizer)
     phases = [(Weights, name) for name in ("begin", "move", "restore", "update")]
@@ -162,7 +163,7 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def state_of(optimizer: ForwardOptimizer) -> str:
+def state_of(optimizer: WeightOptimizer) -> str:
     return repr(plain(optimizer.state_dict()["forward"]))
 
 
@@ -197,7 +198,7 @@ def near(new: list[Tensor], old: list[Tensor], passes: int) -> bool:
     )
 
 
-def complaint(name: str, row: Row, model: Model, optimizer: ForwardOptimizer, before: int) -> str | None:
+def complaint(name: str, row: Row, model: Model, optimizer: WeightOptimizer, before: int) -> str | None:
     """What is wrong after a broken second step, or None. Takes a further step or two."""
     expected, passed, now = reference(name, row.name), optimizer.forward_passes - before, copies(model.parameters)
     if not torch.is_grad_enabled():

@@ -186,7 +186,7 @@ def test_a_checkpoint_with_code_in_it_does_not_run_it(
     content = io.BytesIO()
     (torch.save if form == "torch" else pickle.dump)({"model": Malicious()}, content)
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(fleet_module._header(content.getvalue()) + content.getvalue())
+    path.write_bytes(fleet_module.with_header(content.getvalue()))
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         Fleet(make_task("xor-2-8-1"), "wp", [1], [0.1], 60).load(path)
     assert not (tmp_path / "owned").exists()

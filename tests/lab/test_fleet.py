@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import math
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dopaminergic import Dopamine, Dopamine2
-from dopaminergic.lab.fleet import Fleet
+from dopaminergic.lab.fleet import CheckpointError, Fleet, with_header
 from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, grid_of
 from dopaminergic.lab.tasks import make_task
 
@@ -100,6 +103,71 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).load(path)
+
+
+def everything(fleet: Fleet) -> str:
+    """All that a refused checkpoint must leave as it is."""
+    counted = (fleet.steps, fleet.evaluated, fleet.kept, fleet.traced, fleet.curve, fleet.traces, fleet.solved_at)
+    return repr((fleet.model.state_dict(), fleet.optimizer.state_dict(), counted))
+
+
+Place = tuple[Any, ...]
+ADAM = ("optimizer", "inner")
+FORGED: list[tuple[str, Place, Any]] = [
+    ("adam", (*ADAM, "state", 0, "exp_avg_sq"), None),
+    ("adam", (*ADAM, "state", 0, "exp_avg"), torch.zeros(1, 2, 8, 2)),
+    ("adam", (*ADAM, "state", 0, "step"), "x"),
+    ("adam", (*ADAM, "state", 1, "exp_avg"), torch.zeros(1).expand(2, 8, 1)),
+    ("adam", (*ADAM, "state"), {}),
+    ("adam", (*ADAM, "param_groups", 0, "capturable"), True),
+    ("adam", (*ADAM, "param_groups", 0, "betas"), (0.9, "y")),
+    ("adam", ("optimizer", "steps"), "3"),
+    ("adam", ("optimizer", "steps"), -3),
+    ("adam", ("optimizer", "lr"), torch.ones(1, dtype=torch.float64)),
+    ("adam", ("optimizer", "lr"), torch.full((2,), math.nan, dtype=torch.float64)),
+    ("sgd", (*ADAM, "param_groups", 0, "momentum"), 0.9),
+    ("dopamine", ("optimizer", "forward", "settings", "directions"), 65535),
+    ("dopamine", ("optimizer", "forward", "settings", "seed"), [7, 8]),
+    ("dopamine", ("optimizer", "forward", "rule"), [0.0]),
+    ("dopamine", ("solved_at",), torch.zeros(2, dtype=torch.float64, device="meta")),
+    ("dopamine", ("kept",), 1 << 61),
+    ("dopamine", ("curve",), []),
+    ("dopamine", ("traces",), [(1, None, 0.5)]),
+    ("dopamine", ("steps",), True),
+    ("dopamine", ("model",), {}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "place", "value"), FORGED, ids=[f"{o} {p[-1]}" for o, p, _ in FORGED])
+def test_a_forged_checkpoint_is_refused_and_nothing_of_it_loaded(
+    optimizer: str, place: Place, value: Any, tmp_path: Path
+) -> None:
+    path, task = tmp_path / "checkpoint.pt", make_task("xor-2-8-1")
+
+    def fleet() -> Fleet:
+        return Fleet(task, optimizer, [1, 2], [0.1, 0.1], budget=600)
+
+    trained = fleet()
+    for _ in range(3):
+        trained.step()
+    trained.save(path)
+    state = torch.load(io.BytesIO(path.read_bytes().partition(b"\n")[2]), weights_only=True)
+    holder = state
+    for key in place[:-1]:
+        holder = holder[key]
+    assert place[-1] in holder or isinstance(holder, list)
+    holder[place[-1]] = value
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.write_bytes(with_header(content.getvalue()))
+    fresh = fleet()
+    before = everything(fresh)
+    words = r"checkpoint.pt: not a (readable checkpoint|checkpoint of this run)"
+    with pytest.raises(CheckpointError, match=words) as error:
+        fresh.load(path)
+    assert len(str(error.value)) - len(str(path)) < 300
+    assert everything(fresh) == before
+    fresh.step()
 
 
 PAGES = """

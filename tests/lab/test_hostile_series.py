@@ -187,3 +187,22 @@ def test_a_better_rival_is_said_plainly(tmp_path: Path, capsys: pytest.CaptureFi
     assert "A linear autoregression" in shown
     assert "better than this network" in shown
     assert f"record: {tmp_path / 'out' / 'records.jsonl'}" in shown
+
+
+@pytest.mark.parametrize("years", [(1700, 2200), (2261, 6020), (1, 9999)])
+def test_dates_of_any_century_are_put_in_order(tmp_path: Path, years: tuple[int, int]) -> None:
+    path = tmp_path / "ages.csv"
+    rows = [f"{year:04d}-01-{day:02d},{day % 7}" for year in years for day in range(1, 29)]
+    path.write_text("\n".join(["date,level", *rows]) + "\n")
+    assert read_series(path, "level").shape == (56, 1)
+    path.write_text("\n".join(["date,level", *rows[28:], *rows[:28]]) + "\n")
+    with pytest.raises(ValueError, match=r"the dates of column 'date' go back at '\d{4}-01-01' in row 29 \(line 30\)"):
+        read_series(path, "level")
+
+
+def test_a_damaged_parquet_file_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1\x1b[31m\n\x00" + b"\xff" * 40 + b"PAR1")
+    with pytest.raises(ValueError, match=r"a.parquet: cannot be read as parquet: ") as error:
+        read_series(path, "level")
+    assert str(error.value).isprintable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -159,9 +160,12 @@ def test_a_training_of_vector_dopamine_resumes_after_ctrl_c(tmp_path: Path) -> N
         time.sleep(0.05)
     time.sleep(1.0)  # the folder is there just before the first step
     process.send_signal(signal.SIGINT)
-    assert b"interrupted" in process.communicate()[1]
+    said = process.communicate()[1].decode().strip().splitlines()[-1]
     assert process.returncode == 130
-    assert list((cut / "checkpoints").iterdir())
+    [checkpoint] = (cut / "checkpoints").iterdir()
+    again = shlex.join(["dopaminergic", *command[3:], str(cut), "--resume"])
+    assert said == f"interrupted at the checkpoint {checkpoint}; to continue: {again}"
+    assert not (cut / "records.jsonl").exists()
     subprocess.run([*command, str(cut), "--resume"], env=surroundings, check=True, capture_output=True)
     subprocess.run([*command, str(tmp_path / "whole")], env=surroundings, check=True, capture_output=True)
     ours, theirs = (read_records(tmp_path / name / "records.jsonl").records for name in ("cut", "whole"))

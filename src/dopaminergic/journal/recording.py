@@ -37,6 +37,7 @@ from dopaminergic.journal.replaying import digest, replay
 from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.progress import Change
+from dopaminergic.weight_optimizer import WeightOptimizer
 
 try:
     import fcntl
@@ -88,7 +89,7 @@ class Journal:
     def __init__(
         self, optimizer: ForwardOptimizer, path: str | os.PathLike[str], *, every: int = 100, resume: bool = False
     ) -> None:
-        if not isinstance(optimizer, ForwardOptimizer):
+        if not isinstance(optimizer, WeightOptimizer):
             raise TypeError(f"Journal: optimizer must be one of dopaminergic, got {type(optimizer).__name__}")
         checks.number("Journal", "every", every, at_least=1)
         self.optimizer, self.path, self.every = optimizer, Path(path), int(every)
@@ -197,8 +198,9 @@ class Journal:
             # A group that was added after the snapshot is added again.
             known = contents.headers[: contents.headers.index(snapshot.header) + 1]
             contents = contents._replace(headers=known)
+            state = self._state(contents, snapshot)  # before the weights change
             replay(self._parameters(), contents, snapshot.steps)
-            self._load(contents, snapshot)
+            self.optimizer.load_state_dict(state)
             if contents.damage is not None:
                 warnings.warn(contents.warning + "; it is cut off now", JournalDamage, stacklevel=4)
             logging.getLogger(__name__).info(
@@ -235,13 +237,14 @@ class Journal:
         }
         for name, value in theirs.items():
             if own[name] != value:
+                said, mine = shown(str(value), 60), shown(str(own[name]), 60)
                 raise JournalError(
-                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {str(value)[:100]}, the "
-                    f"optimizer {str(own[name])[:100]}; build the same model and optimizer first"
+                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {said}, the optimizer "
+                    f"{mine}; build the same model and optimizer first"
                 )
 
-    def _load(self, contents: Contents, snapshot: Snapshot) -> None:
-        """The state at the snapshot, in the form that `load_state_dict` takes."""
+    def _state(self, contents: Contents, snapshot: Snapshot) -> dict[str, Any]:
+        """The state at the snapshot, in the form that `load_state_dict` takes, which it would not refuse."""
         saved, state = contents.state(snapshot), self.optimizer.state_dict()
         own = state["param_groups"]
         try:
@@ -252,9 +255,15 @@ class Journal:
                 )
             state["param_groups"] = [{**o, **g, "params": o["params"]} for o, g in zip(own, groups, strict=True)]
             state["forward"].update(saved, settings=snapshot.header.settings)
-            self.optimizer.load_state_dict(state)
+            self.optimizer._read(state)
+        except JournalError:
+            raise
         except (KeyError, TypeError) as error:
             raise JournalError(f"{self.path}: the snapshot at byte {snapshot.start} lacks {error}") from None
+        except ValueError as error:
+            said = shown(str(error), 220)
+            raise JournalError(f"{self.path}: of the snapshot at byte {snapshot.start}, {said}") from error
+        return state
 
     # ---- recording ---------------------------------------------------------------------------------------------------
 

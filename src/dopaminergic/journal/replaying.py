@@ -172,6 +172,11 @@ def matched(model: Parameters, contents: Contents) -> list[Tensor]:
             "what the optimizer was given, such as model.head.parameters(), in the same order"
         )
     for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
+        if not _has_memory(p):
+            raise JournalError(
+                f"{contents.path}: parameter {_name(w, i)} is a meta, sparse, nested or expanded tensor, which has no "
+                "memory for each of its entries; give a dense one, such as p.clone()"
+            )
         if not _fits(p, w):
             raise JournalError(
                 f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
@@ -209,8 +214,15 @@ def _name(wanted: dict[str, Any], index: int) -> str:
     return shown(str(wanted.get("name") or index), 60)
 
 
+def _has_memory(p: Tensor) -> bool:
+    """Whether the entries of a tensor can be read and written one by one."""
+    if p.is_meta or p.is_nested or p.layout != torch.strided:
+        return False
+    return all(stride or size < 2 for stride, size in zip(p.stride(), p.shape, strict=True))
+
+
 def _fits(p: Tensor, wanted: dict[str, Any]) -> bool:
-    return list(p.shape) == wanted["shape"] and _dtype(p) == wanted["dtype"]
+    return not p.is_nested and list(p.shape) == wanted["shape"] and _dtype(p) == wanted["dtype"]
 
 
 def _dtype(p: Tensor) -> str:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader that is gone can be told from a failure
         return status
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{_how_to_continue(options)}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\ninterrupted{_how_to_continue(options, str(stop))}", file=sys.stderr)
         return 130
     except BrokenPipeError as error:
         if not _readers_are_gone():
@@ -73,14 +73,15 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _how_to_continue(options: argparse.Namespace) -> str:
-    """The command that goes on where this one was interrupted; a plain one starts `train` again."""
+def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
+    """The command that goes on where this one was interrupted, and from where; a plain one starts `train` again."""
     if options.command not in ("reproduce", "train", "compare"):
         return ""
-    line = ["dopaminergic", *options.line]
-    if options.command == "train" and not options.resume:
-        line.append("--resume")
-    return f": nothing finished is lost; to continue: {clean(shlex.join(line))}"
+    line, kept = ["dopaminergic", *options.line], "; finished runs are kept"
+    if options.command == "train":
+        kept = f" at the checkpoint {checkpoint}" if checkpoint else "; the last checkpoint, if there is one, is kept"
+        line += [] if options.resume else ["--resume"]
+    return clean(f"{kept}; to continue: {shlex.join(line)}")
 
 
 def _tell(notes: Sequence[str]) -> None:

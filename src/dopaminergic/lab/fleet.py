@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import math
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.files import open_file, shown
+from dopaminergic.lab.form import difference, is_like
 from dopaminergic.lab.optimizers import find_method
 from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.tasks import Task
@@ -116,7 +116,7 @@ class Fleet:
         content = io.BytesIO()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **self._own()}
         torch.save(state, content)
-        write_whole(path, _header(content.getvalue()) + content.getvalue())
+        write_whole(path, with_header(content.getvalue()))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of a fleet of the same making, bit for bit.
@@ -127,16 +127,13 @@ class Fleet:
         """
         state = _read(path)
         self._check(path, state)
-        # The parts are loaded one after another: if a later one is refused, the earlier ones are put back.
-        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+        # All else has been looked at, so that the one part that may still be refused comes first.
         try:
-            self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # whatever kinds torch has for it
-            self.model.load_state_dict(before[0])
-            self.optimizer.load_state_dict(before[1])
             said = shown(" ".join(str(error).split()), 150)
             raise CheckpointError(f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})") from error
+        self.model.load_state_dict(dict(state["model"]))
         for name in (*COUNTS, "solved_at"):
             setattr(self, name, state[name])
         self.curve = [(passes, errors) for passes, errors in state["curve"]]
@@ -144,31 +141,38 @@ class Fleet:
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:
         """Raise unless a checkpoint is of these runs, and all that this class keeps in it is of the right kind."""
-        if state.get("seeds") != self.seeds or state.get("task") != [self.task.name, self.task.settings]:
+        task = [self.task.name, self.task.settings]
+        if difference([state.get("seeds"), state.get("task")], [self.seeds, task]):
             said = shown(str(state.get("task"))[:200], 80)
             raise ValueError(f"{path}: it belongs to other runs, of {said}; delete it, or give another --out")
-        replicas, solved = len(self.seeds), state.get("solved_at")
+        replicas = len(self.seeds)
         sound = {
-            **{name: _whole(state.get(name)) for name in COUNTS},
-            "curve": _rows(state.get("curve"), lambda row: _whole(row[0]) and _reals(row[1], replicas), 2),
-            "traces": _rows(state.get("traces"), lambda row: _whole(row[0]) and _reals(list(row[1:]), 2), 3),
-            "solved_at": isinstance(solved, Tensor)
-            and solved.dtype == torch.float64
-            and solved.shape == self.solved_at.shape,
-            "model": isinstance(state.get("model"), dict),
-            "optimizer": isinstance(state.get("optimizer"), dict),
+            **{name: self._counted(state.get(name)) for name in COUNTS},
+            "curve": _rows(state.get("curve"), lambda row: self._counted(row[0]) and _reals(row[1], replicas), 2),
+            "traces": _rows(state.get("traces"), lambda row: self._counted(row[0]) and _reals(list(row[1:]), 2), 3),
+            "solved_at": is_like(state.get("solved_at"), self.solved_at),
+            "optimizer": _has_same_settings(state.get("optimizer"), self.optimizer.state_dict()),
+            "model": not difference(state.get("model"), dict(self.model.state_dict())),
         }
         for name, well in sound.items():
             if not well:
                 raise CheckpointError(f"{path}: not a readable checkpoint, its {name!r} is missing or of another kind")
+        passes = [row[0] for row in state["curve"]]
+        if passes[-1:] != [state["kept"]] or passes != sorted({*passes}) or state["kept"] > state["evaluated"]:
+            raise CheckpointError(f"{path}: not a readable checkpoint, its 'curve' is not one that runs go through")
+
+    def _counted(self, value: Any) -> bool:
+        """Whether this is a number of steps or passes that these runs may come to."""
+        return type(value) is int and 0 <= value <= self.budget
 
     def _own(self) -> dict[str, Any]:
         names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
         return {"task": [self.task.name, self.task.settings], **{name: getattr(self, name) for name in names}}
 
 
-def _header(body: bytes) -> bytes:
-    return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n"
+def with_header(body: bytes) -> bytes:
+    """The content of a checkpoint: what it is and its checksum in a first line, and then a state."""
+    return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = file.read()
     # torch itself does not notice a flipped bit in a tensor.
     body = content[content.find(b"\n") + 1 :]
-    if not content.startswith(_header(body)):
+    if content != with_header(body):
         raise CheckpointError(f"{path}: not a readable checkpoint, its bytes and their sha256 do not agree")
     try:
         state = torch.load(io.BytesIO(body), weights_only=True)
@@ -189,8 +193,14 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and -1 <= value < 1 << 62
+def _has_same_settings(theirs: Any, own: dict[str, Any]) -> bool:
+    """Whether this is the state of an optimizer that was made alike; the optimizer itself looks at all the rest."""
+    if not isinstance(theirs, dict):
+        return False
+    if "forward" not in own:
+        return True
+    forward = theirs.get("forward")
+    return isinstance(forward, dict) and not difference(forward.get("settings"), own["forward"]["settings"])
 
 
 def _reals(value: Any, length: int) -> bool:

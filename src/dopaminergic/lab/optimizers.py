@@ -9,6 +9,7 @@ backpropagation, with one addition: a learning rate for each replica.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.dopamine import Dopamine, Dopamine2
+from dopaminergic.lab.form import difference
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import mean_losses
+from dopaminergic.plain import brief
 from dopaminergic.subspace import MOST_DIRECTIONS
 from dopaminergic.vector import VectorDopamine
 
@@ -44,6 +47,7 @@ class Backpropagation:
         self.proxies = [torch.zeros_like(p) for p in self.parameters]
         self.inner = kind(self.proxies, lr=1.0)
         self.steps = 0
+        self._kind = kind
 
     @property
     def forward_passes(self) -> int:
@@ -70,9 +74,30 @@ class Backpropagation:
         return {"steps": self.steps, "lr": self.lr, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.steps, self.lr = state["steps"], state["lr"]
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: no optimizer like this one could have saved it; nothing has changed then.
+        """
+        name, steps = type(self.inner).__name__, state.get("steps")
+        if type(steps) is not int or not 0 <= steps < 1 << 62:
+            raise ValueError(f"{name}: steps must be an int in [0, 2^62), got {brief(steps)}")
+        wrong = difference(state, {"steps": steps, "lr": self.lr, "inner": self._state_after(steps)}, "state")
+        rates = [] if wrong else state["lr"].tolist()
+        if wrong or not all(0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"{name}: {wrong or f'lr must be finite and >= 0, got {brief(rates)}'}")
         self.inner.load_state_dict(state["inner"])
+        self.steps, self.lr = steps, state["lr"]
+
+    def _state_after(self, steps: int) -> dict[str, Any]:
+        """A state of torch's optimizer, built like the one after so many steps."""
+        proxies = [torch.zeros_like(proxy) for proxy in self.proxies]
+        inner = self._kind(proxies, lr=1.0)
+        if steps:
+            for proxy in proxies:
+                proxy.grad = torch.zeros_like(proxy)
+            inner.step()
+        return inner.state_dict()
 
 
 class Method(NamedTuple):

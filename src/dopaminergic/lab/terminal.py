@@ -8,23 +8,18 @@ import io
 import sys
 import unicodedata
 
-# Marks that turn the direction of writing and so can show another text than there is.
-TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+from dopaminergic.files import shown
+
 PLAIN = {"\u2013": "-", "\u2014": "-", "\u2026": "...", "\u00d7": "x", "\u2212": "-", "\u221e": "inf", "\u2019": "'"}
 
 
 def clean(text: str) -> str:
-    r"""The text on one line, its control characters written out, so that none reaches a terminal.
+    r"""The text on one line, as `shown` spells it out.
 
     >>> print(clean(chr(27) + "[2J"))
     \x1b[2J
     """
-    return "".join(_visible(sign) for sign in text.replace("\r\n", " ").replace("\n", " "))
-
-
-def _visible(sign: str) -> str:
-    hidden = unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or ord(sign) in TURNING
-    return sign.encode("unicode_escape", "surrogatepass").decode() if hidden else sign
+    return shown(text.replace("\r\n", " ").replace("\n", " "))
 
 
 def show_all_signs() -> None:

@@ -72,6 +72,7 @@ def train(
 
     Raises:
         ValueError: an argument is wrong, or there is a checkpoint and `resume` is false.
+        KeyboardInterrupt: Ctrl-C was pressed; if it has an argument, that is the checkpoint that was written.
     """
     method, built = find_method(optimizer), make_task(task, **settings)
     settings = {**settings, **built.pinned}
@@ -107,7 +108,7 @@ def train(
     with _asked_to_stop() as asked:
         finished = run_job(job, path.parent, report, stop=lambda: bool(asked))
     if finished is None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(path)
     finished.keep(out)
     path.unlink(missing_ok=True)
     progress(title, budget, budget, [])

@@ -121,7 +121,7 @@ def _choose(where: str, present: list[str], comma: bool, say: Callable[[int], st
     return max(FORMS, key=counts.__getitem__)
 
 
-def shown(path: object) -> str:
+def tail(path: object) -> str:
     """A path for messages, its end alone where it is long."""
     text = str(path)
     return text if len(text) <= 60 else f"...{text[-57:]}"

@@ -47,7 +47,7 @@ def check_order(where: str, others: dict[str, Sequence[Any]], lines: Sequence[in
         if _are_dates(cells):
             keys = _read_dates(where, name, cells, lines)
             alone = not [clock for clock in clocks if clock != name]
-            return _direction(f"{where}: the dates of column {name!r}", keys, cells, lines, alone, notes)
+            return _direction(f"{where}: the dates of column {name[:40]!r}", keys, cells, lines, alone, notes)
     for name, cells in others.items():
         if NAMES.fullmatch(name.strip()):
             _check_descent(where, name, cells, lines)
@@ -61,7 +61,7 @@ def _check_totals(where: str, name: str, cells: Sequence[Any], lines: Sequence[i
         rare = isinstance(cell, str) and TOTALS.fullmatch(cell) and not any(map(TOTALS.fullmatch, cells[:row]))
         if rare:
             raise ValueError(
-                f"{where}: column {name!r} holds {cell[:40]!r} in {place(row, lines)}: a line of totals? remove it"
+                f"{where}: column {name[:40]!r} holds {cell[:40]!r} in {place(row, lines)}: a line of totals? remove it"
             )
 
 
@@ -78,7 +78,7 @@ def _are_dates(cells: Sequence[Any]) -> bool:
 
 
 def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
-    """Nanoseconds since 1970, or None and the first row that is no date; half of one format is no date either."""
+    """Numbers in the order of time, or None and the first row that is no date; half of one format is no date either."""
     import pandas
 
     with warnings.catch_warnings():
@@ -92,7 +92,7 @@ def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
     lost = found.isna().to_numpy()
     if lost.any():
         return None, int(lost.argmax())
-    return found.dt.as_unit("ns").astype("int64").to_numpy(), 0
+    return found.astype("int64").to_numpy(), 0
 
 
 def _read_dates(where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None) -> list[Keys]:
@@ -102,8 +102,8 @@ def _read_dates(where: str, name: str, cells: Sequence[Any], lines: Sequence[int
     if not whole:
         row = max(row for _, row in readings)
         raise ValueError(
-            f"{where}: column {name!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is no date like "
-            "those before it; correct or remove the row (a line of totals?)"
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            "no date like those before it; correct or remove the row (a line of totals?)"
         )
     return whole
 
@@ -111,7 +111,8 @@ def _read_dates(where: str, name: str, cells: Sequence[Any], lines: Sequence[int
 def _direction(
     what: str, readings: list[Keys], cells: Sequence[Any], lines: Sequence[int] | None, alone: bool, notes: list[str]
 ) -> bool:
-    steps = [np.diff(keys) for keys in readings]
+    # Not by differences: those of dates that are centuries apart do not fit into 64 bits.
+    steps = [(keys[1:] > keys[:-1]).astype(int) - (keys[1:] < keys[:-1]) for keys in readings]
     if any((step > 0).all() or (not alone and (step >= 0).all()) for step in steps):
         return False
     if any((step < 0).all() for step in steps):
@@ -137,12 +138,13 @@ def _check_descent(where: str, name: str, cells: Sequence[Any], lines: Sequence[
     if lost.any():
         row = int(lost.argmax())
         raise ValueError(
-            f"{where}: column {name!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is no number like "
-            "the others; correct or remove the row (a line of totals?)"
+            f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, which is "
+            "no number like the others; correct or remove the row (a line of totals?)"
         )
     step = np.diff(keys.to_numpy(dtype=np.float64))
     if len(step) and (step <= 0).all() and (step < 0).any():
         raise ValueError(
-            f"{where}: column {name!r} goes down from {cells[0]} in {place(0, lines)} to {cells[-1]}: newest first? "
-            "sort the rows with the oldest first, or leave that column out of the file"
+            f"{where}: column {name[:40]!r} goes down from {str(cells[0])[:40]} in {place(0, lines)} to "
+            f"{str(cells[-1])[:40]}: newest first? sort the rows with the oldest first, or leave that column out of "
+            "the file"
         )

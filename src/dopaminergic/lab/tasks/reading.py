@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dopaminergic.lab.tasks.cells import gap_message, has_decimal_comma, numbers_of, place, shown
+from dopaminergic.files import shown
+from dopaminergic.lab.tasks.cells import gap_message, has_decimal_comma, numbers_of, place, tail
 from dopaminergic.lab.tasks.order import check_order
 from dopaminergic.lab.tasks.text import MOST_BYTES, split
 
@@ -91,7 +92,7 @@ def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: i
     data = _read(path, names) if recent else _read_once(path, names, state)
     if len(data.values) < least:
         rows = len(data.values)
-        raise ValueError(f"{shown(path)}: {rows} rows, but at least {least} are needed; give a longer series")
+        raise ValueError(f"{tail(path)}: {rows} rows, but at least {least} are needed; give a longer series")
     return data
 
 
@@ -99,7 +100,7 @@ def _state(path: Path) -> tuple[int, ...]:
     """What changes when the file does: device, number, size, and times of its contents and of itself."""
     if not _is_text(path) and path.suffix.lower() != ".parquet":
         raise ValueError(
-            f"path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, .xz), got {shown(path)!r}"
+            f"path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, .xz), got {tail(path)!r}"
         )
     try:
         if path.is_file():
@@ -107,10 +108,10 @@ def _state(path: Path) -> tuple[int, ...]:
             return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
         there = path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
-        raise ValueError(f"path: cannot open {shown(path)!r} ({str(error)[:60]}); give another file") from error
+        raise ValueError(f"path: cannot open {tail(path)!r} ({str(error)[:60]}); give another file") from error
     if there:
-        raise ValueError(f"path: expected a file, got {shown(path)!r}, a folder, pipe or device; give a file")
-    raise FileNotFoundError(f"path: there is no file {shown(path)!r}; check the spelling and the working folder")
+        raise ValueError(f"path: expected a file, got {tail(path)!r}, a folder, pipe or device; give a file")
+    raise FileNotFoundError(f"path: there is no file {tail(path)!r}; check the spelling and the working folder")
 
 
 def _is_text(path: Path) -> bool:
@@ -132,7 +133,7 @@ def _read(path: Path, names: tuple[str, ...] | None) -> Data:
     comma = source.lines is not None and any(map(has_decimal_comma, source.columns))
     columns = [_numbers(path, source, index, comma, notes) for index in found]
     others = {name: column for i, (name, column) in enumerate(_items(source)) if i not in found}
-    backwards = check_order(shown(path), others, source.lines, notes)
+    backwards = check_order(tail(path), others, source.lines, notes)
     values = np.ascontiguousarray(np.stack(columns, axis=1)[:: -1 if backwards else 1])
     values.flags.writeable = False
     digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
@@ -156,7 +157,6 @@ def _open(path: Path) -> Source:
 
 def _open_parquet(path: Path) -> Source:
     import pandas
-    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -165,8 +165,9 @@ def _open_parquet(path: Path) -> Source:
         if not 0 <= 8 * cells <= MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES >> 20} MiB of cells; keep fewer columns or rows")
         frame = pandas.read_parquet(path)
-    except (ValueError, OSError, ArrowException, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{shown(path)}: cannot be read as parquet: {str(error)[:150]}") from error
+    except Exception as error:  # of two libraries, a dozen kinds for bytes that were not written
+        said = shown(" ".join(str(error).split()), 150)
+        raise ValueError(f"{tail(path)}: cannot be read as parquet: {said}") from error
     if not isinstance(frame.index, pandas.RangeIndex) and not set(frame.index.names) & set(frame.columns):
         frame = frame.reset_index()
     names = ["/".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in frame.columns]
@@ -184,17 +185,17 @@ def _find(path: Path, known: list[str], name: str) -> int:
         found = [i for i, other in enumerate(known) if same(other) == same(name)]
         if len(found) > 1:
             places = " and ".join(str(i + 1) for i in found)
-            raise ValueError(f"{shown(path)}: columns {places} are both called {name!r}; give each a name of its own")
+            raise ValueError(f"{tail(path)}: columns {places} are both called {name!r}; give each a name of its own")
         if found:
             return found[0]
     near = difflib.get_close_matches(_plain(name).lower(), [other.lower() for other in known], n=1)
     hint = "".join(f" Did you mean {other!r}?" for other in known if near == [other.lower()])
-    raise ValueError(f"{shown(path)}: no column {name[:40]!r}; it has {_listed(known)}.{hint}")
+    raise ValueError(f"{tail(path)}: no column {name[:40]!r}; it has {_listed(known)}.{hint}")
 
 
 def _listed(known: list[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in known[:6])
-    return (shown or "none") + (f" and {len(known) - 6} more" if len(known) > 6 else "")
+    some = ", ".join(repr(name[:40]) for name in known[:6])
+    return (some or "none") + (f" and {len(known) - 6} more" if len(known) > 6 else "")
 
 
 def _choose(path: Path, source: Source) -> list[int]:
@@ -204,13 +205,13 @@ def _choose(path: Path, source: Source) -> list[int]:
         return more
     example = next((name for name in reversed(source.names) if name.strip()), "NAME")
     raise ValueError(
-        f"--column: which one? {shown(path)} has {_listed(source.names)}; for example --column {example[:40]!r}"
+        f"--column: which one? {tail(path)} has {_listed(source.names)}; for example --column {example[:40]!r}"
     )
 
 
 def _numbers(path: Path, source: Source, index: int, comma: bool, notes: list[str]) -> Series:
     name, column = source.names[index], source.columns[index]
-    where = f"{shown(path)}: column {name[:60]!r}"
+    where = f"{tail(path)}: column {name[:60]!r}"
     if isinstance(column, list):
         return numbers_of(where, column, source.lines, comma, notes)
     return _parquet_numbers(where, column, notes)
@@ -243,7 +244,7 @@ def check_changes(path: str | Path, names: Sequence[str], values: Series, train_
         if change <= 8 * np.finfo(np.float64).eps * size:
             most = f"by more than the rounding of {size:g}" if change > 0 else f"from {column[0]:g}"
             raise ValueError(
-                f"{shown(path)}: column {name[:60]!r} never changes {most} in its first 70 %; choose another column"
+                f"{tail(path)}: column {name[:60]!r} never changes {most} in its first 70 %; choose another column"
             )
 
 
@@ -264,7 +265,7 @@ def normalised(path: str | Path, names: Sequence[str], values: Series, train_row
     if wild.any():
         row, column = (int(index) for index in np.argwhere(wild)[0])
         raise ValueError(
-            f"{shown(path)}: column {names[column][:60]!r} is {values[row, column]:g} in {place(row, None)}, over 10^9 "
+            f"{tail(path)}: column {names[column][:60]!r} is {values[row, column]:g} in {place(row, None)}, over 10^9 "
             "standard deviations of the training part away; correct it, or forecast its logarithm"
         )
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.lab.networks import GATES
-from dopaminergic.lab.tasks.cells import shown
+from dopaminergic.lab.tasks.cells import tail
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
 from dopaminergic.lab.tasks.reading import Series, check_changes, normalised, read_data
 from dopaminergic.lab.tasks.series import sunspots
@@ -170,7 +170,7 @@ class UserSeries(RealForecasting):
         data = read_data(path, column)
         if contents not in (None, data.contents):
             raise ValueError(
-                f"{shown(path)}: its contents are {data.contents}, but this run was begun with {contents}; put the old "
+                f"{tail(path)}: its contents are {data.contents}, but this run was begun with {contents}; put the old "
                 "file back, or begin a new run"
             )
         # The training part must hold a sequence to cut, and more equations than the linear rival has unknowns.

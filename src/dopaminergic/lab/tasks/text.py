@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from dopaminergic.lab.tasks.cells import shown
+from dopaminergic.lab.tasks.cells import tail
 
 if TYPE_CHECKING:
     import pandas
@@ -75,15 +75,15 @@ def unpack(path: Path) -> bytes:
         try:
             content = (packed(file) if packed else file).read(MOST_BYTES + 1)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{shown(path)}: cannot be read as csv: damaged, or cut short ({error})") from error
+            raise ValueError(f"{tail(path)}: cannot be read as csv: damaged, or cut short ({error})") from error
     if len(content) > MOST_BYTES:
         raise ValueError(
-            f"{shown(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep fewer columns or "
+            f"{tail(path)}: cannot be read as csv: it holds more than {MOST_BYTES >> 20} MiB; keep fewer columns or "
             "rows, or write it as Parquet"
         )
     kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), None)
     if kind:
-        raise ValueError(f"{shown(path)}: cannot be read as csv: it is {kind}; save it as CSV or Parquet")
+        raise ValueError(f"{tail(path)}: cannot be read as csv: it is {kind}; save it as CSV or Parquet")
     return content
 
 
@@ -96,19 +96,19 @@ def decode(path: Path, content: bytes, notes: list[str]) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         if encoding != "utf-8":
-            raise ValueError(f"{shown(path)}: line {line} is not {encoding}; save the file as UTF-8") from error
+            raise ValueError(f"{tail(path)}: line {line} is not {encoding}; save the file as UTF-8") from error
         try:
             text = content.decode("cp1252")
         except UnicodeDecodeError as other:
             raise ValueError(
-                f"{shown(path)}: line {line} is neither UTF-8 nor Windows-1252 (byte "
+                f"{tail(path)}: line {line} is neither UTF-8 nor Windows-1252 (byte "
                 f"0x{content[other.start]:02x}); save the file as UTF-8"
             ) from other
         notes.append(f"line {line} is not UTF-8, so the text was read as Windows-1252 (Latin-1)")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(
-            f"{shown(path)}: line {line} holds a NUL character: damaged, or not a text; write the file anew"
+            f"{tail(path)}: line {line} holds a NUL character: damaged, or not a text; write the file anew"
         )
     return text
 
@@ -136,7 +136,7 @@ def split(path: Path) -> Table:
     text = decode(path, unpack(path), notes)
     text, skipped, given = _after_preamble(text, notes)
     if not text.strip():
-        raise ValueError(f"{shown(path)}: cannot be read as csv: there is no line of names in it")
+        raise ValueError(f"{tail(path)}: cannot be read as csv: there is no line of names in it")
     separator = given or _separator(path, text, skipped)
     names, lines = _check(path, text, separator, skipped, notes)
     frame = pandas.read_csv(
@@ -145,7 +145,7 @@ def split(path: Path) -> Table:
     ).iloc[1:]  # fmt: skip
     if len(frame) != len(lines):
         raise ValueError(
-            f"{shown(path)}: cannot be read as csv: its quotes are not closed or not doubled; write it anew"
+            f"{tail(path)}: cannot be read as csv: its quotes are not closed or not doubled; write it anew"
         )
     return Table(frame.reset_index(drop=True), names, lines, notes)
 
@@ -176,7 +176,7 @@ def _separator(path: Path, text: str, skipped: int) -> str:
             if other == "," and best != ",":
                 continue  # a decimal comma
             raise ValueError(
-                f"{shown(path)}: line {skipped + 2} has {other!r} between its cells, the names in line {skipped + 1} "
+                f"{tail(path)}: line {skipped + 2} has {other!r} between its cells, the names in line {skipped + 1} "
                 f"have {'none' if best not in sample[0] else repr(best)}; write all lines with one separator"
             )
     return best
@@ -209,10 +209,10 @@ def _check(path: Path, text: str, separator: str, skipped: int, notes: list[str]
             lines.append(line)
     except csv.Error as error:
         raise ValueError(
-            f"{shown(path)}: line {reader.line_num + skipped}: cannot be read as csv: {error}; is a quote not closed?"
+            f"{tail(path)}: line {reader.line_num + skipped}: cannot be read as csv: {error}; is a quote not closed?"
         ) from error
     if gaps and len(names) == 1:
-        raise ValueError(f"{shown(path)}: line {gaps[0]} is blank: a missing value? fill it in, or remove the line")
+        raise ValueError(f"{tail(path)}: line {gaps[0]} is blank: a missing value? fill it in, or remove the line")
     if gaps:
         notes.append(f"{len(gaps)} blank lines were left out, the first is line {gaps[0]}")
     _check_names(path, names, skipped + 1)
@@ -224,7 +224,7 @@ def _odd_row(path: Path, row: list[str], line: int, names: list[str], first: int
     if separator == "," and len(row) > len(names):
         way += ", and quote cells with a decimal comma"
     return (
-        f"{shown(path)}: line {line} has {len(row)} cells ({_start(row)}), but line {first} has {len(names)} names "
+        f"{tail(path)}: line {line} has {len(row)} cells ({_start(row)}), but line {first} has {len(names)} names "
         f"({_start(names)}); {way}"
     )
 
@@ -240,6 +240,6 @@ def _check_names(path: Path, names: list[str], line: int) -> None:
     if names in counted or not all(re.fullmatch(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*", name) for name in names):
         return
     raise ValueError(
-        f"{shown(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns should be; put a "
+        f"{tail(path)}: line {line} holds numbers ({_start(names)}) where the names of the columns should be; put a "
         "line of names before it, or remove the '#' before the names"
     )

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numba import types
 
+from dopaminergic.files import open_file, require_file
 from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
@@ -40,6 +41,7 @@ def _guard(cache):
 
     def load_if_it_is_whole(*arguments):
         try:
+            require_file(files._index_path)  # a FIFO would keep us waiting for ever
             return load(*arguments)
         except Exception as error:  # a dozen kinds: whatever `pickle` and LLVM make of bytes that were not written
             _forget(cache, error)
@@ -47,23 +49,28 @@ def _guard(cache):
 
     def save_if_there_is_room(*arguments):
         try:
+            require_file(files._index_path)
             save(*arguments)
-        except OSError as error:  # the disk is full; what was compiled is there all the same
+        except OSError as error:  # the disk is full, or not ours; what was compiled is there all the same
             _say_that_nothing_is_kept(f"cannot keep what it compiled ({error})")
         except Exception as error:  # a file that was damaged since
             _forget(cache, error)
 
+    def end_of(name, content):
+        """Of a file: a mark and a checksum, which is another for other contents, kernels and versions of the source."""
+        origin = f"{files._index_name} {name} {files._source_stamp}".encode()
+        return _MARK + zlib.crc32(content, zlib.crc32(origin)).to_bytes(4, "little")
+
     def write_with_checksum(name, data):
         content = files._dump(data)
         with files._open_for_write(files._data_path(name)) as file:  # `pickle` does not look at what follows its end
-            file.write(content + _MARK + zlib.crc32(content).to_bytes(4, "little"))
+            file.write(content + end_of(name, content))
 
     def read_with_checksum(name):
-        with open(files._data_path(name), "rb") as file:
+        with open_file(files._data_path(name)) as file:
             content = file.read()
-        end = len(content) - len(_MARK) - 4
-        body = content[: max(end, 0)]
-        if content[len(body) :] != _MARK + zlib.crc32(body).to_bytes(4, "little"):
+        body = content[: max(0, len(content) - len(_MARK) - 4)]
+        if content[len(body) :] != end_of(name, body):
             raise ValueError(f"{files._data_path(name)} is not as it was written")  # machine code, which would be run
         return read(name)
 
