@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dopaminergic import VectorDopamine, cross_entropy, squared_error
-from dopaminergic.batched import Copies, Exchange
+from dopaminergic.batched import Copies
+from dopaminergic.exchange import Exchange
 from optimizers import copies, drawn, perceptron, randn, same
 
 DOUBLE = torch.float64

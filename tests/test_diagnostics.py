@@ -166,13 +166,8 @@ def breaking(make: Any, fault: Callable[[Weights], None]) -> Any:
     class Broken(make):
         def _make_weights(self) -> Weights:
             weights = super()._make_weights()
-            arrange = weights._arrange
-
-            def without_the_short_way() -> None:
-                arrange()
-                weights.write = None  # so that small models go through `move` and `update`, where the faults are
-
-            weights._arrange = without_the_short_way
+            # Small models go through `move` and `update` then, where the faults are.
+            weights._find_short = lambda: None
             fault(weights)
             return weights
 
@@ -248,7 +243,7 @@ def test_noise_shared_by_layers_of_one_shape_is_found(row: Row, monkeypatch: pyt
     def shared(targets: list[Tensor], indices: list[int], *rest: Any) -> Combination:
         return Combination(targets, [0] * len(indices), *rest)
 
-    monkeypatch.setattr("dopaminergic.weights.Combination", shared)
+    monkeypatch.setattr("dopaminergic.weights.layout.Combination", shared)
     report = checked(row.make(parameters), loss)
     assert not report.sound
     assert "leads aside" in "".join(report.problems)

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from dopaminergic.complaints import is_complaint
-from dopaminergic.noise import Combination, Multiple
-from dopaminergic.recurrent import RECURRENT
+from dopaminergic.exchange import Exchange, revive
+from dopaminergic.noise import Combination, Multiple, perturbation
 from dopaminergic.weights import Weights
+from dopaminergic.weights.modes import RandomStates, leave_modes, random_states, rewind
 
 MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at once, by default
 MOST = 32  # copies at once: more fill the caches without making the products any faster
@@ -31,101 +29,6 @@ WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
 
 _modes: Any = torch._C
 Read = Callable[[Any], Tensor]  # what to keep of that which a closure returns, as one tensor
-
-
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """As torch does it without vmap, where the layout of `x` in memory decides which number meets which element."""
-    if not training or p in (0.0, 1.0):
-        return functional.dropout(x, p, training)
-    strides, stride = [0] * x.ndim, 1
-    for i in sorted(range(x.ndim), key=lambda i: (x.stride(i), -i)):
-        strides[i] = stride
-        stride *= max(1, x.shape[i])
-    kept = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).bernoulli_(1.0 - p)
-    return x * kept.div_(1.0 - p)
-
-
-REPLACED: dict[str, Callable[..., Any]] = {**RECURRENT, "dropout": _dropout}  # by the name of the operation
-
-
-class Exchange(TorchFunctionMode):
-    """While active, torch operations get `new[i]` wherever they are given `old[i]`.
-
-    Args:
-        old: parameters.
-        new: tensors of the same shapes.
-    """
-
-    def __init__(self, old: list[Tensor], new: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self.table = Table({id(o): n for o, n in zip(old, new, strict=True)})
-        self._made: list[weakref.ref[Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Exchange the arguments and call, or call what stands for an operation that vmap does otherwise."""
-        args = [exchanged(a, self.table) for a in args]
-        kwargs = {key: exchanged(a, self.table) for key, a in kwargs.items()} if kwargs else {}
-        call: Any = REPLACED.get(getattr(func, "__name__", ""), func)
-        result = call(*args, **kwargs)
-        self._note(result)
-        return result
-
-    def _note(self, result: Any) -> None:
-        if isinstance(result, Tensor):
-            self._made.append(weakref.ref(result))
-        elif isinstance(result, list | tuple):
-            for entry in result:
-                self._note(entry)
-
-    def leaked(self) -> list[Tensor]:
-        """Tensors of the batch that code of others still holds, to be asked when the batch is over."""
-        self.table.clear()  # an operation may return what it was handed, as x.double() of a float64 tensor does
-        alive = {id(t): t for ref in self._made if (t := ref()) is not None}
-        self._made = []  # a tensor can only be made another one where nobody has a weak reference to it
-        return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
-
-
-class Table(dict[int, Tensor]):
-    """Tensors by the `id` of those that they stand for.
-
-    Attributes:
-        used: the `id`s that were asked for and found.
-    """
-
-    def __init__(self, entries: dict[int, Tensor]) -> None:
-        super().__init__(entries)
-        self.used: set[int] = set()
-
-    def get(self, key: int, default: Any = None) -> Any:
-        """As of any dict; what is found counts as used."""
-        found = super().get(key, default)
-        if found is not default:
-            self.used.add(key)
-        return found
-
-
-def exchanged(argument: Any, table: dict[int, Tensor]) -> Any:
-    """The argument of a torch operation, with the tensors of the table, by `id`, in place of those it has."""
-    if isinstance(argument, list | tuple) and not isinstance(argument, torch.Size):
-        return type(argument)([exchanged(a, table) for a in argument])
-    return table.get(id(argument), argument)
-
-
-def revive(tensors: list[Tensor]) -> None:
-    """Make tensors that have outlived a batch plain ones, those of its first copy, for whoever holds them."""
-    functorch = _modes._functorch
-    for t in tensors:
-        with contextlib.suppress(RuntimeError):  # torch holds some of them itself
-            whole = functorch.get_unwrapped(t)
-            place = functorch.maybe_get_bdim(t)
-            plain = whole.select(place, 0).clone()
-            torch.utils.swap_tensors(t, plain)
-
-
-def leave_modes(depth: int | None) -> None:
-    """Bring torch's stack of modes back to a depth, also where Ctrl-C came while torch entered or left one."""
-    while depth is not None and _modes._len_torch_function_stack() > depth:
-        _modes._pop_torch_function_stack()
 
 
 class Copies:
@@ -156,8 +59,8 @@ class Copies:
     def write(self, i: int, direction: int, multiples: list[Multiple], step: int) -> None:
         """Copy i <- weights + multiples[group] z_direction."""
         for combine in self.rows[i]:
-            combine.saved[0] = step  # what it starts from are the weights themselves, which need no saving
-            combine([(direction, multiples)], None, step, rounding=1 + direction)
+            combine.starts_from_sources(step)  # the weights themselves
+            combine([(direction, multiples)], None, step, perturbation(direction))
 
 
 class Trials(NamedTuple):
@@ -169,7 +72,7 @@ class Trials(NamedTuple):
     numbers: Sequence[int]
     multiples: list[Multiple]
     step: int
-    states: list[tuple[torch.Generator, Tensor]]
+    states: RandomStates
 
     def alone(self, k: int, prepare: Callable[[], None] = lambda: None) -> Tensor:
         """Number k of the outcomes, in place, after `prepare` at the perturbed weights, which stay perturbed."""
@@ -227,7 +130,7 @@ class Batched:
         Returns:
             Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both ways.
         """
-        states = [(generator, generator.get_state()) for generator in weights.generators]
+        states = random_states(weights.generators)
         trials = Trials(weights, closure, read, numbers, multiples, step, states)
         count = evaluations = len(numbers)
         found: list[Tensor] = []
@@ -364,12 +267,6 @@ class Batched:
             self.rule,
             why,
         )
-
-
-def rewind(states: list[tuple[torch.Generator, Tensor]]) -> None:
-    """Let every generator go on from a state again, so that evaluations see common random numbers."""
-    for generator, state in states:
-        generator.set_state(state)
 
 
 def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dopaminergic.interruption import uninterrupted
+from dopaminergic.weights.interruption import uninterrupted
 
 SENT, RAISED, LEFT = 0, 1, 2  # states of a rank
 HEAD, TEXT, ROOM = 4, 12, 28  # numbers of 8 bytes

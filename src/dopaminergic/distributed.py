@@ -28,10 +28,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dopaminergic import checks
-from dopaminergic.batched import rewind
 from dopaminergic.channel import Channel
-from dopaminergic.sharding import first_element, is_sharded, local
 from dopaminergic.weights import Weights
+from dopaminergic.weights.modes import rewind
+from dopaminergic.weights.sharding import first_element, is_sharded, local
 
 if dist.is_available():
     # The defaults of its functions are the process group there is when it is imported. torch.optim imports it with the

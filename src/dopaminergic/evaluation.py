@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from dopaminergic import autocast
-from dopaminergic.batched import rewind
 from dopaminergic.buffers import Buffers
 from dopaminergic.complaints import is_complaint
 from dopaminergic.outcomes import Closure
 from dopaminergic.weights import Weights
-from dopaminergic.writes import WriteWatch, Written
+from dopaminergic.weights.modes import random_states, rewind
+from dopaminergic.weights.writes import WriteWatch, Written
 
 
 class Evaluation:
@@ -80,7 +80,7 @@ class Evaluation:
     def _call_and_look_for_writes(self) -> Any:
         """Where the closure writes to weights that are perturbed in place, keep copies of them instead."""
         weights = self._weights
-        states = [(generator, generator.get_state()) for generator in weights.generators]
+        states = random_states(weights.generators)
         watch = WriteWatch((place.storage.data_ptr() for place in weights.memory), stop=weights.displaced)
         try:
             with watch:

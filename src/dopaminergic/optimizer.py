@@ -29,13 +29,13 @@ from torch.optim.optimizer import (
 from dopaminergic import checks, crowd, silence, states
 from dopaminergic.buffers import Buffers
 from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
-from dopaminergic.interruption import uninterrupted
 from dopaminergic.outcomes import Closure
 from dopaminergic.plain import plain
 from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar, as_array, as_tensor
 from dopaminergic.tracing import keep_tracers_out
+from dopaminergic.weights.interruption import uninterrupted
 
 Listener = Callable[[Change], None]
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from dopaminergic import checks, points, shortcut
-from dopaminergic.batched import rewind
 from dopaminergic.noise import Multiple
 from dopaminergic.outcomes import Closure, mean_loss, mean_losses, mean_tensor
 from dopaminergic.points import Plan, Point
@@ -25,6 +24,7 @@ from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Decision, Group, Losses, can_be_ranked, choose, decay_factors
 from dopaminergic.scalars import Scalar, as_array, as_tensor, finite, select
 from dopaminergic.weight_optimizer import WeightOptimizer
+from dopaminergic.weights.modes import rewind
 
 
 class ScalarRule(WeightOptimizer):
@@ -96,8 +96,7 @@ class ScalarRule(WeightOptimizer):
         weights.begin(step)
         if not any(weights.sizes):
             checks.some_trainable(self._rule_name, self.param_groups)
-        if weights.on_use_blocks:
-            closure = functools.partial(self._on_use, weights, closure)
+        closure = functools.partial(weights.evaluate, closure)
         groups = self._groups()  # before the closure may change how weights are perturbed
         # Common random numbers: every evaluation starts where torch's generators are now.
         random_states = [(generator, generator.get_state()) for generator in weights.generators]

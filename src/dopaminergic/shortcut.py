@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dopaminergic import crowd
 from dopaminergic.autocast import forget_casts
+from dopaminergic.noise import UPDATE, perturbation
 from dopaminergic.outcomes import Closure, mean_loss
 from dopaminergic.points import BASE, one_sided, two_sided
 from dopaminergic.progress import Change, Progress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dopaminergic.scalar_rule import ScalarRule
 
 PLANS = (one_sided(1), two_sided(1))
+ALONG_FIRST = perturbation(0)
 
 
 def serves(optimizer: ScalarRule, before: Progress) -> bool:
@@ -37,7 +39,7 @@ def serves(optimizer: ScalarRule, before: Progress) -> bool:
     if optimizer._unchanged:
         return True
     weights.begin(before.step)
-    return weights.simple
+    return weights.alone
 
 
 def step(optimizer: ScalarRule, closure: Closure, before: Progress) -> float:
@@ -62,8 +64,11 @@ def step(optimizer: ScalarRule, closure: Closure, before: Progress) -> float:
             if values:
                 weights.check()
                 generator.set_state(random_state)
-            write = weights.write or weights.move_one
-            write(1.0, point.side * sigma, 0, number, 1)
+            short = weights.short  # another one where `check` has found the weights elsewhere
+            if short is None:
+                weights.move([(0, [point.side * sigma])])
+            else:
+                short(1.0, point.side * sigma, 0, number, ALONG_FIRST)
         forget_casts()
         values.append(mean_loss(closure(), name))
     weights.check()
@@ -95,11 +100,12 @@ def step(optimizer: ScalarRule, closure: Closure, before: Progress) -> float:
         before.doublings,
         before.chosen_sigma,
     )
-    if weights.write is None or group["weight_decay"] or optimizer._listeners:
+    short = weights.short
+    if short is None or group["weight_decay"] or optimizer._listeners:
         decay = group["weight_decay"]
         scales = decay_factors([decay], decision.rates, True) if decay else None
         optimizer._apply(Change([(0, [move])], scales, after, decision.rates))
     else:
-        weights.write(1.0, move, 0, number, 0)
+        short(1.0, move, 0, number, UPDATE)
         optimizer._progress = after
     return loss

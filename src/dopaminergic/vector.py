@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.batched import MEMORY, Batched, rewind
+from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Closure, Outcome, as_double, mean_loss, mean_losses, readable
 from dopaminergic.pooling import Projection, judged, measure, project
@@ -48,6 +48,7 @@ from dopaminergic.subspace import (
     with_noise,
 )
 from dopaminergic.weight_optimizer import WeightOptimizer
+from dopaminergic.weights.modes import rewind
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
 GRAM_WORTH_IT = 16  # directions are as good as orthogonal where there are this many weights for each of them
@@ -173,7 +174,7 @@ class VectorDopamine(WeightOptimizer):
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
-        closure = functools.partial(self._on_use, weights, closure)
+        closure = functools.partial(weights.evaluate, closure)
         if ranks is not None:
             closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
         random_states: list[Any] = []

@@ -1,7 +1,8 @@
-"""Optimizers that perturb weights: how weights, batches and perturbations on use belong to a step."""
+"""Optimizers that perturb weights: how weights and batches belong to a step."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,11 +13,10 @@ import torch
 from dopaminergic import checks, silence, states
 from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.evaluation import Evaluation
-from dopaminergic.on_use import OnUse
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
 from dopaminergic.progress import Change
-from dopaminergic.weights import Weights
+from dopaminergic.weights import FoundOut, Weights
 
 
 class WeightOptimizer(ForwardOptimizer):
@@ -29,7 +29,7 @@ class WeightOptimizer(ForwardOptimizer):
         self._unchanged = False  # the weights lie as the last step saw them
         self._chosen_casts: set[torch.dtype] | None = None  # for which sigma was chosen
         self._chosen_doublings = 0
-        self._on_use = OnUse(self._rule_name, **(loaded.on_use if loaded else {}))
+        self._found_on_use = FoundOut(**(loaded.on_use if loaded else {}))
         self._weights = self._make_weights()
         self._batched = self._make_batched(**(loaded.batched if loaded else {}))
 
@@ -64,7 +64,7 @@ class WeightOptimizer(ForwardOptimizer):
             self.settings["noise"],
             shared=self.shares_sigma,
             keep_copies=keep,
-            on_use=not self._on_use.refused,
+            found_out=self._found_on_use,
             rule=self._rule_name,
             replicas=self._replicas,
         )
@@ -73,7 +73,7 @@ class WeightOptimizer(ForwardOptimizer):
         return Batched(self._rule_name, self.settings.get("memory", MEMORY), checked=checked, refused=refused)
 
     def _get_ready(self) -> None:
-        if self._weights.unfinished is not None:
+        if self._weights.unfinished:
             self._undo(self._progress)  # the last step could not be completed, for want of memory say
         # Sigma depends on the weights, on the closure's casts and on silence.
         self._unchanged = self._weights.begin_again(self._progress.step)
@@ -88,7 +88,7 @@ class WeightOptimizer(ForwardOptimizer):
         def remember(casts: set[torch.dtype]) -> None:
             self._casts = casts
 
-        self._on_use.extra = 0
+        self._weights.count_anew()
         return Evaluation(closure, self._weights, self._buffers, remember, self._rule_name)
 
     def _write(self, change: Change, commit: Callable[[], None]) -> None:
@@ -96,13 +96,13 @@ class WeightOptimizer(ForwardOptimizer):
 
     def _leave(self) -> None:
         self._batched.leave()
-        self._on_use.leave()
+        self._weights.leave()
 
     def _take_back(self, step: int) -> None:
         self._weights.restore(step)
 
     def _extra_passes(self) -> int:
-        return self._on_use.extra
+        return self._weights.extra
 
     def _may_look_farther(self) -> bool:
         """Whether sigma may be doubled: the library chose it, and it is small beside the weights."""
@@ -113,7 +113,7 @@ class WeightOptimizer(ForwardOptimizer):
     def _found_out(self) -> dict[str, Any]:
         return {
             "batched": {"checked": self._batched.checked, "refused": self._batched.refused},
-            "on_use": {"checked": self._on_use.checked, "refused": self._on_use.refused},
+            "on_use": dataclasses.asdict(self._found_on_use),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import dopaminergic.noise as noise
-from dopaminergic.noise import Combination, Term, pieces, reference
+from dopaminergic.noise import UPDATE, Combination, Term, perturbation, pieces, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 kinds = pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -201,6 +201,52 @@ def test_an_interruption_waits_for_the_threads() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, previous)
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_copies_are_made_once_in_a_step_and_say_of_which(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast:
+        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    target, copy = torch.ones(5), torch.zeros(5)
+    combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [copy])
+    assert not combine.holds_copies_of(3)
+    combine([(0, [0.5])], None, 3, perturbation(0))
+    assert combine.holds_copies_of(3)
+    assert not combine.holds_copies_of(4)
+    assert torch.equal(copy, torch.ones(5))
+    combine((), None, 3)
+    assert torch.equal(target, torch.ones(5))
+    combine.forget_copies()
+    assert not combine.holds_copies_of(3)
+    target.fill_(2.0)
+    combine([(0, [0.5])], None, 3, perturbation(0))
+    assert torch.equal(copy, torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_sources_are_never_written_to(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast:
+        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    target, source = torch.zeros(5), torch.full((5,), 7.0)
+    combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [source])
+    combine.starts_from_sources(3)
+    combine([(0, [0.5])], None, 3, perturbation(0))
+    assert torch.equal(source, torch.full((5,), 7.0))
+    assert torch.equal((target - source).abs(), torch.full((5,), 0.5))
+
+
+@dtypes
+def test_an_update_rounds_by_other_numbers_than_every_perturbation(dtype: torch.dtype) -> None:
+    ends = []
+    for rounding in (UPDATE, perturbation(0), perturbation(1)):
+        target = torch.ones(4000, dtype=dtype)
+        Combination([target], [0], np.array([1], np.uint64), "rademacher")([(0, [1e-4])], None, 2, rounding)
+        ends.append(target)
+    alike = [torch.equal(a, b) for a, b in itertools.combinations(ends, 2)]
+    assert alike == [dtype.itemsize > 2] * 3
 
 
 def test_an_expanded_tensor_is_left_to_torch() -> None:

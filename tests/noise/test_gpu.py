@@ -286,7 +286,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[gpu.Launch]:
 
 
 def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dopaminergic.weights.SAVED_BYTES", 100)
+    monkeypatch.setattr("dopaminergic.weights.layout.SAVED_BYTES", 100)
     monkeypatch.setattr(noise, "fast_kernels", lambda: None)
     monkeypatch.setattr(noise, "TRITON_DEVICES", ())
     slow = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])

@@ -45,7 +45,6 @@ from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.progress import Change
 from dopaminergic.weight_optimizer import WeightOptimizer
-from dopaminergic.weights import Weights
 
 try:
     import fcntl
@@ -153,7 +152,7 @@ class Journal:
         self._finish()
 
     def _finish(self) -> None:
-        _leave(self._weights, self._traces)
+        self._weights.stop_tracing_to(self._traces)
         self._closed = True
         self._file.close()
 
@@ -279,7 +278,7 @@ class Journal:
         """Remember what the optimizer must not change unnoticed."""
         step = self.optimizer._progress.step
         self._first, self._weights, self._blocks = step - self.steps, self.optimizer._weights, None
-        _share(self._weights, self._traces)
+        self._weights.trace_to(self._traces)
 
     def _follows(self, step: int) -> bool:
         """Whether the weights are those that the journal leads to, as far as the optimizer knows."""
@@ -391,32 +390,6 @@ class Journal:
             {name: getattr(optimizer._weights, name) for name in PERTURBATION if hasattr(optimizer._weights, name)},
         )
         return to_json(header._asdict())
-
-
-class _Traces(list[list[Term]]):
-    """What weights have written in place, handed to each journal of them: none takes what another needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: list[list[list[Term]]] = []
-
-    def append(self, terms: list[Term]) -> None:
-        """Hand it on; nothing is kept here."""
-        for reader in self.readers:
-            reader.append(terms)
-
-
-def _share(weights: Weights, reader: list[list[Term]]) -> None:
-    if not isinstance(weights.traces, _Traces):
-        weights.traces = _Traces()
-    weights.traces.readers.append(reader)
-
-
-def _leave(weights: Weights, reader: list[list[Term]]) -> None:
-    if isinstance(weights.traces, _Traces):
-        weights.traces.readers[:] = [each for each in weights.traces.readers if each is not reader]
-        if not weights.traces.readers:
-            weights.traces = None
 
 
 _opened: weakref.WeakSet[Journal] = weakref.WeakSet()

@@ -29,12 +29,23 @@ from torch import Tensor
 from dopaminergic.noise import pieces, reference
 from dopaminergic.noise.pieces import in_threads
 
-__all__ = ["KINDS", "Combination", "Multiple", "Term", "fast_kernels"]
+__all__ = ["KINDS", "UPDATE", "Combination", "Multiple", "Term", "fast_kernels", "perturbation"]
 
 # A multiple of a direction: one number, or float64 of shape (R,), one for each replica.
 Multiple = float | np.ndarray
 # A direction's number, in [0, 2^28), with a multiple of it for each group of parameters.
 Term = tuple[int, list[Multiple]]
+
+UPDATE = 0  # the random numbers that round 16-bit weights in an update
+
+
+def perturbation(direction: int) -> int:
+    """The random numbers that round 16-bit weights which are displaced along a direction.
+
+    An update has others. Weights that were rounded up while the loss was measured would else be rounded up again.
+    """
+    return 1 + direction
+
 
 KINDS = ("rademacher", "gaussian")
 CHUNK = 1 << 16  # elements; a multiple of every block, small enough to stay in cache
@@ -96,7 +107,7 @@ class Change(NamedTuple):
         scales: `(R, 1)`.
         grid: sigma of the grid; 0 for none.
         step: step number.
-        rounding: which random numbers round 16-bit weights.
+        rounding: `UPDATE` or `perturbation(k)`.
     """
 
     directions: list[int]
@@ -142,8 +153,7 @@ class Combination:
         self.kind, self.signs = kind, kind == "rademacher"
         self.fast = self.launch = None
         self.one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
-        self.owners: list[Tensor] = []  # the parameters that the targets are the memory of
-        self.saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
+        self._saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         sources = targets if copies is None else copies
         if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
             self.fast, one = kernels
@@ -155,7 +165,7 @@ class Combination:
             self._threads, self._parts = 1, []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
-                self.one = one(*self._whole[:2], plan, seeds[0], self.signs, self.saved)
+                self.one = one(*self._whole[:2], plan, seeds[0], self.signs, self._saved)
         if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
@@ -164,7 +174,7 @@ class Combination:
         terms: Sequence[Term],
         scales: list[Multiple] | None,
         step: int,
-        rounding: int = 0,
+        rounding: int = UPDATE,
         undo: Sequence[Term] = (),
         grids: list[float] | None = None,
     ) -> None:
@@ -174,8 +184,7 @@ class Combination:
             terms: directions and their multiples for all groups, of which this takes its own.
             scales: one for each group; None for ones.
             step: step number in [0, 2^32).
-            rounding: which random numbers round 16-bit weights. An update must not share them with the perturbation:
-                weights that were rounded up while the loss was measured would be rounded up again.
+            rounding: which random numbers round 16-bit weights: `UPDATE`, or `perturbation(k)`.
             undo: terms that come before the scale: a displacement that is taken back.
             grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
         """
@@ -201,10 +210,10 @@ class Combination:
         numbers, rows = self._arrays([*undo, *terms], scale)
         directions = np.array([direction for direction, _ in [*undo, *terms]], np.uint32)
         rest = (self.seeds, numbers, rows, len(undo), directions, grid, step, rounding, self.signs)
-        if self._large and (self.copies is None or self.saved[0] == step):
+        if self._large and (self.copies is None or self._saved[0] == step):
             self._in_threads(self.fast, rest, step)
         else:
-            self.fast(*self._whole, *rest, self.saved)
+            self.fast(*self._whole, *rest, self._saved)
 
     def moved(self, there: list[bool]) -> Combination:
         """The same for tensors whose memory has moved; those that are not `there` are left out."""
@@ -213,14 +222,30 @@ class Combination:
             return [entry for entry, found in zip(entries, there, strict=True) if found]
 
         copies = None if self.copies is None else kept(self.copies)
-        new = Combination(
-            kept(self.targets), kept(self.parameters), self.seeds, self.kind, copies, self.group, kept(self.firsts)
+        return Combination(
+            kept(self.targets),
+            kept(self.parameters),
+            self.seeds,
+            self.kind,
+            copies,
+            self.group,
+            kept(self.firsts),
         )
-        new.owners = kept(self.owners)
-        return new
+
+    def holds_copies_of(self, step: int) -> bool:
+        """Whether the copies hold the weights with which a step began."""
+        return bool(self._saved[0] == step)
+
+    def starts_from_sources(self, step: int) -> None:
+        """Let all calls of a step start from the copies as they are; nothing is saved to them."""
+        self._saved[0] = step
+
+    def forget_copies(self) -> None:
+        """Let the next call save the targets to the copies, in whichever step it comes."""
+        self._saved[0] = -1
 
     def forget_tensors(self) -> bool:
-        """Work from addresses alone: the memory is the caller's affair now, and `saved` must be the step of each call.
+        """Work from addresses alone: the memory is the caller's affair now, who calls `starts_from_sources` each time.
 
         Returns:
             False, and nothing is forgotten, where the tensors themselves are needed.
@@ -242,11 +267,11 @@ class Combination:
         in_threads([functools.partial(combine, *part, *rest, saved) for part in self._parts or [self._whole]])
 
     def _save(self, step: int) -> None:
-        if self.copies is not None and self.saved[0] != step:
+        if self.copies is not None and self._saved[0] != step:
             with torch.inference_mode():  # where torch lets one write to any tensor
                 for target, source in zip(self.targets, self.copies, strict=True):
                     source.copy_(target)
-            self.saved[0] = step
+            self._saved[0] = step
 
     def _arrays(self, terms: Sequence[Term], scale: Multiple) -> tuple[np.ndarray, np.ndarray]:
         rows = np.empty((len(terms), len(self.seeds)))

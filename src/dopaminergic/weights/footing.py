@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.sharding import is_sharded, local
+from dopaminergic.weights.sharding import is_sharded, local
 
 
 class Place(NamedTuple):

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, VectorDopamine, WeightPerturbation, cross_entropy, squared_error
-from dopaminergic import on_use as handing
-from dopaminergic import weights as module
 from dopaminergic.outcomes import Outcome
 from dopaminergic.weight_optimizer import WeightOptimizer
+from dopaminergic.weights import handing
+from dopaminergic.weights import layout as module
 from optimizers import Row, copies, perceptron, randn, same
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -66,13 +66,13 @@ class Problem:
 
 def copying(optimizer: WeightOptimizer) -> WeightOptimizer:
     """The same optimizer, but that it copies the weights."""
-    optimizer._on_use.refused = True
+    optimizer._found_on_use.refused = True
     optimizer._weights = optimizer._make_weights()
     return optimizer
 
 
 def on_use(optimizer: WeightOptimizer) -> bool:
-    return bool(optimizer._weights.on_use_blocks) and not optimizer._on_use.refused
+    return bool(optimizer._weights._on_use.parts) and not optimizer._found_on_use.refused
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -88,7 +88,7 @@ def test_every_optimizer_steps_as_with_a_copy(any_row: Row, dtype: torch.dtype, 
         for _ in range(4):
             torch.manual_seed(len(losses))
             losses.append(optimizer.step(problem.loss))
-        extra = optimizer._on_use.checked
+        extra = optimizer._found_on_use.checked
         assert on_use(optimizer) == extra == (prepare is not copying)
         assert problem.calls == optimizer.forward_passes
         runs.append((copies(problem.model.parameters()), losses, optimizer.forward_passes - extra))
@@ -223,9 +223,9 @@ def test_what_reads_weights_otherwise_gets_a_copy(outside: Any, caplog: pytest.L
         model = perceptron(3, 8, 1, dtype=torch.bfloat16)
         forward = outside(model)
         optimizer = prepare(SPSA(model.parameters(), lr=0.1, directions=2))
-        with caplog.at_level(logging.WARNING, "dopaminergic.on_use"):
+        with caplog.at_level(logging.WARNING, "dopaminergic.weights.on_use"):
             losses = [optimizer.step(lambda f=forward: f(x).float().square().mean()) for _ in range(3)]
-        assert optimizer._on_use.refused
+        assert optimizer._found_on_use.refused
         runs.append((copies(model.parameters()), losses))
     assert same(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
@@ -398,6 +398,6 @@ def test_plans_do_not_pile_up_where_closures_keep_what_they_were_given(monkeypat
             optimizer.step(closure)
         runs.append(copies(problem.model.parameters()))
         assert on_use(optimizer) == (prepare is not copying)
-        assert len(optimizer._on_use._kept.plans) <= handing.MOST_PLANS * len(runs[0])
+        assert len(optimizer._weights._on_use._stock.plans) <= handing.MOST_PLANS * len(runs[0])
     assert len({view.data_ptr() for view in kept}) > 20
     assert same(*runs)
