@@ -1,9 +1,11 @@
-"""K perturbed models evaluated as one batch: vmap over a closure whose parameters are exchanged while it runs.
+"""K perturbed models evaluated as one batch: vmap over a closure whose parameters are exchanged
+while it runs.
 
-A closure knows nothing of batches: it calls a model that holds its parameters. `Exchange` watches every torch operation
-inside the closure and hands it another tensor wherever a parameter would go, so that `torch.func.vmap` can run the
-closure once for many perturbed copies of the parameters. What cannot be run so (a closure that leaves torch, asks for a
-number, writes to memory of its own) is evaluated in place, one direction after the other, with the same results.
+A closure knows nothing of batches: it calls a model that holds its parameters. `Exchange` watches
+every torch operation inside the closure and hands it another tensor wherever a parameter would go,
+so that `torch.func.vmap` can run the closure once for many perturbed copies of the parameters. What
+cannot be run so (a closure that leaves torch, asks for a number, writes to memory of its own) is
+evaluated in place, one direction after the other, with the same results.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Read = Callable[[Any], Tensor]  # what to keep of that which a closure returns, 
 
 
 class Copies:
-    """Perturbed copies of all trainable parameters, of which each holds `parameter + sum of multiples of directions`.
+    """Perturbed copies of all trainable parameters, of which each holds
+    `parameter + sum of multiples of directions`.
 
     Args:
         weights: whose parameters; not perturbed while copies are written.
@@ -45,11 +48,14 @@ class Copies:
 
     def __init__(self, weights: Weights, count: int) -> None:
         self.parameters = weights.parameters
-        self.stacks = [torch.empty((count, *p.shape), dtype=p.dtype, device=p.device) for p in self.parameters]
+        self.stacks = [
+            torch.empty((count, *p.shape), dtype=p.dtype, device=p.device) for p in self.parameters
+        ]
         self.rows = [self._row(weights, i) for i in range(count)]
 
     def _row(self, weights: Weights, i: int) -> list[Combination]:
-        stacks, row = iter(self.stacks), []
+        stacks = iter(self.stacks)
+        row = []
         for group, parameters, indices in weights.blocks:
             targets = [next(stacks)[i] for _ in parameters]
             sources = [p.detach() for p in parameters]
@@ -92,12 +98,17 @@ class Batched:
         refused: whether this closure can only be evaluated in place.
     """
 
-    def __init__(self, rule: str, memory: int = MEMORY, *, checked: bool = False, refused: bool = False) -> None:
-        self.rule, self.memory = rule, memory
-        self.checked, self.refused = checked, refused
+    def __init__(
+        self, rule: str, memory: int = MEMORY, *, checked: bool = False, refused: bool = False
+    ) -> None:
+        self.rule = rule
+        self.memory = memory
+        self.checked = checked
+        self.refused = refused
         self._depth: int | None = None  # of torch's stack of modes before a batch
         self._levels: int | None = None  # of vmap before a batch
-        self._hidden: list[tuple[Tensor, Tensor]] = []  # parameters that hold NaN for a moment, and their values
+        # Parameters that hold NaN for a moment, and their values.
+        self._hidden: list[tuple[Tensor, Tensor]] = []
         self._used: set[int] | None = None  # parameters that batches have handed over, by `id`
         self._copies: Copies | None = None
         self._layout: Any = None
@@ -116,11 +127,13 @@ class Batched:
         multiples: list[Multiple],
         step: int,
     ) -> tuple[Tensor, int]:
-        """What `read` keeps of the closure at weights + multiples z_k, for each k, and the number of evaluations.
+        """What `read` keeps of the closure at weights + multiples z_k, for each k, and the number
+        of evaluations.
 
         Args:
             weights: unperturbed, and unperturbed again afterwards unless evaluated in place.
-            closure: see `ForwardOptimizer.step`; every evaluation gets the random numbers that torch would give next.
+            closure: see `ForwardOptimizer.step`; every evaluation gets the random numbers that
+                torch would give next.
             read: a tensor of what the closure returned, of the same shape each time.
             base: the same at the unperturbed weights.
             numbers: of the K directions, at least one.
@@ -128,7 +141,8 @@ class Batched:
             step: step number.
 
         Returns:
-            Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both ways.
+            Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both
+            ways.
         """
         states = random_states(weights.generators)
         trials = Trials(weights, closure, read, numbers, multiples, step, states)
@@ -142,13 +156,16 @@ class Batched:
                     found = [trial]
                 else:
                     alone, tried = self._alone_as_batched(trials, trial, base)
-                    evaluations, found = count + tried, [alone]
+                    evaluations = count + tried
+                    found = [alone]
                     if not self.refused:
                         self._check(trial, alone, base, weights)
                     weights.restore(step)
                     weights.begin(step)
             while not self.refused and len(found) < count:
-                found.extend(self._attempt(trials, len(found), min(at_once, count - len(found))).split(1))
+                found.extend(
+                    self._attempt(trials, len(found), min(at_once, count - len(found))).split(1)
+                )
         found += [trials.alone(k) for k in range(len(found), count)]
         return torch.cat(found), evaluations
 
@@ -174,7 +191,9 @@ class Batched:
             if not is_complaint(error):
                 raise
             found = trials.alone(first)  # raises where the closure itself is at fault
-            self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200])
+            self._refuse(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            )
             return found
 
     def _batch(self, trials: Trials, first: int, size: int) -> Tensor:
@@ -191,12 +210,18 @@ class Batched:
                 return trials.read(trials.closure())
 
         # vmap knows the plain attention; on the CPU the fused one would be a loop, and a warning.
-        plain = sdpa_kernel(SDPBackend.MATH) if copies.stacks[0].device.type == "cpu" else contextlib.nullcontext()
+        plain = (
+            sdpa_kernel(SDPBackend.MATH)
+            if copies.stacks[0].device.type == "cpu"
+            else contextlib.nullcontext()
+        )
         self._depth = _modes._len_torch_function_stack()
         self._levels = _modes._functorch.maybe_current_level() or 0
         try:
             with plain:
-                found = torch.func.vmap(one, randomness="same")(*[stack[:size] for stack in copies.stacks])
+                found = torch.func.vmap(one, randomness="same")(
+                    *[stack[:size] for stack in copies.stacks]
+                )
         finally:
             self.leave()
         self._look_after(exchanges[0])
@@ -208,7 +233,8 @@ class Batched:
         if leaked:
             revive(leaked)
             self._refuse(
-                f"it keeps {len(leaked)} tensors of an evaluation, a hidden state or a logged loss for example; keep "
+                f"it keeps {len(leaked)} tensors of an evaluation, a hidden state or a logged loss "
+                "for example; keep "
                 "loss.item(), or values that step() returns"
             )
         if self._used is not None and not self._used <= exchange.table.used:
@@ -223,18 +249,24 @@ class Batched:
         if _alike(alone[0] - base, batched[0] - base, base, eps):
             return
         if _alike(torch.zeros_like(base), batched[0] - base, base, eps):
-            self._refuse("it gives other results there (does the closure keep copies of the weights?)")
+            self._refuse(
+                "it gives other results there (does the closure keep copies of the weights?)"
+            )
         else:
             self._refuse(
-                "it gives other results there (does it give another outcome each time, of a batch that is drawn inside "
+                "it gives other results there (does it give another outcome each time, of a batch "
+                "that is drawn inside "
                 "for example, or keep copies of the weights?)"
             )
 
-    def _alone_as_batched(self, trials: Trials, batched: Tensor, base: Tensor) -> tuple[Tensor, int]:
+    def _alone_as_batched(
+        self, trials: Trials, batched: Tensor, base: Tensor
+    ) -> tuple[Tensor, int]:
         """The first outcome in place, to compare a batch with, and the evaluations that it took.
 
-        Weights that no operation of the batch was given are NaN meanwhile. An outcome that reads them, in scripted code
-        for example, shows it whatever comes after. (Where the batch saw no perturbation at all, the comparison tells.)
+        Weights that no operation of the batch was given are NaN meanwhile. An outcome that reads
+        them, in scripted code for example, shows it whatever comes after. (Where the batch saw no
+        perturbation at all, the comparison tells.)
         """
         unseen = [p for p in trials.weights.parameters if id(p) not in (self._used or ())]
         if torch.equal(batched[0], base):
@@ -260,9 +292,11 @@ class Batched:
         return self._copies
 
     def _refuse(self, why: str) -> None:
-        self.refused, self._copies = True, None
+        self.refused = True
+        self._copies = None
         logging.getLogger(__name__).warning(
-            "%s: the closure cannot be evaluated as a batch, so directions are tried one by one, which is slower for "
+            "%s: the closure cannot be evaluated as a batch, so directions are tried one by one, "
+            "which is slower for "
             "small models and gives the same results; the reason: %s",
             self.rule,
             why,
@@ -270,9 +304,11 @@ class Batched:
 
 
 def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:
-    """Whether two regrets of the same weights agree but for the order of sums, whose rounding is that of the outcome.
+    """Whether two regrets of the same weights agree but for the order of sums, whose rounding is
+    that of the outcome.
 
-    The outcome itself would not tell: next to it regrets are small, and none at all would seem alike.
+    The outcome itself would not tell: next to it regrets are small, and none at all would seem
+    alike.
     """
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return False

@@ -1,16 +1,19 @@
-"""Messages between ranks that cannot be mistaken for others: each begins with a frame of a fixed size.
+"""Messages between ranks that cannot be mistaken for others: each begins with a frame of a fixed
+size.
 
     frame = state, step, length, digest | what is done, as text | the first 28 numbers
 
-A collective whose ranks hand over different lengths is undefined: gloo aborts the process. So the lengths are
-compared first, in a message whose size nothing changes, together with all else that must be equal. For up to 28
-numbers the frame is the whole message, and the comparison costs no latency. More numbers follow in a second message,
-where all frames agree; it begins with the frame again.
+A collective whose ranks hand over different lengths is undefined: gloo aborts the process. So the
+lengths are compared first, in a message whose size nothing changes, together with all else that
+must be equal. For up to 28 numbers the frame is the whole message, and the comparison costs no
+latency. More numbers follow in a second message, where all frames agree; it begins with the frame
+again.
 
-A rank that is interrupted while it waits does not know whether the others have its numbers, and may have gone on. So
-it leaves for good: its next frame says so, and the process group makes no further step, here or there. Frames that
-differ close the group as well, so that the length of the next message follows from the frames of this rank alone: a
-rank can say that it leaves though it has not heard the others.
+A rank that is interrupted while it waits does not know whether the others have its numbers, and may
+have gone on. So it leaves for good: its next frame says so, and the process group makes no further
+step, here or there. Frames that differ close the group as well, so that the length of the next
+message follows from the frames of this rank alone: a rank can say that it leaves though it has not
+heard the others.
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ POLL = 0.002  # seconds for which an answer is asked for again and again
 SLICE = timedelta(seconds=0.1)  # after which a rank that waits looks at its signals
 RESTART = "End all ranks and start them again from a checkpoint, as torchrun --max-restarts does"
 
-_closed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # process groups, and why
-_owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # process groups, and their processes
+# Process groups, and why.
+_closed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+# Process groups, and their processes.
+_owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class _Refused(Exception):  # noqa: N818  (it never leaves this file)
@@ -57,9 +62,12 @@ class Channel:
 
     def __init__(self, process_group: Any) -> None:
         self.group = dist.group.WORLD if process_group is None else process_group
-        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        self.rank = dist.get_rank(process_group)
+        self.size = dist.get_world_size(process_group)
         on_gpu = "nccl" in dist.get_backend(process_group)
-        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self._device = (
+            torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        )
         _owners.setdefault(self.group, os.getpid())
         self._due = FRAME  # length of the next message, as the others expect it
         self._farewell: Any = None
@@ -70,7 +78,8 @@ class Channel:
         owner = _owners[self.group]
         if owner != os.getpid():
             raise RuntimeError(
-                f"Ranks: they belong to process {owner}, and this is its child {os.getpid()}, which shares its "
+                f"Ranks: they belong to process {owner}, and this is its child {os.getpid()}, "
+                "which shares its "
                 "connections; call init_process_group and make the optimizer anew in the child"
             )
         if self.group in _closed:
@@ -89,7 +98,8 @@ class Channel:
             int64 `(size, length)`.
 
         Raises:
-            RuntimeError: a rank raised an exception, does something else, has left, or does not answer.
+            RuntimeError: a rank raised an exception, does something else, has left, or does not
+                answer.
         """
         self.require_open()
         frame = np.zeros(FRAME, np.int64)
@@ -113,10 +123,13 @@ class Channel:
         message[:HEAD] = LEFT, step, 0, 0
         message[HEAD:BEGIN] = _words(why)
         with uninterrupted(), contextlib.suppress(Exception):  # the others may be gone too
-            _closed[self.group] = f"{why} interrupted rank {self.rank} in step {step}, which others may have completed"
+            _closed[self.group] = (
+                f"{why} interrupted rank {self.rank} in step {step}, which others may have "
+                "completed"
+            )
             self._farewell = self._post(message)  # not waited for: they come when they come
 
-    # ---- how --------------------------------------------------------------------------------------------------------
+    # ---- how -------------------------------------------------------------------------------------
 
     def _exchanged(self, frame: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         rows = self._gather(frame, max(FRAME, FRAME + len(numbers) - ROOM))
@@ -144,8 +157,10 @@ class Channel:
         _closed[self.group] = f"rank {self.rank} got no answer in step {sent[1]}"
         said = str(error).split("] ")[-1].splitlines()[0][:50] if str(error) else ""
         raise _Refused(
-            f"rank {self.rank} of {self.size} got no answer from the others: one has died, or hangs longer than "
-            f"the timeout of init_process_group. The weights are those before the step. {RESTART}. torch: {said}"
+            f"rank {self.rank} of {self.size} got no answer from the others: one has died, or "
+            "hangs longer than "
+            f"the timeout of init_process_group. The weights are those before the step. {RESTART}. "
+            f"torch: {said}"
         ) from error
 
     def _post(self, sent: np.ndarray) -> tuple[Any, torch.Tensor]:
@@ -174,10 +189,12 @@ class Channel:
         left = rows[:, 0] == LEFT
         if left.any():
             first = int(left.argmax())
-            step, why = rows[first, 1], _text(rows[first, HEAD:BEGIN])
+            step = rows[first, 1]
+            why = _text(rows[first, HEAD:BEGIN])
             _closed[self.group] = f"rank {first} has left in step {step} ({why[:40]})"
             raise _Refused(
-                f"rank {first} of {self.size} was interrupted in step {step} by {why[:40]} and has left; its weights "
+                f"rank {first} of {self.size} was interrupted in step {step} by {why[:40]} and has "
+                "left; its weights "
                 f"may be a step behind. Rank {self.rank} stops before step {frame[1]}. {RESTART}"
             )
         if differ.any():
@@ -185,7 +202,8 @@ class Channel:
             here, there = _told_apart(rows[0], rows[other])
             _closed[self.group] = f"rank {other} and rank 0 were about to do different things"
             raise _Refused(
-                f"rank {other} is at [{there}], rank 0 at [{here}]; make the same model, optimizer and Ranks, load the "
+                f"rank {other} is at [{there}], rank 0 at [{here}]; make the same model, optimizer "
+                "and Ranks, load the "
                 "same state on all, and start all again"
             )
 
@@ -193,7 +211,8 @@ class Channel:
         raised = np.flatnonzero(rows[:, 0] == RAISED).tolist()
         if raised:
             raise _Refused(
-                f"rank {', '.join(map(str, raised[:8]))} of {self.size} raised an exception in this step, see its own "
+                f"rank {', '.join(map(str, raised[:8]))} of {self.size} raised an exception in "
+                "this step, see its own "
                 f"message; rank {self.rank} stops with it, its weights are those before the step"
             )
 
@@ -212,7 +231,9 @@ def _told_apart(*frames: np.ndarray) -> list[str]:
     """Each frame in words; with the number of numbers only where nothing else is different."""
     texts = [f"step {frame[1]}, {_text(frame[HEAD:BEGIN])}"[:88] for frame in frames]
     if len(set(texts)) == 1:
-        return [f"{text[:70]}, {frame[2]} numbers" for text, frame in zip(texts, frames, strict=True)]
+        return [
+            f"{text[:70]}, {frame[2]} numbers" for text, frame in zip(texts, frames, strict=True)
+        ]
     return texts
 
 

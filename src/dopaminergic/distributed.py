@@ -2,13 +2,15 @@
 
     ranks = shards of the data x shares of the directions
 
-A direction is a function of (seed, step, number), so whoever knows the losses knows the update. Each rank evaluates its
-share of a step on its shard of the data; one all_gather of a few float64 numbers hands all losses to all ranks, which
-sum them in the order of ranks and run the same rule on the same bits. Weights are never sent; every so many steps a
-hash of them is (Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017).
+A direction is a function of (seed, step, number), so whoever knows the losses knows the update.
+Each rank evaluates its share of a step on its shard of the data; one all_gather of a few float64
+numbers hands all losses to all ranks, which sum them in the order of ranks and run the same rule on
+the same bits. Weights are never sent; every so many steps a hash of them is (Salimans et al.,
+"Evolution strategies as a scalable alternative to reinforcement learning", 2017).
 
-Whatever a rank does between two exchanges, it comes to the next one: that it raised an exception travels too, so that
-all ranks stop at the same step with the weights they had before it. See `channel` for how messages are compared.
+Whatever a rank does between two exchanges, it comes to the next one: that it raised an exception
+travels too, so that all ranks stop at the same step with the weights they had before it. See
+`channel` for how messages are compared.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from dopaminergic.weights.modes import rewind
 from dopaminergic.weights.sharding import first_element, is_sharded, local
 
 if dist.is_available():
-    # The defaults of its functions are the process group there is when it is imported. torch.optim imports it with the
-    # first optimizer, and destroy_process_group would no longer end the threads of gloo, which may abort the process
-    # where they wake while Python shuts down.
+    # The defaults of its functions are the process group there is when it is imported. torch.optim
+    # imports it with the first optimizer, and destroy_process_group would no longer end the threads
+    # of gloo, which may abort the process where they wake while Python shuts down.
     import torch.distributed.nn.functional
 
 MISSING = (
@@ -87,20 +89,22 @@ class SharedLosses:
 
 
 class Ranks:
-    """How the ranks of a process group share the work of a step; to be passed as an optimizer's `process_group`.
+    """How the ranks of a process group share the work of a step; to be passed as an optimizer's
+    `process_group`.
 
-    Rank r sees shard `r mod data_parallel` of the data and tries share `r div data_parallel` of the directions. Losses
-    are averaged over shards, each shard counting the same (in `VectorDopamine`, each sample).
+    Rank r sees shard `r mod data_parallel` of the data and tries share `r div data_parallel` of the
+    directions. Losses are averaged over shards, each shard counting the same (in `VectorDopamine`,
+    each sample).
 
     Args:
         process_group: of `torch.distributed`; None: all processes.
-        data_parallel: number of shards of the data, a divisor of the number of ranks; None: every rank has its own.
-            1: all ranks see the same data and try different directions.
-        check_every: steps between two comparisons of all ranks' settings, states and weights, >= 1. The first step
-            always compares.
-        deadline: seconds, >= 0, after which a rank begins no more directions of a step, but for its first one; those
-            that are missing on any rank are left out by all. Results then depend on timing, though a journal repeats
-            them to the bit. None: slow ranks are waited for.
+        data_parallel: number of shards of the data, a divisor of the number of ranks; None: every
+            rank has its own. 1: all ranks see the same data and try different directions.
+        check_every: steps between two comparisons of all ranks' settings, states and weights, >= 1.
+            The first step always compares.
+        deadline: seconds, >= 0, after which a rank begins no more directions of a step, but for its
+            first one; those that are missing on any rank are left out by all. Results then depend
+            on timing, though a journal repeats them to the bit. None: slow ranks are waited for.
 
     Attributes:
         rank: of this process in the group.
@@ -124,33 +128,39 @@ class Ranks:
     ) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
-                "Ranks: there is no process group; call torch.distributed.init_process_group() first, and start the "
+                "Ranks: there is no process group; call torch.distributed.init_process_group() "
+                "first, and start the "
                 "script with torchrun"
             )
         if dist.get_rank(process_group) < 0:
             raise ValueError(
-                "Ranks: this process is not in process_group; make the optimizer on its members only"
+                "Ranks: this process is not in process_group; make the optimizer on its members "
+                "only"
             )
         self._channel = Channel(process_group)
         self._channel.require_open()
-        self.rank, self.size = self._channel.rank, self._channel.size
+        self.rank = self._channel.rank
+        self.size = self._channel.size
         self.shards = self.size if data_parallel is None else data_parallel
         if not isinstance(self.shards, int) or self.shards < 1 or self.size % self.shards:
             raise ValueError(
-                f"Ranks: data_parallel must divide the number of ranks, {self.size}, got {data_parallel!r}; 1 tries "
-                f"different directions on the same data, {self.size} the same directions on different data"
+                f"Ranks: data_parallel must divide the number of ranks, {self.size}, got "
+                f"{data_parallel!r}; 1 tries "
+                f"different directions on the same data, {self.size} the same directions on "
+                "different data"
             )
         if not isinstance(check_every, int) or check_every < 1:
             raise ValueError(f"Ranks: check_every must be an int >= 1, got {check_every!r}")
         if deadline is not None:
             checks.number("Ranks", "deadline", deadline, at_least=0)
-        self.shares, self.check_every, self.deadline = (
-            self.size // self.shards,
-            check_every,
-            deadline,
-        )
-        self.shard, self.share = self.rank % self.shards, self.rank // self.shards
-        self._began, self._rule, self._step = 0.0, "", 0
+        self.shares = self.size // self.shards
+        self.check_every = check_every
+        self.deadline = deadline
+        self.shard = self.rank % self.shards
+        self.share = self.rank // self.shards
+        self._began = 0.0
+        self._rule = ""
+        self._step = 0
         self._handed = (
             False  # whether the others may complete a step that this rank has not completed
         )
@@ -161,7 +171,8 @@ class Ranks:
 
     def __getstate__(self) -> Any:
         raise TypeError(
-            "Ranks belong to this process and cannot be saved; save optimizer.state_dict() and make the optimizer anew"
+            "Ranks belong to this process and cannot be saved; save optimizer.state_dict() and "
+            "make the optimizer anew"
         )
 
     @property
@@ -169,7 +180,7 @@ class Ranks:
         """Bytes that this rank has handed to collectives."""
         return self._channel.bytes_sent
 
-    # ---- who does what ----------------------------------------------------------------------------------------------
+    # ---- who does what ---------------------------------------------------------------------------
 
     def part(self, units: int, share: int | None = None) -> range:
         """The units of work, out of so many, of one share: this rank's, if none is named."""
@@ -180,7 +191,8 @@ class Ranks:
         """Raise unless these parameters can be trained in this way."""
         if self.deadline is not None and any(map(is_sharded, parameters)):
             raise ValueError(
-                f"{rule}: Ranks(deadline=...) does not go with sharded parameters: the ranks of one model must make "
+                f"{rule}: Ranks(deadline=...) does not go with sharded parameters: the ranks of "
+                "one model must make "
                 "its forward passes together, however slow one of them is"
             )
 
@@ -192,10 +204,11 @@ class Ranks:
     def seeded(
         self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int
     ) -> Callable[[], Any]:
-        """The closure, whose draws from torch's generators start from (seed, step, shard); they are left as they were.
+        """The closure, whose draws from torch's generators start from (seed, step, shard); they are
+        left as they were.
 
-        Ranks evaluate different numbers of directions, so what a closure draws must not depend on what was drawn
-        before.
+        Ranks evaluate different numbers of directions, so what a closure draws must not depend on
+        what was drawn before.
         """
         number = _digest((seed, step, self.shard))
         states: list[list[tuple[torch.Generator, Tensor]]] = []
@@ -221,12 +234,14 @@ class Ranks:
 
         return call
 
-    # ---- what travels -----------------------------------------------------------------------------------------------
+    # ---- what travels ----------------------------------------------------------------------------
 
     def begin(self, rule: str, step: int) -> None:
         """Raise unless this rank can still make a step with the others."""
         self._channel.require_open()
-        self._rule, self._step, self._handed = rule, step, False
+        self._rule = rule
+        self._step = step
+        self._handed = False
 
     def settle(self) -> None:
         """Note that this rank has done what it could for the step."""
@@ -235,7 +250,8 @@ class Ranks:
     def stop(self, error: BaseException) -> None:
         """Leave if Ctrl-C or the like has ended a step that the others complete.
 
-        Errors may be raised by all ranks alike, after which all go on. Where they are not, the next frames differ.
+        Errors may be raised by all ranks alike, after which all go on. Where they are not, the next
+        frames differ.
         """
         if self._handed and not isinstance(error, Exception):
             self._channel.leave(self._step, error)
@@ -269,7 +285,8 @@ class Ranks:
         self._handed = True
 
     def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of ranks.
+        """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of
+        ranks.
 
         Args:
             rows: one for each rank.
@@ -316,10 +333,11 @@ class Ranks:
             shared.units += [part[i] for i in places]
         shared.found = np.concatenate(found)
 
-    # ---- what is checked --------------------------------------------------------------------------------------------
+    # ---- what is checked -------------------------------------------------------------------------
 
     def compare(self, rows: np.ndarray) -> None:
-        """Raise unless all ranks sent the same `fingerprint` (of the weights: those that hold the same part of them).
+        """Raise unless all ranks sent the same `fingerprint` (of the weights: those that hold the
+        same part of them).
 
         Raises:
             RuntimeError: two ranks differ; all ranks raise it.
@@ -330,22 +348,27 @@ class Ranks:
         if (settings != settings[0]).any():
             other = int(np.flatnonzero(settings != settings[0])[0])
             raise RuntimeError(
-                f"rank {other} differs from rank 0 in the optimizer's settings, parameter groups, step or state; make "
-                "the same model and optimizer on all ranks, and load the same state_dict on all or on none"
+                f"rank {other} differs from rank 0 in the optimizer's settings, parameter groups, "
+                "step or state; make "
+                "the same model and optimizer on all ranks, and load the same state_dict on all or "
+                "on none"
             )
         for place in np.unique(places):
             same = np.flatnonzero(places == place)
             if (weights[same] != weights[same[0]]).any():
                 other = int(same[weights[same] != weights[same[0]]][0])
                 raise RuntimeError(
-                    f"the weights of rank {other} differ from those of rank {same[0]}: they must be equal at the start "
-                    "(seed the model alike or dopaminergic.broadcast it, load the same checkpoint) and must not "
+                    f"the weights of rank {other} differ from those of rank {same[0]}: they must "
+                    "be equal at the start "
+                    "(seed the model alike or dopaminergic.broadcast it, load the same checkpoint) "
+                    "and must not "
                     "be changed by anybody else; load a checkpoint on all ranks to go on"
                 )
 
 
 def fingerprint(identity: Any, parameters: Iterable[Tensor]) -> list[float]:
-    """What must be equal on all ranks, as three integers below 2^52: of settings, of places of shards, of weights.
+    """What must be equal on all ranks, as three integers below 2^52: of settings, of places of
+    shards, of weights.
 
     Args:
         identity: anything made of numbers, strings, tensors, lists and dicts.
@@ -405,10 +428,12 @@ def _plain(value: Any) -> Any:
 
 
 def _keep_gloo_from_interrupting() -> None:
-    """Let the threads of gloo run while this process waits, not in place of the thread that hands them its numbers.
+    """Let the threads of gloo run while this process waits, not in place of the thread that hands
+    them its numbers.
 
-    They poll for a lock. Where every core is busy with a rank, they interrupt the thread that holds it, and poll until
-    their time slice of some milliseconds ends; batch threads interrupt nobody (`man 7 sched`).
+    They poll for a lock. Where every core is busy with a rank, they interrupt the thread that holds
+    it, and poll until their time slice of some milliseconds ends; batch threads interrupt nobody
+    (`man 7 sched`).
     """
     if not hasattr(os, "SCHED_BATCH"):  # other systems than Linux
         return
@@ -424,7 +449,8 @@ def ranks_of(process_group: Any) -> Ranks | None:
         _warn_of_others()
     elif isinstance(process_group, str) and process_group != ALONE:
         raise ValueError(
-            f"process_group must be a group of torch.distributed, a Ranks, None or {ALONE!r}, got {process_group!r}"
+            f"process_group must be a group of torch.distributed, a Ranks, None or {ALONE!r}, got "
+            f"{process_group!r}"
         )
     if process_group is None or isinstance(process_group, str | Ranks):
         return process_group if isinstance(process_group, Ranks) else None
@@ -442,7 +468,8 @@ def _warn_of_others() -> None:
         return
     _warned = True
     warnings.warn(
-        f"process_group is None, so that none of the {dist.get_world_size()} ranks hears of the others; pass "
+        f"process_group is None, so that none of the {dist.get_world_size()} ranks hears of the "
+        "others; pass "
         f"process_group=Ranks() or torch.distributed.group.WORLD, or {ALONE!r} if that is meant. "
         "DistributedDataParallel averages nothing here: there are no gradients.",
         RuntimeWarning,

@@ -1,8 +1,10 @@
 """One evaluation of a closure, and all that is looked after around it.
 
-    forget autocast's casts -> call -> keep the buffers of the first call, put them back after each other one
+    forget autocast's casts -> call -> keep the buffers of the first call, put them back after each
+    other one
 
-The first step also finds the buffers, the 16-bit dtypes of autocast, and whether the closure writes to weights.
+The first step also finds the buffers, the 16-bit dtypes of autocast, and whether the closure writes
+to weights.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class Evaluation:
         """Where the closure writes to weights that are perturbed in place, keep copies of them instead."""
         weights = self._weights
         states = random_states(weights.generators)
-        watch = WriteWatch((place.storage.data_ptr() for place in weights.memory), stop=weights.displaced)
+        watch = WriteWatch(
+            (place.storage.data_ptr() for place in weights.memory), stop=weights.displaced
+        )
         try:
             with watch:
                 returned = self._closure()
@@ -90,12 +94,14 @@ class Evaluation:
         except Exception as error:
             if not is_complaint(error):
                 raise
-            rewind(states)  # code that torch cannot watch, compiled as one graph say, is taken on trust
+            # Code that torch cannot watch, compiled as one graph say, is taken on trust.
+            rewind(states)
             return self._closure()
         if not watch.seen:
             return returned
         logging.getLogger(__name__).warning(
-            "%s: the closure writes to weights in its forward pass (max_norm, clipping, a quantiser?), so a copy of "
+            "%s: the closure writes to weights in its forward pass (max_norm, clipping, a "
+            "quantiser?), so a copy of "
             "them is kept during a step",
             self._rule,
         )

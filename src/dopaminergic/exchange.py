@@ -29,7 +29,8 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     """
     if not training or p in (0.0, 1.0):
         return functional.dropout(x, p, training)
-    strides, stride = [0] * x.ndim, 1
+    strides = [0] * x.ndim
+    stride = 1
     for i in sorted(range(x.ndim), key=lambda i: (x.stride(i), -i)):
         strides[i] = stride
         stride *= max(1, x.shape[i])

@@ -3,8 +3,8 @@
     begin -> evaluate the closure at the points of the step -> a change
           -> restore what was perturbed and apply the change, in one pass
 
-What is perturbed, and how a change follows from outcomes, is the business of subclasses: `ScalarRule` learns from
-losses, `VectorDopamine` from all outcomes.
+What is perturbed, and how a change follows from outcomes, is the business of subclasses:
+`ScalarRule` learns from losses, `VectorDopamine` from all outcomes.
 """
 
 from __future__ import annotations
@@ -44,24 +44,30 @@ class ForwardOptimizer(Optimizer):
     """Base of all optimizers that learn from forward passes alone; use a subclass.
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: learning rate, >= 0, in the rule's own unit; for a fleet also a tensor of shape `(R,)`.
-        sigma: perturbation scale, > 0: how far each weight moves in a perturbed pass; None: what `default_sigmas`
-            says, larger if any of the weights have 16 bits, whose rounding would drown the regrets.
+        sigma: perturbation scale, > 0: how far each weight moves in a perturbed pass; None: what
+            `default_sigmas` says, larger if any of the weights have 16 bits, whose rounding would
+            drown the regrets.
         directions: number K of random directions whose estimates are averaged, >= 1.
         noise: `"rademacher"` (each entry of a direction +1 or -1) or `"gaussian"`.
-        seed: in [0, 2^63). Equal seeds give equal runs. A sequence of R seeds makes a fleet: every parameter then has a
-            leading dimension R, and the closure returns R losses (or an outcome with that leading dimension).
-        weight_decay: decoupled, >= 0: weights shrink by `weight_decay` times the learning rate of the gradient descent
-            that the update amounts to (Loshchilov and Hutter 2019).
-        batched: evaluate up to 32 directions as one batch where the closure allows it, which is faster for small models
-            and takes the memory of so many copies of the weights and activations.
-        process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and losses are averaged.
-            Or a `Ranks`, which says how ranks share data and directions. None: this process is alone; `"alone"` says
-            so to a process that belongs to a group, which None warns of.
+        seed: in [0, 2^63). Equal seeds give equal runs. A sequence of R seeds makes a fleet: every
+            parameter then has a leading dimension R, and the closure returns R losses (or an
+            outcome with that leading dimension).
+        weight_decay: decoupled, >= 0: weights shrink by `weight_decay` times the learning rate of
+            the gradient descent that the update amounts to (Loshchilov and Hutter 2019).
+        batched: evaluate up to 32 directions as one batch where the closure allows it, which is
+            faster for small models and takes the memory of so many copies of the weights and
+            activations.
+        process_group: of `torch.distributed`: every rank evaluates its own shard of the data, and
+            losses are averaged. Or a `Ranks`, which says how ranks share data and directions. None:
+            this process is alone; `"alone"` says so to a process that belongs to a group, which
+            None warns of.
         settings: of the rule; `state_dict` holds them.
 
-    A subclass says how it starts (`start`), how it evaluates (`_evaluate`), and what a step writes and takes back.
+    A subclass says how it starts (`start`), how it evaluates (`_evaluate`), and what a step writes
+    and takes back.
     """
 
     _thread: int | None = None  # which thread is within a step
@@ -81,7 +87,13 @@ class ForwardOptimizer(Optimizer):
         **settings: Any,
     ) -> None:
         self._rule_name = rule = type(self).__name__
-        given = {"directions": directions, "noise": noise, "seed": seed, "batched": batched, **settings}
+        given = {
+            "directions": directions,
+            "noise": noise,
+            "seed": seed,
+            "batched": batched,
+            **settings,
+        }
         self.settings = checks.settings(rule, given)
         self._fleet = isinstance(self.settings["seed"], list)
         self._ranks: Ranks | None = ranks_of(process_group)
@@ -93,7 +105,11 @@ class ForwardOptimizer(Optimizer):
         given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
         super().__init__(params, checks.rates(rule, given, self._replicas))
         checks.some_trainable(rule, self.param_groups)
-        skipped = torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu") if self._fleet else 0
+        skipped = (
+            torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu")
+            if self._fleet
+            else 0
+        )
         self._progress = Progress(self.start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._pending: Change | None = None
         self._listeners: list[Listener] = []
@@ -103,14 +119,16 @@ class ForwardOptimizer(Optimizer):
         self._casts: set[torch.dtype] = set()  # 16-bit dtypes in which the closure computes
         self._prepare(None)
 
-    # ---- the subclass ------------------------------------------------------------------------------------------------
+    # ---- the subclass ----------------------------------------------------------------------------
 
     def start(self) -> Any:
         """The rule's state before the first step: a NamedTuple of numbers made from `zero()`, or None."""
         return None
 
     def _is_abstract(self) -> NotImplementedError:
-        return NotImplementedError(f"{type(self).__name__} is a base class; use a subclass such as Dopamine")
+        return NotImplementedError(
+            f"{type(self).__name__} is a base class; use a subclass such as Dopamine"
+        )
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
         """The perturbation scale for these parameters, in a closure that computes in some 16-bit dtypes."""
@@ -163,7 +181,7 @@ class ForwardOptimizer(Optimizer):
         """What a state keeps of the ways in which a closure can be evaluated."""
         return {}
 
-    # ---- a fleet or one model ----------------------------------------------------------------------------------------
+    # ---- a fleet or one model --------------------------------------------------------------------
 
     @property
     def _replicas(self) -> int | None:
@@ -174,7 +192,7 @@ class ForwardOptimizer(Optimizer):
         """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
         return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
 
-    # ---- what users read ---------------------------------------------------------------------------------------------
+    # ---- what users read -------------------------------------------------------------------------
 
     @property
     def forward_passes(self) -> int:
@@ -196,24 +214,26 @@ class ForwardOptimizer(Optimizer):
         """Learning rate of gradient descent that the last update amounts to, in the first group."""
         return self._progress.last_learning_rate
 
-    # ---- the loop ---------------------------------------------------------------------------------------------------
+    # ---- the loop --------------------------------------------------------------------------------
 
     def step(self, closure: Closure | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Evaluate and update; or, without a closure, apply what the last `probe` found.
 
         Args:
-            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an `Outcome`. It is
-                called without gradients, with the same random numbers each time, and may do anything else.
+            closure: returns a loss: a float, a 0-d tensor, a 1-d tensor of per-sample losses, or an
+                `Outcome`. It is called without gradients, with the same random numbers each time,
+                and may do anything else.
 
         Returns:
-            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a fleet; None without a
-            closure.
+            The loss at the weights before the update: a float, or float64 of shape `(R,)` for a
+            fleet; None without a closure.
 
         Raises:
             TypeError: the closure returned something that is not a loss.
             RuntimeError: there was neither a closure nor a `probe`.
         """
-        # torch's own wrapper costs as much as a small network, so it is only used when somebody listens.
+        # torch's own wrapper costs as much as a small network, so it is only used when somebody
+        # listens.
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -222,22 +242,27 @@ class ForwardOptimizer(Optimizer):
             or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
-        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
+        return self._guarded(
+            self._apply_pending if closure is None else self._probe_and_update, closure
+        )
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
     def _step(self, closure: Closure | None) -> Any:
-        return self._guarded(self._apply_pending if closure is None else self._probe_and_update, closure)
+        return self._guarded(
+            self._apply_pending if closure is None else self._probe_and_update, closure
+        )
 
     def probe(self, closure: Closure) -> Any:
-        """First half of a step, for loops that call `step()` themselves: evaluate, and leave the weights as they were.
+        """First half of a step, for loops that call `step()` themselves: evaluate, and leave the
+        weights as they were.
 
         Args:
             closure: as for `step`.
 
         Returns:
-            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next one and by
-            `state_dict`.
+            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next
+            one and by `state_dict`.
         """
         return self._guarded(self._probe_only, closure)
 
@@ -257,7 +282,8 @@ class ForwardOptimizer(Optimizer):
                 self._undo(before)
                 raise
         except BaseException as error:
-            # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if all is undone.
+            # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if
+            # all is undone.
             with _room_on_the_stack():
                 self._undo(before)
             if self._ranks is not None and self._progress is before:
@@ -278,11 +304,16 @@ class ForwardOptimizer(Optimizer):
             return
         frame = sys._current_frames().get(thread)
         while frame is not None:
-            if frame.f_code is ForwardOptimizer._guarded.__code__ and frame.f_locals.get("self") is self:
+            if (
+                frame.f_code is ForwardOptimizer._guarded.__code__
+                and frame.f_locals.get("self") is self
+            ):
                 where = "its own closure" if thread == threading.get_ident() else "another thread"
                 raise RuntimeError(
-                    f"{self._rule_name}: {name} was called from {where} while a step is in progress, when weights are "
-                    "perturbed; call it between steps, or use an optimizer of its own for an inner loop"
+                    f"{self._rule_name}: {name} was called from {where} while a step is in "
+                    "progress, when weights are "
+                    "perturbed; call it between steps, or use an optimizer of its own for an inner "
+                    "loop"
                 )
             frame = frame.f_back
         self._thread = None  # an interruption came before the step could say that it had ended
@@ -311,8 +342,10 @@ class ForwardOptimizer(Optimizer):
         if self._pending is not None:
             self._tell(
                 "probes",
-                f"{self._rule_name}: a second probe came before step(), so that what the first one found is lost, as "
-                "where a framework accumulates gradients; average the losses of all micro-batches inside one closure",
+                f"{self._rule_name}: a second probe came before step(), so that what the first one "
+                "found is lost, as "
+                "where a framework accumulates gradients; average the losses of all micro-batches "
+                "inside one closure",
             )
         self._pending = None
         losses, self._pending = self._evaluated(closure, before)
@@ -342,16 +375,21 @@ class ForwardOptimizer(Optimizer):
         if not silent:
             if after.answered and after.silent == 0:
                 return change
-            return change._replace(after=after._replace(answered=True, silent=max(0, after.silent - 1)))
+            return change._replace(
+                after=after._replace(answered=True, silent=max(0, after.silent - 1))
+            )
         after = after._replace(silent=after.silent + 1)
         tired = after.silent >= silence.PATIENCE
-        # One silent step may be chance without the loss at the weights: both sides of a direction can be alike.
+        # One silent step may be chance without the loss at the weights: both sides of a direction
+        # can be alike.
         early = not after.answered and (after.silent > 1 or losses.base is not None)
         farther = (tired or early) and self._may_look_farther()
         if tired and not (farther and after.answered):
             self._tell("silence", silence.warning(self._rule_name, self.param_groups[0]["sigma"]))
         if farther:
-            after = after._replace(doublings=after.doublings + 1, silent=0 if after.answered else after.silent)
+            after = after._replace(
+                doublings=after.doublings + 1, silent=0 if after.answered else after.silent
+            )
         return change._replace(after=after)
 
     def _is_silent(self, losses: Losses, change: Change) -> bool:
@@ -366,8 +404,10 @@ class ForwardOptimizer(Optimizer):
         if floor is not None and np.any(np.less(loss, floor) & np.isfinite(loss)):
             self._tell(
                 "floor",
-                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below loss_floor={floor:g}, where this "
-                "rule stands still. Pass the least loss that can be reached as loss_floor, or use Dopamine2, which "
+                f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below "
+                f"loss_floor={floor:g}, where this "
+                "rule stands still. Pass the least loss that can be reached as loss_floor, or use "
+                "Dopamine2, which "
                 "needs none (for example for rewards)",
             )
 
@@ -388,8 +428,10 @@ class ForwardOptimizer(Optimizer):
         change = self._pending
         if change is None:
             raise RuntimeError(
-                f"{self._rule_name}.step() without a closure needs a probe first: pass opt.step(closure), or call "
-                "opt.probe(closure) before it. accelerate and the Trainer of transformers call step() alone: write the "
+                f"{self._rule_name}.step() without a closure needs a probe first: pass "
+                "opt.step(closure), or call "
+                "opt.probe(closure) before it. accelerate and the Trainer of transformers call "
+                "step() alone: write the "
                 "loop yourself, and of a wrapped optimizer use what it wraps, wrapped.optimizer"
             )
         self._apply(change)
@@ -412,7 +454,8 @@ class ForwardOptimizer(Optimizer):
         """Be told of the change of each step that is done, as a journal is.
 
         Args:
-            listener: called after the weights have changed; an exception in it reaches the caller of `step`.
+            listener: called after the weights have changed; an exception in it reaches the caller
+                of `step`.
 
         Returns:
             A function that ends it.
@@ -430,9 +473,15 @@ class ForwardOptimizer(Optimizer):
         ranks: Any = self._ranks
         if self._agreed and step % ranks.check_every:
             return None
-        groups = [{key: x for key, x in group.items() if key != "params"} for group in self.param_groups]
-        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed]
-        return lambda: fingerprint([self._identity(), self.settings, groups, self._progress], parameters)
+        groups = [
+            {key: x for key, x in group.items() if key != "params"} for group in self.param_groups
+        ]
+        parameters = [
+            p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed
+        ]
+        return lambda: fingerprint(
+            [self._identity(), self.settings, groups, self._progress], parameters
+        )
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
@@ -446,11 +495,13 @@ class ForwardOptimizer(Optimizer):
     def _warn(self) -> None:
         self._tell(
             "skipped",
-            f"{self._rule_name}: the closure returned a loss that is not finite, or one so large that the update "
-            "is not; the step was skipped, the weights are as before. More are counted in `skipped_steps`.",
+            f"{self._rule_name}: the closure returned a loss that is not finite, or one so large "
+            "that the update "
+            "is not; the step was skipped, the weights are as before. More are counted in "
+            "`skipped_steps`.",
         )
 
-    # ---- saving and loading -----------------------------------------------------------------------------------------
+    # ---- saving and loading ----------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -463,22 +514,29 @@ class ForwardOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
         saved = super().state_dict()
-        groups = [plain(group) for group in saved["param_groups"]]  # schedulers and users may have put anything there
+        # Schedulers and users may have put anything there.
+        groups = [plain(group) for group in saved["param_groups"]]
         return {**saved, "param_groups": groups, "forward": self._forward()}
 
     def _forward(self) -> dict[str, Any]:
         progress = self._progress._asdict()
         rule = progress.pop("rule")
         memory = [as_tensor(x) for x in rule] if rule else None
-        forward = {"settings": plain(self.settings), "rule": plain(memory), "progress": plain(progress)}
+        forward = {
+            "settings": plain(self.settings),
+            "rule": plain(memory),
+            "progress": plain(progress),
+        }
         return {**self._identity(), **forward, **self._found_out()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where another optimizer of the same kind, over a model of the same shape, stopped.
+        """Continue where another optimizer of the same kind, over a model of the same shape,
+        stopped.
 
         Raises:
-            ValueError: it is the state of another optimizer, model or dtype, of parameters in another order, or holds
-                what no optimizer could have saved; nothing has changed then.
+            ValueError: it is the state of another optimizer, model or dtype, of parameters in
+                another order, or holds what no optimizer could have saved; nothing has changed
+                then.
         """
         self._refuse_within_a_step("load_state_dict")
         start = self.start()
@@ -493,7 +551,9 @@ class ForwardOptimizer(Optimizer):
 
     def _read(self, state_dict: Any) -> states.Loaded:
         """What `load_state_dict` would take; raise where it would, and change nothing."""
-        own = states.Own(self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas)
+        own = states.Own(
+            self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas
+        )
         return states.read(state_dict, own)
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
@@ -513,8 +573,8 @@ class ForwardOptimizer(Optimizer):
         self._prepare(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers and addresses belong to this process and these tensors, the `step` that a scheduler puts here and
-        # whoever listens to this optimizer; a copy makes its own.
+        # Buffers and addresses belong to this process and these tensors, the `step` that a
+        # scheduler puts here and whoever listens to this optimizer; a copy makes its own.
         own = ("_weights", "_pending", "_listeners", "_thread", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
@@ -522,7 +582,8 @@ class ForwardOptimizer(Optimizer):
         super().__setstate__(state)
         if "settings" in self.__dict__:
             self._pending = None
-            self.__dict__.setdefault("_listeners", [])  # `load_state_dict` comes here too, and has some
+            # `load_state_dict` comes here too, and has some.
+            self.__dict__.setdefault("_listeners", [])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""

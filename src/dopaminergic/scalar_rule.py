@@ -30,15 +30,18 @@ from dopaminergic.weights.modes import rewind
 class ScalarRule(WeightOptimizer):
     """Base of the rules that learn from losses; for its arguments see `ForwardOptimizer`.
 
-    A subclass defines `rule`, and if need be `start` and `points`; `CONTRIBUTING.md` has a complete one.
+    A subclass defines `rule`, and if need be `start` and `points`; `CONTRIBUTING.md` has a complete
+    one.
     """
 
-    takes_infinite = False  # the rule makes something of a loss of +inf, if any loss is finite; never of NaN
+    # The rule makes something of a loss of +inf, if any loss is finite; never of NaN.
+    takes_infinite = False
 
-    # ---- for subclasses ----------------------------------------------------------------------------------------------
+    # ---- for subclasses --------------------------------------------------------------------------
 
     def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        """What follows from the losses of a step: a pure function of its arguments and of `settings`.
+        """What follows from the losses of a step: a pure function of its arguments and of
+        `settings`.
 
         Args:
             state: from `start`, or of the last decision.
@@ -50,20 +53,27 @@ class ScalarRule(WeightOptimizer):
     def points(self) -> Plan:
         """Where a step evaluates the closure: `one_sided(K)`, `two_sided(K)`, or different points of one's own."""
         directions = self.settings["directions"]
-        return points.two_sided(directions) if self.settings.get("two_sided") else points.one_sided(directions)
+        return (
+            points.two_sided(directions)
+            if self.settings.get("two_sided")
+            else points.one_sided(directions)
+        )
 
     def _choose_sides(self, two_sided: bool | None) -> None:
-        """Ask for losses to both sides, or for that at the weights; None: to both if any weights have 16 bits.
+        """Ask for losses to both sides, or for that at the weights; None: to both if any weights
+        have 16 bits.
 
         Raises:
             TypeError: it is neither a bool nor None.
         """
         if not isinstance(two_sided, bool | None):
-            raise TypeError(f"{self._rule_name}: two_sided must be True, False or None, got {two_sided!r}")
+            raise TypeError(
+                f"{self._rule_name}: two_sided must be True, False or None, got {two_sided!r}"
+            )
         both = checks.any_16_bits(self.param_groups) if two_sided is None else two_sided
         self.settings["two_sided"] = both
 
-    # ---- a step ------------------------------------------------------------------------------------------------------
+    # ---- a step ----------------------------------------------------------------------------------
 
     @property
     def next_passes(self) -> int:
@@ -90,7 +100,9 @@ class ScalarRule(WeightOptimizer):
         with np.errstate(all="ignore"):  # a replica may have lost its way
             return losses, self._decide(before, losses, groups, there, values, extra)
 
-    def _values(self, closure: Closure, plan: Sequence[Point], step: int) -> tuple[list[Scalar], list[Group], int]:
+    def _values(
+        self, closure: Closure, plan: Sequence[Point], step: int
+    ) -> tuple[list[Scalar], list[Group], int]:
         """The losses at some points, in their order, the groups, and the number of evaluations beyond the points."""
         weights = self._weights
         weights.begin(step)
@@ -108,7 +120,11 @@ class ScalarRule(WeightOptimizer):
                     rewind(random_states)
                     found, extra = self._as_batches(closure, plan[number:], values, groups, step)
                     return values + found, groups, extra
-                if last not in (None, point.direction) and self._ranks is not None and self._ranks.late:
+                if (
+                    last not in (None, point.direction)
+                    and self._ranks is not None
+                    and self._ranks.late
+                ):
                     break
                 last = point.direction
                 weights.move([(point.direction, _multiples(groups, point.side))])
@@ -138,10 +154,16 @@ class ScalarRule(WeightOptimizer):
         for losses, number in zip(found, shared.units, strict=True):
             there += units[number]
             rows += [losses[i] for i in range(len(units[number]))]
-        if self._weights.sharded and not self._agreed and all((row == rows[0]).all() for row in rows):
+        if (
+            self._weights.sharded
+            and not self._agreed
+            and all((row == rows[0]).all() for row in rows)
+        ):
             warnings.warn(
-                f"{self._rule_name}: no perturbation has changed the loss of this sharded model; if it is one "
-                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, reshard_after_forward=True)",
+                f"{self._rule_name}: no perturbation has changed the loss of this sharded model; "
+                "if it is one "
+                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, "
+                "reshard_after_forward=True)",
                 RuntimeWarning,
                 stacklevel=checks.levels_up(),
             )
@@ -149,11 +171,18 @@ class ScalarRule(WeightOptimizer):
         return there, rows if self._fleet else [float(row[0]) for row in rows], groups
 
     def _as_batches(
-        self, closure: Closure, plan: Sequence[Point], base: list[Scalar], groups: list[Group], step: int
+        self,
+        closure: Closure,
+        plan: Sequence[Point],
+        base: list[Scalar],
+        groups: list[Group],
+        step: int,
     ) -> tuple[list[Scalar], int]:
         """The losses at some points along directions, and how many evaluations they took beyond their number."""
         extra = 0
-        random_states = [(generator, generator.get_state()) for generator in self._weights.generators]
+        random_states = [
+            (generator, generator.get_state()) for generator in self._weights.generators
+        ]
         if not base and not (self._batched.checked or self._batched.refused):
             base, extra = [self._loss(closure)], 1  # what the first batch is compared by
         first = base[0] if base else 0.0
@@ -225,7 +254,9 @@ class ScalarRule(WeightOptimizer):
                 rule=choose(usable, decision.state, before.rule),
                 skipped_steps=before.skipped_steps + as_tensor(~usable),
                 last_rpe=as_tensor(select(usable, decision.rpe, before.last_rpe)),
-                last_learning_rate=as_tensor(select(usable, decision.rates[0], before.last_learning_rate)),
+                last_learning_rate=as_tensor(
+                    select(usable, decision.rates[0], before.last_learning_rate)
+                ),
             )
         return Change(terms, scales, after, decision.rates)
 

@@ -1,7 +1,8 @@
 """A step of one model with one parameter group and one direction, in fewer lines of Python.
 
-Without this file, and the two lines of `ScalarRule` that call it, everything is the same but the time of a step. With a
-network of 33 weights each call on the way around costs as much as a hundredth of a forward pass.
+Without this file, and the two lines of `ScalarRule` that call it, everything is the same but the
+time of a step. With a network of 33 weights each call on the way around costs as much as a
+hundredth of a forward pass.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ ALONG_FIRST = perturbation(0)
 def serves(optimizer: ScalarRule, before: Progress) -> bool:
     """Whether the next step can be made here; the optimizer's weights have begun the step then."""
     settings = optimizer.settings
-    if settings["directions"] > 1 or settings["batched"] or optimizer._fleet or optimizer._ranks is not None:
+    if (
+        settings["directions"] > 1
+        or settings["batched"]
+        or optimizer._fleet
+        or optimizer._ranks is not None
+    ):
         return False
     if optimizer.takes_infinite or optimizer.points() not in PLANS:
         return False
-    # What must be looked after in each evaluation is looked after elsewhere, and silence is counted there.
+    # What must be looked after in each evaluation is looked after elsewhere, and silence is counted
+    # there.
     if optimizer._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
         return False
     weights = optimizer._weights
@@ -74,7 +81,11 @@ def step(optimizer: ScalarRule, closure: Closure, before: Progress) -> float:
     weights.check()
     forget_casts()
 
-    losses = Losses(values[0], values[1:], []) if plan[0] is BASE else Losses(None, values[:1], values[1:])
+    losses = (
+        Losses(values[0], values[1:], [])
+        if plan[0] is BASE
+        else Losses(None, values[:1], values[1:])
+    )
     loss = losses.mean()
     if loss < optimizer._floor:
         optimizer._look_at_floor(loss)

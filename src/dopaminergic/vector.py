@@ -1,12 +1,14 @@
 """VectorDopamine: a vector of prediction errors for each direction, one error for each outcome.
 
-    VectorDopamine = sign noise + vector-valued regrets + Gauss-Newton step in their span + expected-versus-actual trust
+    VectorDopamine = sign noise + vector-valued regrets + Gauss-Newton step in their span +
+    expected-versus-actual trust
 
-A perturbed pass returns n outcomes, and the scalar rules keep one number of them. Here the regrets of K directions are
-kept whole, which makes the loss a known quadratic function of K coefficients; its damped minimum is the step. Two
-prediction errors are its only controllers: actual against expected improvement on the same batch sets the damping, on
-the next batch the length of the step. Defined in algorithms.md; vector-valued dopamine errors: Lee, Sagiv, Engelhard,
-Witten and Daw, "A feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience
+A perturbed pass returns n outcomes, and the scalar rules keep one number of them. Here the regrets
+of K directions are kept whole, which makes the loss a known quadratic function of K coefficients;
+its damped minimum is the step. Two prediction errors are its only controllers: actual against
+expected improvement on the same batch sets the damping, on the next batch the length of the step.
+Defined in algorithms.md; vector-valued dopamine errors: Lee, Sagiv, Engelhard, Witten and Daw, "A
+feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience
 2024).
 """
 
@@ -51,27 +53,32 @@ from dopaminergic.weight_optimizer import WeightOptimizer
 from dopaminergic.weights.modes import rewind
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
-GRAM_WORTH_IT = 16  # directions are as good as orthogonal where there are this many weights for each of them
+# Directions are as good as orthogonal where there are this many weights for each of them.
+GRAM_WORTH_IT = 16
 
 
 class VectorDopamine(WeightOptimizer):
-    """Gauss-Newton steps in the span of random directions, steered by prediction errors; nothing to tune.
+    """Gauss-Newton steps in the span of random directions, steered by prediction errors; nothing to
+    tune.
 
-    A step costs K + 2 forward passes: the weights, K perturbed copies of them (as one batch where that is possible),
-    and a check of the step on the same batch. Give it predictions, not only their loss: a closure that returns
-    `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`. Losses of single
-    samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
+    A step costs K + 2 forward passes: the weights, K perturbed copies of them (as one batch where
+    that is possible), and a check of the step on the same batch. Give it predictions, not only
+    their loss: a closure that returns `squared_error(prediction, target)`,
+    `cross_entropy(logits, labels)` or `outcome(values, loss)`. Losses of single samples, shape
+    `(n,)`, serve too; a lone number leaves it little to learn from.
 
-    Few samples say little about others. Where the next batch surprises, steps from few samples are short. Fresh batches
-    of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples faster. With one sample a batch, or few
-    without noise, `Dopamine2` is better.
+    Few samples say little about others. Where the next batch surprises, steps from few samples are
+    short. Fresh batches of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples
+    faster. With one sample a batch, or few without noise, `Dopamine2` is better.
 
     Args:
-        params: parameters, named parameters, or groups with their own `lr`, `sigma` and `weight_decay`.
+        params: parameters, named parameters, or groups with their own `lr`, `sigma` and
+            `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or for d weights, any of them
-            bfloat16, sqrt(d) / 80, any float16, sqrt(d) / 200, at most 1.
-        directions: number K of random directions; None: by the numbers of weights and losses, see `directions_for`.
+        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or for d weights,
+            any of them bfloat16, sqrt(d) / 80, any float16, sqrt(d) / 200, at most 1.
+        directions: number K of random directions; None: by the numbers of weights and losses, see
+            `directions_for`.
         damping: first lambda, > 0.
         tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
         kappa: speed of the controller of the step's length, >= 0.
@@ -80,7 +87,8 @@ class VectorDopamine(WeightOptimizer):
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0: weights shrink by `lr` times eta times it.
-        batched: evaluate the directions as one batch where possible; False: one by one, for a simulator for example.
+        batched: evaluate the directions as one batch where possible; False: one by one, for a
+            simulator for example.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
@@ -152,13 +160,16 @@ class VectorDopamine(WeightOptimizer):
         dtypes = {*casts, *(p.dtype for p in tensors)}
         if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
             return usual
-        # A weight's change must show beside its rounding, and what all change together beside that of the outcomes.
+        # A weight's change must show beside its rounding, and what all change together beside that
+        # of the outcomes.
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
         parts = 80.0 if torch.bfloat16 in dtypes else 200.0
         return min(most, math.sqrt(max(1.0, size)) / parts)
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
-        return super()._make_batched(checked=checked, refused=refused or not self.settings["batched"])
+        return super()._make_batched(
+            checked=checked, refused=refused or not self.settings["batched"]
+        )
 
     def _count(self, step: int, weights: int, samples: int, outcomes: int) -> int:
         if self.settings["automatic"]:
@@ -173,7 +184,9 @@ class VectorDopamine(WeightOptimizer):
         )
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
-        weights, ranks, replicas = self._weights, self._ranks, self._replicas or 1
+        weights = self._weights
+        ranks = self._ranks
+        replicas = self._replicas or 1
         closure = functools.partial(weights.evaluate, closure)
         if ranks is not None:
             closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
@@ -205,7 +218,9 @@ class VectorDopamine(WeightOptimizer):
             found, evaluations = self._regrets(closure, loss, numbers, before)
             return found
 
-        seen = project(ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes))
+        seen = project(
+            ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes)
+        )
         tried = evaluations if ranks is None else count
         self._seen_any = bool(seen.taken.any())
         state, proposal = self._propose(before.rule, loss, seen, before.step)
@@ -213,17 +228,23 @@ class VectorDopamine(WeightOptimizer):
         usable = usable & proposal.coefficients.isfinite().all(1)
         if not bool(usable.any()):
             return losses, self._skip(before, tried + 1)
-        proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
+        proposal = proposal._replace(
+            coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0)
+        )
         state = choose(usable, state, before.rule)
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
         rates = [group["lr"] * taken for group in self.param_groups]
         terms = self._terms(proposal.coefficients, rates, before)
-        fits = taken.isfinite() & torch.as_tensor(weights.takes(terms, None), device="cpu")
+        fits = taken.isfinite() & torch.as_tensor(
+            weights.takes(terms, None), dtype=torch.bool, device="cpu"
+        )
         if not bool(fits.all()):
             usable = usable & fits
             if not bool(usable.any()):
                 return losses, self._skip(before, tried + 1)
-            proposal = proposal._replace(coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0))
+            proposal = proposal._replace(
+                coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0)
+            )
             rates = [torch.where(usable, rate, 0.0) for rate in rates]
             terms = self._terms(proposal.coefficients, rates, before)
 
@@ -234,7 +255,9 @@ class VectorDopamine(WeightOptimizer):
             return quadratic(closure(), self._rule_name, self._replicas).loss, squares
 
         trial, pooled = judged(ranks, last, portions, replicas)
-        return losses, self._judge(before, state, loss, proposal, rates, trial, pooled, usable, tried + 2)
+        return losses, self._judge(
+            before, state, loss, proposal, rates, trial, pooled, usable, tried + 2
+        )
 
     def _is_silent(self, losses: Losses, change: Change) -> bool:
         """Whether no direction changed any outcome."""
@@ -244,9 +267,13 @@ class VectorDopamine(WeightOptimizer):
         """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
-    def _regrets(self, closure: Closure, loss: Quadratic, numbers: range, before: Progress) -> tuple[Tensor, int]:
+    def _regrets(
+        self, closure: Closure, loss: Quadratic, numbers: range, before: Progress
+    ) -> tuple[Tensor, int]:
         """J `(R, k, n)` of some directions, and the evaluations it took."""
-        multiples: list[Multiple] = [s.numpy() if self._fleet else s.item() for s in self._scales(before)]
+        multiples: list[Multiple] = [
+            s.numpy() if self._fleet else s.item() for s in self._scales(before)
+        ]
         if not numbers:
             return loss.values[:, None][:, :0], 0
 
@@ -259,13 +286,17 @@ class VectorDopamine(WeightOptimizer):
             found = read(returned, self._replicas or 1)
             if found.shape != loss.values.shape:
                 raise ValueError(
-                    f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at first and "
-                    f"{found.shape[1]} at perturbed weights of the same step; it must use the same batch each time"
+                    f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at "
+                    "first and "
+                    f"{found.shape[1]} at perturbed weights of the same step; it must use the same "
+                    "batch each time"
                 )
             return found
 
         def outcomes(some: range) -> tuple[Tensor, int]:
-            return self._batched(self._weights, closure, values, loss.values, some, multiples, before.step)
+            return self._batched(
+                self._weights, closure, values, loss.values, some, multiples, before.step
+            )
 
         if self._ranks is None or self._ranks.deadline is None:
             found, tried = outcomes(numbers)
@@ -282,10 +313,13 @@ class VectorDopamine(WeightOptimizer):
         used = regrets.isfinite().all(-1, keepdim=True)
         regrets = torch.where(used, regrets, 0.0)
         if loss.black_box and regrets.shape[1] >= FEWEST:
-            # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a slope.
+            # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a
+            # slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
-        space = subspace(regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None])
+        space = subspace(
+            regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None]
+        )
         slope, unit = in_units(loss.slope)
         steepness = as_double(slope.square().sum(1)) * unit.square()
         return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
@@ -295,7 +329,11 @@ class VectorDopamine(WeightOptimizer):
     ) -> tuple[VectorState, Proposal]:
         space = seen.space._replace(gram=self._gram(seen.taken, step), samples=loss.samples)
         state = next_gain(
-            state, loss.loss, tau=self.settings["tau"], kappa=self.settings["kappa"], beta=self.settings["beta"]
+            state,
+            loss.loss,
+            tau=self.settings["tau"],
+            kappa=self.settings["kappa"],
+            beta=self.settings["beta"],
         )
         curvature = mean_curvature(space)
         flat = seen.steepness / (2.0 * loss.loss.abs())  # what it would be were the loss a square
@@ -306,18 +344,23 @@ class VectorDopamine(WeightOptimizer):
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
         # Weights without a copy come back from a trial only as exactly as it was short.
-        return state, proposal if self._weights.saved_all else proposal.within(LONGEST / max(self._weights.sigmas))
+        return state, proposal if self._weights.saved_all else proposal.within(
+            LONGEST / max(self._weights.sigmas)
+        )
 
     def _gram(self, taken: Tensor, step: int) -> Tensor:
-        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly overlap.
+        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly
+        overlap.
 
-        Directions without regrets have no part in those beside them, or they would be taken to shorten the step.
+        Directions without regrets have no part in those beside them, or they would be taken to
+        shorten the step.
         """
         count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
             return torch.eye(count, dtype=torch.float64, device="cpu")[None]
         z = self._weights.directions(count, self._weights.sigmas, step)
-        gram, taken = z @ z.mT, taken.to(torch.float64)
+        gram = z @ z.mT
+        taken = taken.to(torch.float64)
         own = torch.eye(count, dtype=torch.bool, device="cpu")
         gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
         return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
@@ -344,8 +387,10 @@ class VectorDopamine(WeightOptimizer):
     ) -> Change:
         """Accept the step where it improves the loss of the same batch, and learn from both prediction errors."""
         share = self._share(rates)
-        expected, actual = torch.where(usable, proposal.expected(share), 0.0), loss.loss - trial
-        actual = torch.where(actual.isfinite(), actual, torch.nan)  # a loss of -inf is no improvement
+        expected = torch.where(usable, proposal.expected(share), 0.0)
+        actual = loss.loss - trial
+        # A loss of -inf is no improvement.
+        actual = torch.where(actual.isfinite(), actual, torch.nan)
         accepted = usable & (actual > 0.0)
         if bool(accepted.all()):
             self._buffers.accept_trial()
@@ -353,7 +398,9 @@ class VectorDopamine(WeightOptimizer):
         if self._weights.saved_all:
             after = next_reach(state, after, actual, first=self.settings["damping"])
         after = after._replace(
-            last_loss=loss.loss, expected=torch.where(accepted, expected, 0.0), tried=torch.where(accepted, trial, 0.0)
+            last_loss=loss.loss,
+            expected=torch.where(accepted, expected, 0.0),
+            tried=torch.where(accepted, trial, 0.0),
         )
         if not bool(usable.all()):
             self._warn()
@@ -363,28 +410,41 @@ class VectorDopamine(WeightOptimizer):
             step=before.step + 1,
             forward_passes=before.forward_passes + passes,
             skipped_steps=before.skipped_steps + (~usable if self._fleet else 0),
-            last_rpe=self._own(torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)),
+            last_rpe=self._own(
+                torch.where(usable, (actual - expected).nan_to_num(), before.last_rpe)
+            ),
             last_learning_rate=self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
-        proposal = proposal._replace(coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0))
+        proposal = proposal._replace(
+            coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0)
+        )
         scales = self._shrinks(proposal, rates, accepted, squares, before)
         return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
 
     def _share(self, rates: list[Tensor]) -> Tensor:
         """How much of the proposal is taken; with several groups each has its share in it by its size."""
-        squares = [n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)]
+        squares = [
+            n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)
+        ]
         whole = total(squares)
         return total(rate * (square / whole) for rate, square in zip(rates, squares, strict=True))
 
     def _shrinks(
-        self, proposal: Proposal, rates: list[Tensor], accepted: Tensor, squares: Tensor, before: Progress
+        self,
+        proposal: Proposal,
+        rates: list[Tensor],
+        accepted: Tensor,
+        squares: Tensor,
+        before: Progress,
     ) -> list[Multiple] | None:
         """What weight decay leaves of each group, and what is left where outcomes saturate."""
         decays = [group["weight_decay"] for group in self.param_groups]
         if not any(decays) and not bool(proposal.saturated.any()):
             return None
         steps = zip(self._weights.sizes, self._scales(before), rates, strict=True)
-        moved = sum((n * (scale * rate) ** 2 for n, scale, rate in steps), 0.0) * proposal.coefficients.square().sum(1)
+        moved = sum(
+            (n * (scale * rate) ** 2 for n, scale, rate in steps), 0.0
+        ) * proposal.coefficients.square().sum(1)
         # Ranks and fleets add the squares in other orders, which must not show.
         left = kept(proposal, sum(self._weights.sizes), moved, squares.float().double())
         factor = torch.where(accepted, left, 1.0)

@@ -56,8 +56,13 @@ class WeightOptimizer(ForwardOptimizer):
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
         seeds = np.array(seeds, np.uint64)
-        # Gaussian directions are taken back in place only to rounding, and each rank takes back others.
-        keep = self.settings["noise"] == "gaussian" and self._ranks is not None and self._ranks.shares > 1
+        # Gaussian directions are taken back in place only to rounding, and each rank takes back
+        # others.
+        keep = (
+            self.settings["noise"] == "gaussian"
+            and self._ranks is not None
+            and self._ranks.shares > 1
+        )
         return Weights(
             self.param_groups,
             seeds,
@@ -70,14 +75,19 @@ class WeightOptimizer(ForwardOptimizer):
         )
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
-        return Batched(self._rule_name, self.settings.get("memory", MEMORY), checked=checked, refused=refused)
+        return Batched(
+            self._rule_name, self.settings.get("memory", MEMORY), checked=checked, refused=refused
+        )
 
     def _get_ready(self) -> None:
         if self._weights.unfinished:
-            self._undo(self._progress)  # the last step could not be completed, for want of memory say
+            # The last step could not be completed, for want of memory say.
+            self._undo(self._progress)
         # Sigma depends on the weights, on the closure's casts and on silence.
         self._unchanged = self._weights.begin_again(self._progress.step)
-        known = self._casts is self._chosen_casts and self._progress.doublings == self._chosen_doublings
+        known = (
+            self._casts is self._chosen_casts and self._progress.doublings == self._chosen_doublings
+        )
         if not (self._unchanged and known):
             self._choose_again()
 

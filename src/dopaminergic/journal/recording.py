@@ -55,20 +55,24 @@ SYNC_EVERY = 1.0  # seconds; the disk may take longer for it than a tiny model f
 
 
 class Journal:
-    """Records every step of an optimizer in a file, from which `replay` rebuilds the weights of any of them.
+    """Records every step of an optimizer in a file, from which `replay` rebuilds the weights of any
+    of them.
 
-    A step costs about 16 bytes for one direction and group. It is handed to the operating system before `step` returns,
-    so that killing the process loses nothing. Every so many steps there is a snapshot of the rule's state, at which
-    the file is forced to the disk, unless that was done less than a second ago.
+    A step costs about 16 bytes for one direction and group. It is handed to the operating system
+    before `step` returns, so that killing the process loses nothing. Every so many steps there is a
+    snapshot of the rule's state, at which the file is forced to the disk, unless that was done less
+    than a second ago.
 
     Args:
         optimizer: whose steps are recorded, until `close` or the end of a `with` block.
         path: of the file.
-        every: number of steps between snapshots, >= 1. They cost a pass over the weights and some 500 bytes.
-        resume: go on with the file if it exists: the weights, which must be those that it started from (or those of one
-            of its snapshots), are replayed to the last snapshot, the optimizer gets the state it had then,
-            and the steps after it, fewer than `every` unless the file is damaged, are dropped to be done again. Where
-            there is no file yet, a journal is begun.
+        every: number of steps between snapshots, >= 1. They cost a pass over the weights and some
+            500 bytes.
+        resume: go on with the file if it exists: the weights, which must be those that it started
+            from (or those of one of its snapshots), are replayed to the last snapshot, the
+            optimizer gets the state it had then, and the steps after it, fewer than `every` unless
+            the file is damaged, are dropped to be done again. Where there is no file yet, a journal
+            is begun.
 
     Attributes:
         optimizer: as given.
@@ -94,14 +98,26 @@ class Journal:
     """
 
     def __init__(
-        self, optimizer: ForwardOptimizer, path: str | os.PathLike[str], *, every: int = 100, resume: bool = False
+        self,
+        optimizer: ForwardOptimizer,
+        path: str | os.PathLike[str],
+        *,
+        every: int = 100,
+        resume: bool = False,
     ) -> None:
         if not isinstance(optimizer, WeightOptimizer):
-            raise TypeError(f"Journal: optimizer must be one of dopaminergic, got {type(optimizer).__name__}")
+            raise TypeError(
+                f"Journal: optimizer must be one of dopaminergic, got {type(optimizer).__name__}"
+            )
         checks.number("Journal", "every", every, at_least=1)
-        self.optimizer, self.path, self.every = optimizer, Path(path), int(every)
-        self.steps, self._since, self._closed = 0, 0, False
-        self._waiting, self._synced = bytearray(), -SYNC_EVERY
+        self.optimizer = optimizer
+        self.path = Path(path)
+        self.every = int(every)
+        self.steps = 0
+        self._since = 0
+        self._closed = False
+        self._waiting = bytearray()
+        self._synced = -SYNC_EVERY
         self._traces: list[list[Term]] = []
         self._process = os.getpid()
         if resume and self.path.exists():
@@ -117,7 +133,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close it."""
         self.close()
@@ -156,7 +175,7 @@ class Journal:
         self._closed = True
         self._file.close()
 
-    # ---- opening -----------------------------------------------------------------------------------------------------
+    # ---- opening ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Header and first snapshot appear at once, so that a journal that exists can be resumed."""
@@ -189,7 +208,9 @@ class Journal:
 
     def _exists(self) -> FileExistsError:
         path = shown(str(self.path))
-        return FileExistsError(f"{path} exists; pass resume=True to go on with it, give another path, or remove it")
+        return FileExistsError(
+            f"{path} exists; pass resume=True to go on with it, give another path, or remove it"
+        )
 
     def _unwritable(self, error: OSError) -> OSError:
         words = f"the journal cannot be written ({error.strerror}); give another path"
@@ -221,7 +242,11 @@ class Journal:
         except BaseException:
             self._file.close()
             raise
-        self.steps, self._checksum, self._codec = snapshot.steps, snapshot.checksum, self._new_codec()
+        self.steps, self._checksum, self._codec = (
+            snapshot.steps,
+            snapshot.checksum,
+            self._new_codec(),
+        )
         self._noted = [{"parameters": group["parameters"]} for group in snapshot.header.groups]
         self._sigmas = self._current_sigmas()
 
@@ -231,7 +256,8 @@ class Journal:
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise JournalError(
-                    f"{self.path} is being written by another journal, here or in another process; close that first "
+                    f"{self.path} is being written by another journal, here or in another process; "
+                    "close that first "
                     "(of several ranks, let one record)"
                 ) from error
 
@@ -244,40 +270,52 @@ class Journal:
         }
         for name, value in theirs.items():
             if own[name] != value:
-                said, mine = shown(str(value), 60), shown(str(own[name]), 60)
+                said = shown(str(value), 60)
+                mine = shown(str(own[name]), 60)
                 raise JournalError(
-                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has {said}, the optimizer "
+                    f"{self.path} is the journal of another {name.removesuffix('s')}: it has "
+                    f"{said}, the optimizer "
                     f"{mine}; build the same model and optimizer first"
                 )
 
     def _state(self, contents: Contents, snapshot: Snapshot) -> dict[str, Any]:
         """The state at the snapshot, in the form that `load_state_dict` takes, which it would not refuse."""
-        saved, state = contents.state(snapshot), self.optimizer.state_dict()
+        saved = contents.state(snapshot)
+        state = self.optimizer.state_dict()
         own = state["param_groups"]
         try:
             groups = saved.pop("groups")
             if len(groups) != len(own):
                 raise JournalError(
-                    f"{self.path} has {len(groups)} parameter groups, the optimizer {len(own)}; make the same groups"
+                    f"{self.path} has {len(groups)} parameter groups, the optimizer {len(own)}; "
+                    "make the same groups"
                 )
-            state["param_groups"] = [{**o, **g, "params": o["params"]} for o, g in zip(own, groups, strict=True)]
+            state["param_groups"] = [
+                {**o, **g, "params": o["params"]} for o, g in zip(own, groups, strict=True)
+            ]
             state["forward"].update(saved, settings=snapshot.header.settings)
             self.optimizer._read(state)
         except JournalError:
             raise
         except (KeyError, TypeError) as error:
-            raise JournalError(f"{self.path}: the snapshot at byte {snapshot.start} lacks {error}") from None
+            raise JournalError(
+                f"{self.path}: the snapshot at byte {snapshot.start} lacks {error}"
+            ) from None
         except ValueError as error:
             said = shown(str(error), 220)
-            raise JournalError(f"{self.path}: of the snapshot at byte {snapshot.start}, {said}") from error
+            raise JournalError(
+                f"{self.path}: of the snapshot at byte {snapshot.start}, {said}"
+            ) from error
         return state
 
-    # ---- recording ---------------------------------------------------------------------------------------------------
+    # ---- recording -------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Remember what the optimizer must not change unnoticed."""
         step = self.optimizer._progress.step
-        self._first, self._weights, self._blocks = step - self.steps, self.optimizer._weights, None
+        self._first = step - self.steps
+        self._weights = self.optimizer._weights
+        self._blocks = None
         self._weights.trace_to(self._traces)
 
     def _follows(self, step: int) -> bool:
@@ -285,16 +323,21 @@ class Journal:
         return self.optimizer._weights is self._weights and self.optimizer._progress.step == step
 
     def _record(self, change: Change) -> None:
-        weights, step = self._weights, change.after.step - 1
+        weights = self._weights
+        step = change.after.step - 1
         if self._process != os.getpid():
             raise JournalError(
-                f"{shown(str(self.path), 100)} is written by process {self._process}, of which this one is a fork: the "
-                "step has happened, unrecorded, and the journal is whole. Here, call close() and begin another journal"
+                f"{shown(str(self.path), 100)} is written by process {self._process}, of which "
+                "this one is a fork: the "
+                "step has happened, unrecorded, and the journal is whole. Here, call close() and "
+                "begin another journal"
             )
         if not self._follows(self._first + self.steps + 1):
             raise JournalError(
-                f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a step was lost, after "
-                f"{self.steps} recorded steps; this one has happened, unrecorded. Close the journal and begin another"
+                f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a "
+                "step was lost, after "
+                f"{self.steps} recorded steps; this one has happened, unrecorded. Close the "
+                "journal and begin another"
             )
         self._note_settings(step, weights.blocks is not self._blocks)
         self._blocks = weights.blocks
@@ -303,7 +346,8 @@ class Journal:
         else:
             self._put(SKIPPED, b"")
         self._traces.clear()
-        self.steps, self._since = self.steps + 1, self._since + 1
+        self.steps = self.steps + 1
+        self._since = self._since + 1
         if self.steps % self.every == 0:
             self._snapshot()
         else:
@@ -313,10 +357,14 @@ class Journal:
         """A record if sigma has changed, or the parameters: frozen, thawed, or with a new group."""
         groups = self._groups() if layout_may_differ else self._noted
         if groups != self._noted:
-            old, new = ([(p["shape"], p["dtype"]) for g in gs for p in g["parameters"]] for gs in (self._noted, groups))
+            old, new = (
+                [(p["shape"], p["dtype"]) for g in gs for p in g["parameters"]]
+                for gs in (self._noted, groups)
+            )
             if new[: len(old)] != old:
                 raise JournalError(
-                    f"{self.path} cannot go on: parameters have another shape or dtype since step {self.steps}. Close "
+                    f"{self.path} cannot go on: parameters have another shape or dtype since step "
+                    f"{self.steps}. Close "
                     "the journal and begin another, whose base are the weights as they are now"
                 )
             self._noted, self._sigmas = groups, self._current_sigmas()
@@ -329,10 +377,17 @@ class Journal:
     def _snapshot(self) -> None:
         state = self.optimizer.state_dict()
         self._note_settings(self.optimizer._progress.step, True)
-        groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in state["param_groups"]]
-        saved = {"groups": groups, **{name: state["forward"][name] for name in ("rule", "progress", "batched")}}
+        groups = [
+            {k: v for k, v in g.items() if k not in ("params", "param_names")}
+            for g in state["param_groups"]
+        ]
+        saved = {
+            "groups": groups,
+            **{name: state["forward"][name] for name in ("rule", "progress", "batched")},
+        }
         self._put(SNAPSHOT, bytes.fromhex(digest(self._parameters())) + to_json(saved))
-        self._codec.displacement, self._since = b"", 0
+        self._codec.displacement = b""
+        self._since = 0
         self._write()
         if time.monotonic() - self._synced > SYNC_EVERY:
             self._sync()
@@ -353,12 +408,14 @@ class Journal:
         except OSError as error:
             raise type(error)(
                 error.errno,
-                f"the step has happened, but {len(self._waiting)} bytes of the journal are not written "
-                f"({error.strerror}); they are kept and will be written with the next step, or by close()",
+                f"the step has happened, but {len(self._waiting)} bytes of the journal are not "
+                "written "
+                f"({error.strerror}); they are kept and will be written with the next step, or by "
+                "close()",
                 str(self.path),
             ) from error
 
-    # ---- what it knows of the optimizer ------------------------------------------------------------------------------
+    # ---- what it knows of the optimizer ----------------------------------------------------------
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -379,15 +436,23 @@ class Journal:
         return groups
 
     def _header(self, weights: str, step: int) -> bytes:
-        optimizer, sigmas = self.optimizer, self._current_sigmas()
+        optimizer = self.optimizer
+        sigmas = self._current_sigmas()
         header = Header(
             __version__,
             optimizer._rule_name,
             optimizer.settings,
             step,
-            [{"sigma": sigma, **group} for sigma, group in zip(sigmas, self._groups(), strict=True)],
+            [
+                {"sigma": sigma, **group}
+                for sigma, group in zip(sigmas, self._groups(), strict=True)
+            ],
             weights,
-            {name: getattr(optimizer._weights, name) for name in PERTURBATION if hasattr(optimizer._weights, name)},
+            {
+                name: getattr(optimizer._weights, name)
+                for name in PERTURBATION
+                if hasattr(optimizer._weights, name)
+            },
         )
         return to_json(header._asdict())
 

@@ -1,17 +1,19 @@
 """Directions: what z is, and how multiples of it are added to weights without z ever being stored.
 
-`Combination` is the only way in which noise reaches a weight. It computes, for a group of parameters,
+`Combination` is the only way in which noise reaches a weight. It computes, for a group of
+parameters,
 
     x = source;  x += undo_k z_k;  x *= scale;  x += coefficient_k z_k;  x = on_grid(x);  target = x
 
-in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the same bits, and in
-the last two one pass over memory.
-16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in expectation, by
-thresholds whose errors partly cancel from step to step.
+in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the
+same bits, and in the last two one pass over memory. 16-bit weights are computed in float32 and
+rounded stochastically, so that small changes survive in expectation, by thresholds whose errors
+partly cancel from step to step.
 
-Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma, both x + sigma and
-x - sigma are exact as long as |x| < 2^17 sigma (2^46 sigma in float64), so that signs that were added can be taken back
-to the bit. `on_grid(x) = copysign((|x| + sigma) - sigma, x)` is the nearest such x.
+Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma,
+both x + sigma and x - sigma are exact as long as |x| < 2^17 sigma (2^46 sigma in float64), so that
+signs that were added can be taken back to the bit.
+`on_grid(x) = copysign((|x| + sigma) - sigma, x)` is the nearest such x.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ UPDATE = 0  # the random numbers that round 16-bit weights in an update
 def perturbation(direction: int) -> int:
     """The random numbers that round 16-bit weights which are displaced along a direction.
 
-    An update has others. Weights that were rounded up while the loss was measured would else be rounded up again.
+    An update has others. Weights that were rounded up while the loss was measured would else be
+    rounded up again.
     """
     return 1 + direction
 
@@ -69,7 +72,8 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., Non
     """Numba's kernel, and what makes one for a direction of one replica; None without numba, said once in the log."""
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
-            "numba is not installed: noise comes from the slower torch reference, with the same bits "
+            "numba is not installed: noise comes from the slower torch reference, with the same "
+            "bits "
             "(pip install 'dopaminergic[fast]')"
         )
         return None
@@ -84,7 +88,8 @@ def triton_launch() -> Callable[..., Any] | None:
     """What makes a launch for tensors on a GPU, or None without Triton (said once in the log)."""
     if importlib.util.find_spec("triton") is None:
         logging.getLogger(__name__).warning(
-            "triton is not installed: noise on the GPU comes from the slower torch reference, with the same bits "
+            "triton is not installed: noise on the GPU comes from the slower torch reference, with "
+            "the same bits "
             "(torch's CUDA builds bring it; else: pip install triton)"
         )
         return None
@@ -124,17 +129,20 @@ def _is_fast(t: Tensor) -> bool:
 
 
 class Combination:
-    """Target <- on_grid((source + undo) * scale + terms), to be called many times for the same tensors.
+    """Target <- on_grid((source + undo) * scale + terms), to be called many times for the same
+    tensors.
 
     Args:
-        targets: tensors of one dtype and device; the first dimension is the replica where there are several seeds.
+        targets: tensors of one dtype and device; the first dimension is the replica where there are
+            several seeds.
         parameters: the index of each tensor in the noise.
         seeds: uint64 `(R,)`, below 2^63.
         kind: `"rademacher"` or `"gaussian"`.
-        copies: tensors of the same shapes that the targets are saved to, and computed from; None: in place.
+        copies: tensors of the same shapes that the targets are saved to, and computed from; None:
+            in place.
         group: the number of their group.
-        firsts: for each tensor the index of its first element in the whole parameter, >= 0, where it is a part of one;
-            None: zeros.
+        firsts: for each tensor the index of its first element in the whole parameter, >= 0, where
+            it is a part of one; None: zeros.
     """
 
     def __init__(
@@ -148,25 +156,43 @@ class Combination:
         firsts: list[int] | None = None,
     ) -> None:
         self.group = group
-        self.targets, self.copies, self.parameters, self.seeds = targets, copies, parameters, seeds
+        self.targets = targets
+        self.copies = copies
+        self.parameters = parameters
+        self.seeds = seeds
         self.firsts = [0] * len(targets) if firsts is None else firsts
-        self.kind, self.signs = kind, kind == "rademacher"
+        self.kind = kind
+        self.signs = kind == "rademacher"
         self.fast = self.launch = None
-        self.one: Callable[..., None] | None = None  # the shorter way of a small model along one direction
+        # The shorter way of a small model along one direction.
+        self.one: Callable[..., None] | None = None
         self._saved = np.full(1, -1, np.int64)  # the step whose weights the copies hold; -1: none
         sources = targets if copies is None else copies
-        if all(map(_is_fast, targets)) and all(map(_is_fast, sources)) and (kernels := fast_kernels()) is not None:
+        if (
+            all(map(_is_fast, targets))
+            and all(map(_is_fast, sources))
+            and (kernels := fast_kernels()) is not None
+        ):
             self.fast, one = kernels
             memory, real = KERNEL_TYPES[targets[0].dtype]
             # Addresses are looked up once; they must stay valid as long as this object is used.
             plan, layouts = pieces.plan(targets, sources, parameters, self.firsts, len(seeds))
             self._plain = bool(plan[7].all())
-            self._whole = (np.empty(0, memory), np.empty(0, real), plan, None if self._plain else layouts)
-            self._threads, self._parts = 1, []
+            self._whole = (
+                np.empty(0, memory),
+                np.empty(0, real),
+                plan,
+                None if self._plain else layouts,
+            )
+            self._threads = 1
+            self._parts = []
             self._large = sum(t.numel() for t in targets) >= 2 * PIECE
             if self._plain and not self._large and len(seeds) == 1:
                 self.one = one(*self._whole[:2], plan, seeds[0], self.signs, self._saved)
-        if all(map(_is_for_triton, [*targets, *sources])) and (make_launch := triton_launch()) is not None:
+        if (
+            all(map(_is_for_triton, [*targets, *sources]))
+            and (make_launch := triton_launch()) is not None
+        ):
             self.launch = make_launch(targets, sources, parameters, self.firsts, seeds, self.signs)
 
     def __call__(
@@ -178,7 +204,8 @@ class Combination:
         undo: Sequence[Term] = (),
         grids: list[float] | None = None,
     ) -> None:
-        """Do it; the first call of a step saves the targets to the copies, which all calls of the step start from.
+        """Do it; the first call of a step saves the targets to the copies, which all calls of the
+        step start from.
 
         Args:
             terms: directions and their multiples for all groups, of which this takes its own.
@@ -192,7 +219,8 @@ class Combination:
         scale = 1.0 if scales is None else scales[group]
         if self.one is not None and len(terms) == 1 and not undo and grids is None:
             ((direction, multiples),) = terms
-            if isinstance(multiples[group], float) and isinstance(scale, float):  # a fleet of one has arrays
+            # A fleet of one has arrays.
+            if isinstance(multiples[group], float) and isinstance(scale, float):
                 self.one(scale, multiples[group], direction, step, rounding)
                 return
         grid = 0.0 if grids is None else grids[group]
@@ -245,26 +273,35 @@ class Combination:
         self._saved[0] = -1
 
     def forget_tensors(self) -> bool:
-        """Work from addresses alone: the memory is the caller's affair now, who calls `starts_from_sources` each time.
+        """Work from addresses alone: the memory is the caller's affair now, who calls
+        `starts_from_sources` each time.
 
         Returns:
             False, and nothing is forgotten, where the tensors themselves are needed.
         """
         if self.fast is None and self.launch is None:
             return False
-        self.targets, self.copies = [], None if self.copies is None else []
+        self.targets = []
+        self.copies = None if self.copies is None else []
         return True
 
     def _in_threads(self, combine: Callable[..., None], rest: tuple[Any, ...], step: int) -> None:
         """As many threads as torch uses, each with pieces of its own; any number of them gives the same bits."""
-        wanted = min(torch.get_num_threads(), int((self._whole[2][3] - self._whole[2][2]).sum()) // PIECE)
+        wanted = min(
+            torch.get_num_threads(), int((self._whole[2][3] - self._whole[2][2]).sum()) // PIECE
+        )
         if wanted != self._threads:
             memory, real, plan, layouts = self._whole
             parts = pieces.parts(plan, layouts, wanted) if wanted > 1 else []
             self._parts = [(memory, real, *part) for part in parts]
             self._threads = wanted
         saved = np.full(1, step, np.int64)
-        in_threads([functools.partial(combine, *part, *rest, saved) for part in self._parts or [self._whole]])
+        in_threads(
+            [
+                functools.partial(combine, *part, *rest, saved)
+                for part in self._parts or [self._whole]
+            ]
+        )
 
     def _save(self, step: int) -> None:
         if self.copies is not None and self._saved[0] != step:
@@ -280,29 +317,42 @@ class Combination:
         return np.full(len(self.seeds), scale, np.float64), rows
 
     def _slowly(
-        self, terms: Sequence[Term], undone: int, scale: Multiple, grid: float, step: int, rounding: int
+        self,
+        terms: Sequence[Term],
+        undone: int,
+        scale: Multiple,
+        grid: float,
+        step: int,
+        rounding: int,
     ) -> None:
         sources = self.targets if self.copies is None else self.copies
         exact = self.targets[0].dtype if self.targets[0].dtype in FAST_DTYPES else torch.float32
         scales, multiples = (
-            torch.from_numpy(x).to(exact).to(self.targets[0].device)[..., None] for x in self._arrays(terms, scale)
+            torch.from_numpy(x).to(exact).to(self.targets[0].device)[..., None]
+            for x in self._arrays(terms, scale)
         )
-        change = Change([direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding)
+        change = Change(
+            [direction for direction, _ in terms], multiples, undone, scales, grid, step, rounding
+        )
         with torch.inference_mode():  # where torch lets one write to any tensor
             for target, source, parameter, first in zip(
                 self.targets, sources, self.parameters, self.firsts, strict=True
             ):
                 self._combine_slowly(target, source, parameter, first, change)
 
-    def _combine_slowly(self, target: Tensor, source: Tensor, parameter: int, first: int, change: Change) -> None:
+    def _combine_slowly(
+        self, target: Tensor, source: Tensor, parameter: int, first: int, change: Change
+    ) -> None:
         draw = reference.rademacher if self.signs else reference.gaussian
         seed = torch.from_numpy(self.seeds.astype(np.int64)).to(target.device)
         place = {"seed": seed, "step": change.step, "parameter": parameter}
         # A view where the memory allows it, else one tensor's copy that is written back at the end.
-        old, new = source.reshape(len(self.seeds), -1), target.reshape(len(self.seeds), -1)
+        old = source.reshape(len(self.seeds), -1)
+        new = target.reshape(len(self.seeds), -1)
         for start in range(0, old.shape[1], CHUNK):
             x = old[:, start : start + CHUNK].to(change.scales.dtype)
-            before = (first + start) % reference.SIGNS_PER_BLOCK  # elements of the block that are not of this chunk
+            # Elements of the block that are not of this chunk.
+            before = (first + start) % reference.SIGNS_PER_BLOCK
             z_place = {**place, "first": first + start - before}
             for k, direction in enumerate(change.directions):
                 x = x * change.scales if k == change.undone else x
@@ -313,18 +363,33 @@ class Combination:
                 grid = torch.tensor(change.grid, dtype=x.dtype, device=x.device)
                 x = torch.copysign((x.abs() + grid) - grid, x)
             if target.dtype in MANTISSA_BITS_DROPPED:
-                x = _round_stochastically(x, target.dtype, seed, change.step, change.rounding, parameter, first + start)
+                x = _round_stochastically(
+                    x, target.dtype, seed, change.step, change.rounding, parameter, first + start
+                )
             new[:, start : start + CHUNK] = x
         if new.data_ptr() != target.data_ptr():
             target.copy_(new.reshape(target.shape))
 
 
 def _round_stochastically(
-    x: Tensor, dtype: torch.dtype, seed: Tensor, step: int, rounding: int, parameter: int, first: int
+    x: Tensor,
+    dtype: torch.dtype,
+    seed: Tensor,
+    step: int,
+    rounding: int,
+    parameter: int,
+    first: int,
 ) -> Tensor:
     """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
-    dropped, before = MANTISSA_BITS_DROPPED[dtype], first % reference.HALVES_PER_BLOCK
-    place = {"seed": seed, "step": step, "direction": rounding, "parameter": parameter, "first": first - before}
+    dropped = MANTISSA_BITS_DROPPED[dtype]
+    before = first % reference.HALVES_PER_BLOCK
+    place = {
+        "seed": seed,
+        "step": step,
+        "direction": rounding,
+        "parameter": parameter,
+        "first": first - before,
+    }
     noise = reference.thresholds(before + x.shape[1], **place)[:, before:].to(torch.int32)
     bits = (x.contiguous().view(torch.int32) + (noise >> (16 - dropped))) & ~((1 << dropped) - 1)
     rounded = bits.view(torch.float32)
@@ -334,6 +399,9 @@ def _round_stochastically(
         units = torch.floor(exact)
         # Compared, since a sum would be rounded itself.
         up = exact - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
-        rounded = torch.where(x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded)
-    # Infinities and NaN hold no fraction to round, and adding to their bits would change what they are.
+        rounded = torch.where(
+            x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded
+        )
+    # Infinities and NaN hold no fraction to round, and adding to their bits would change what they
+    # are.
     return torch.where(x.isfinite(), rounded, x).to(dtype)

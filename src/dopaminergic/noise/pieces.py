@@ -18,7 +18,11 @@ def overlaps(t: Tensor) -> bool:
 
 
 def plan(
-    targets: list[Tensor], sources: list[Tensor], parameters: list[int], firsts: list[int], replicas: int
+    targets: list[Tensor],
+    sources: list[Tensor],
+    parameters: list[int],
+    firsts: list[int],
+    replicas: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `cpu.combine` takes as its plan and layouts.
 
@@ -32,7 +36,8 @@ def plan(
     Returns:
         int64 `(8, P)` and int64 `(P, 3, D)`.
     """
-    columns, layouts = [], []
+    columns = []
+    layouts = []
     for target, source, parameter, first in zip(targets, sources, parameters, firsts, strict=True):
         strides, layout = layout_of(target, source, replicas)
         own, other = (stride * target.element_size() for stride in strides)
@@ -43,16 +48,24 @@ def plan(
             layouts.append(layout)
     deepest = max(map(len, layouts))
     padded = [[(1, 0, 0)] * (deepest - len(layout)) + layout for layout in layouts]
-    return np.array(columns, np.int64).T.copy(), np.array(padded, np.int64).transpose(0, 2, 1).copy()
+    return np.array(columns, np.int64).T.copy(), np.array(padded, np.int64).transpose(
+        0, 2, 1
+    ).copy()
 
 
-def layout_of(target: Tensor, source: Tensor, replicas: int) -> tuple[list[int], list[tuple[int, int, int]]]:
+def layout_of(
+    target: Tensor, source: Tensor, replicas: int
+) -> tuple[list[int], list[tuple[int, int, int]]]:
     """Strides of a replica in target and source, and size and both strides of each of its dimensions, in elements."""
     own, other = (t if replicas > 1 else t[None] for t in (target, source))
-    return [own.stride(0), other.stride(0)], _merged(own.shape[1:], own.stride()[1:], other.stride()[1:])
+    return [own.stride(0), other.stride(0)], _merged(
+        own.shape[1:], own.stride()[1:], other.stride()[1:]
+    )
 
 
-def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def _merged(
+    shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
     """Size and both strides of as few dimensions as have the same elements in the same order."""
     merged: list[tuple[int, int, int]] = []
     for size, a, b in zip(shape, own, other, strict=True):
@@ -65,7 +78,9 @@ def _merged(shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]
     return merged or [(1, 1, 1)]
 
 
-def parts(plan: np.ndarray, layouts: np.ndarray | None, count: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+def parts(
+    plan: np.ndarray, layouts: np.ndarray | None, count: int
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """The same plan cut into `count` plans of about as much work, between weights wherever that falls."""
     sizes = plan[STOP] - plan[START]
     share = -(-int(sizes.sum()) // (count * ALIGNMENT)) * ALIGNMENT
@@ -82,10 +97,12 @@ def parts(plan: np.ndarray, layouts: np.ndarray | None, count: int) -> list[tupl
 
 
 def in_threads(work: list[Callable[[], None]]) -> None:
-    """Do all of it at once, the first in this thread, and come back when every thread is done, whatever happens.
+    """Do all of it at once, the first in this thread, and come back when every thread is done,
+    whatever happens.
 
-    Threads are made each time, which costs little beside a million weights: none is left for a fork to lose. An
-    exception that a signal's handler raises while they write is held until they have finished.
+    Threads are made each time, which costs little beside a million weights: none is left for a fork
+    to lose. An exception that a signal's handler raises while they write is held until they have
+    finished.
     """
     held: BaseException | None = None
     ends: list[threading.Event] = []

@@ -1,15 +1,18 @@
-"""The definition of every random number in the library: noise = Philox counter -> 32-bit words -> signs or normals.
+"""The definition of every random number in the library: noise = Philox counter -> 32-bit words ->
+signs or normals.
 
-A direction z is a pure function of (seed, stream, step, direction, parameter, element), so it is never stored: it is
-made again wherever it is needed, in any order, in any chunks, on any device. The generator is Philox4x32-10 (Salmon,
-Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a keyed bijection of 128-bit counters.
+A direction z is a pure function of (seed, stream, step, direction, parameter, element), so it is
+never stored: it is made again wherever it is needed, in any order, in any chunks, on any device.
+The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
+1, 2, 3", SC 2011): a keyed bijection of 128-bit counters.
 
     key     = (seed mod 2^32, seed div 2^32)
     counter = (block, parameter, step, direction + 2^28 stream)
 
-One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the order of the elements.
-Every parameter starts a new block. This file is slow and obvious, in plain integer arithmetic of torch; the fast
-backends are tested against it, and `tests/noise/vectors.json` holds published test vectors.
+One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the
+order of the elements. Every parameter starts a new block. This file is slow and obvious, in plain
+integer arithmetic of torch; the fast backends are tested against it, and `tests/noise/vectors.json`
+holds published test vectors.
 """
 
 from __future__ import annotations
@@ -31,14 +34,19 @@ WITHOUT_DOUBLE = ("mps",)  # devices that do not know float64
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
 GOLDEN = 40503  # 2^16 over the golden ratio, and odd, so that a threshold takes all values in turn
-SIGNS_PER_BLOCK, NORMALS_PER_BLOCK, HALVES_PER_BLOCK = 128, 4, 8
+SIGNS_PER_BLOCK = 128
+NORMALS_PER_BLOCK = 4
+HALVES_PER_BLOCK = 8
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> list[Tensor]:
     """Philox4x32-10: four words of 32 bits for each counter (Salmon et al. 2011, section 3.3).
 
     Args:
-        counter: four int64 tensors holding unsigned 32-bit words, broadcast against each other and the key.
+        counter: four int64 tensors holding unsigned 32-bit words, broadcast against each other and
+            the key.
         key: two int64 tensors holding unsigned 32-bit words.
 
     Returns:
@@ -48,14 +56,26 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     k0, k1 = key
     for _ in range(ROUNDS):
         # An int64 product wraps around, yet holds the same 64 bits as the unsigned one.
-        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = (k0 + KEY_INCREMENTS[0]) & MASK, (k1 + KEY_INCREMENTS[1]) & MASK
+        p0 = c0 * MULTIPLIERS[0]
+        p1 = c2 * MULTIPLIERS[1]
+        c0 = ((p1 >> 32) & MASK) ^ c1 ^ k0
+        c1 = p1 & MASK
+        c2 = ((p0 >> 32) & MASK) ^ c3 ^ k1
+        c3 = p0 & MASK
+        k0 = (k0 + KEY_INCREMENTS[0]) & MASK
+        k1 = (k1 + KEY_INCREMENTS[1]) & MASK
     return [c0, c1, c2, c3]
 
 
 def words(
-    blocks: int, *, seed: int | Tensor, stream: int, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+    blocks: int,
+    *,
+    seed: int | Tensor,
+    stream: int,
+    step: int,
+    direction: int = 0,
+    parameter: int = 0,
+    first: int = 0,
 ) -> Tensor:
     """The 32-bit words of consecutive blocks.
 
@@ -71,11 +91,14 @@ def words(
     Returns:
         int64 words in [0, 2^32), shape `(4 blocks,)`, or `(R, 4 blocks)` for a tensor of seeds.
     """
-    seeds = seed if isinstance(seed, Tensor) else torch.tensor(seed, dtype=torch.int64, device="cpu")
+    seeds = (
+        seed if isinstance(seed, Tensor) else torch.tensor(seed, dtype=torch.int64, device="cpu")
+    )
     key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
     block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
     fixed = [
-        torch.full((), word, dtype=torch.int64, device=seeds.device)  # filled there: a copy would wait for a GPU
+        # Filled there: a copy would wait for a GPU.
+        torch.full((), word, dtype=torch.int64, device=seeds.device)
         for word in (parameter, step, direction + (stream << 28))
     ]
     out = philox((block, fixed[0], fixed[1], fixed[2]), key)
@@ -90,7 +113,8 @@ def _words_of(n: int, first: int, per_block: int, **place: Any) -> Tensor:
 def rademacher(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """Signs, each +1 or -1 with probability 1/2: element e is bit e mod 32 of word e div 32 (set: +1).
+    """Signs, each +1 or -1 with probability 1/2: element e is bit e mod 32 of word e div 32 (set:
+    +1).
 
     Args:
         n: how many elements.
@@ -112,10 +136,11 @@ def rademacher(
 def gaussian(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """Standard normals by the transform of Box and Muller (1958), cut off at 5.77 by the 23-bit radius.
+    """Standard normals by the transform of Box and Muller (1958), cut off at 5.77 by the 23-bit
+    radius.
 
-    In float64 and rounded once, so that faster ways can be judged by it. Words 0 and 1 of a block give elements 0 and
-    1, words 2 and 3 give elements 2 and 3.
+    In float64 and rounded once, so that faster ways can be judged by it. Words 0 and 1 of a block
+    give elements 0 and 1, words 2 and 3 give elements 2 and 3.
 
     Args:
         n: how many elements.
@@ -132,7 +157,8 @@ def gaussian(
     bits = _words_of(n, first, NORMALS_PER_BLOCK, stream=GAUSSIAN, **place)
     device = bits.device
     bits = bits.cpu() if device.type in WITHOUT_DOUBLE else bits
-    radius_bits, angle_bits = bits[..., 0::2], bits[..., 1::2]
+    radius_bits = bits[..., 0::2]
+    angle_bits = bits[..., 1::2]
     uniform = ((radius_bits >> 9).double() + 0.5) * 2.0**-23  # in (0, 1)
     radius = torch.sqrt(-2.0 * torch.log(uniform))
     angle = (angle_bits >> 8).double() * (2.0**-24 * 2 * math.pi)
@@ -140,7 +166,9 @@ def gaussian(
     return pairs.flatten(-2)[..., :n].to(torch.float32).to(device)
 
 
-def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0) -> Tensor:
+def halves(
+    n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
+) -> Tensor:
     """Uniform integers of 16 bits: element e is half e mod 2 (the lower one first) of word e div 2.
 
     Args:
@@ -162,12 +190,14 @@ def halves(n: int, *, seed: int | Tensor, step: int, direction: int = 0, paramet
 def thresholds(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """What decides which way 16-bit weights are rounded: `halves` of step 0, gone on by the golden ratio in each step.
+    """What decides which way 16-bit weights are rounded: `halves` of step 0, gone on by the golden
+    ratio in each step.
 
-    In every step they are uniform and independent between weights, so that each rounding is right in expectation. From
-    step to step a weight's own threshold comes by all parts of its range as evenly as can be (the recurrence of Weyl,
-    "Über die Gleichverteilung von Zahlen mod. Eins", 1916, with the ratio whose multiples keep apart best). With fresh
-    random numbers the errors of many small updates would add up like a random walk; so half of their variance cancels.
+    In every step they are uniform and independent between weights, so that each rounding is right
+    in expectation. From step to step a weight's own threshold comes by all parts of its range as
+    evenly as can be (the recurrence of Weyl, "Über die Gleichverteilung von Zahlen mod. Eins",
+    1916, with the ratio whose multiples keep apart best). With fresh random numbers the errors of
+    many small updates would add up like a random walk; so half of their variance cancels.
 
     Args:
         n: how many elements.
@@ -181,11 +211,14 @@ def thresholds(
         int64 in [0, 2^16), of shape `(n,)` or `(R, n)`.
     """
     return (
-        halves(n, seed=seed, step=0, direction=direction, parameter=parameter, first=first) + step * GOLDEN
+        halves(n, seed=seed, step=0, direction=direction, parameter=parameter, first=first)
+        + step * GOLDEN
     ) & 0xFFFF
 
 
-def integers(n: int, high: int, *, seed: int | Tensor, step: int, stream: int = BATCH, parameter: int = 0) -> Tensor:
+def integers(
+    n: int, high: int, *, seed: int | Tensor, step: int, stream: int = BATCH, parameter: int = 0
+) -> Tensor:
     """Uniform integers in [0, high), for drawing batches (the bias is below `high` / 2^32).
 
     Args:

@@ -9,7 +9,9 @@ from dopaminergic.noise import Multiple, Term
 
 def scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
     """Times a number for each group."""
-    return [(direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms]
+    return [
+        (direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms
+    ]
 
 
 def negative(terms: list[Term]) -> list[Term]:
@@ -25,12 +27,17 @@ def along_one(some: list[Term], others: list[Term]) -> bool:
 def difference(some: list[Term], others: list[Term]) -> list[Term]:
     """Of terms along the same directions."""
     pairs = zip(some, others, strict=True)
-    return [(direction, [m - n for m, n in zip(ms, ns, strict=True)]) for (direction, ms), (_, ns) in pairs]
+    return [
+        (direction, [m - n for m, n in zip(ms, ns, strict=True)])
+        for (direction, ms), (_, ns) in pairs
+    ]
 
 
 def nonzero(terms: list[Term]) -> list[Term]:
     """Without the directions that move nothing, which need not be drawn."""
-    return [(direction, multiples) for direction, multiples in terms if any(map(_is_any, multiples))]
+    return [
+        (direction, multiples) for direction, multiples in terms if any(map(_is_any, multiples))
+    ]
 
 
 def _is_any(multiple: Multiple) -> bool:
@@ -41,7 +48,8 @@ def _is_any(multiple: Multiple) -> bool:
 def equal(some: list[Term], others: list[Term]) -> bool:
     """Whether they have the same directions, in the same order, and the same multiples."""
     return len(some) == len(others) and all(
-        a == b and all(map(_are_equal, old, new)) for (a, old), (b, new) in zip(some, others, strict=True)
+        a == b and all(map(_are_equal, old, new))
+        for (a, old), (b, new) in zip(some, others, strict=True)
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as fast.
+# What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as
+# fast.
 import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import signal
@@ -10,9 +11,22 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-# The system sends these for faults of the program itself; their handlers must run at once, or never.
-FAULTS = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGKILL", "SIGSEGV", "SIGSTOP", "SIGSYS", "SIGTRAP")
-HELD_BACK = sorted(int(number) for number in signal.valid_signals() if getattr(number, "name", "") not in FAULTS)
+# The system sends these for faults of the program itself; their handlers must run at once, or
+# never.
+FAULTS = (
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGILL",
+    "SIGKILL",
+    "SIGSEGV",
+    "SIGSTOP",
+    "SIGSYS",
+    "SIGTRAP",
+)
+HELD_BACK = sorted(
+    int(number) for number in signal.valid_signals() if getattr(number, "name", "") not in FAULTS
+)
 
 
 @contextlib.contextmanager
@@ -23,7 +37,9 @@ def uninterrupted() -> Iterator[None]:
     """
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))}
+        handlers = {
+            number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))
+        }
     received: list[tuple[int, Any]] = []
 
     def hold(number: int, frame: Any) -> None:
@@ -36,7 +52,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         try:
             _handle(handlers)
-        except BaseException:  # one signal may come as soon as its own handler is back, before the others are
+        # One signal may come as soon as its own handler is back, before the others are.
+        except BaseException:
             _handle(handlers)
             raise
         finally:

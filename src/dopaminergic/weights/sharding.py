@@ -1,8 +1,8 @@
 """Parameters of which a rank holds a part: what it holds, and where that lies in the whole.
 
-FSDP2 and other users of DTensor split a parameter by rows, `Shard(0)`: each rank holds a contiguous range of the flat
-parameter. Noise is a function of the element's index in the whole, so a rank makes that of its own range, and nothing
-travels.
+FSDP2 and other users of DTensor split a parameter by rows, `Shard(0)`: each rank holds a contiguous
+range of the flat parameter. Noise is a function of the element's index in the whole, so a rank
+makes that of its own range, and nothing travels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def parts(p: Any) -> int:
     """Into how many ranges of rows it is split."""
     if not is_sharded(p):
         return 1
-    return math.prod(p.device_mesh.size(d) for d, place in enumerate(p.placements) if not place.is_replicate())
+    return math.prod(
+        p.device_mesh.size(d) for d, place in enumerate(p.placements) if not place.is_replicate()
+    )
 
 
 def first_element(p: Any) -> int:
@@ -45,9 +47,12 @@ def first_element(p: Any) -> int:
     [place, *others] = [p.placements[d] for d in shards]
     if others or type(place).__name__ != "Shard" or place.dim != 0:
         raise ValueError(
-            f"a parameter of shape {tuple(p.shape)} is placed as {p.placements}: only Replicate() and one Shard(0) can "
-            "be perturbed, of which a rank holds a range of rows; shard by rows, as fully_shard does by default"
+            f"a parameter of shape {tuple(p.shape)} is placed as {p.placements}: only Replicate() "
+            "and one Shard(0) can "
+            "be perturbed, of which a rank holds a range of rows; shard by rows, as fully_shard "
+            "does by default"
         )
-    ranks, own = p.device_mesh.size(shards[0]), p.device_mesh.get_local_rank(shards[0])
+    ranks = p.device_mesh.size(shards[0])
+    own = p.device_mesh.get_local_rank(shards[0])
     rows = math.ceil(p.shape[0] / ranks)  # as torch.chunk: the last ranks may hold fewer, or none
     return min(own * rows, p.shape[0]) * math.prod(p.shape[1:])

@@ -1,7 +1,9 @@
-"""Closures that write to weights in their forward pass, such as `Embedding(max_norm=...)`, clipping and quantisers.
+"""Closures that write to weights in their forward pass, such as `Embedding(max_norm=...)`, clipping
+and quantisers.
 
-Large weights are displaced in place, and the same arithmetic takes them back; a write in between would spoil the way
-back. The first step therefore looks out for writes, and stops one before it happens to displaced weights.
+Large weights are displaced in place, and the same arithmetic takes them back; a write in between
+would spoil the way back. The first step therefore looks out for writes, and stops one before it
+happens to displaced weights.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 HARMLESS = {"requires_grad_", "retain_grad"}
-SETTERS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__", "__imod__"}
+SETTERS = {
+    "__setitem__",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ipow__",
+    "__ifloordiv__",
+    "__imod__",
+}
 
 
 class Written(BaseException):

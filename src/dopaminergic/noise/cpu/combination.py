@@ -1,10 +1,10 @@
 """Weights and directions put together, in one pass over memory.
 
-One call serves every parameter of a group, since on a tiny network the calls cost more than the arithmetic. Weights are
-taken a tile at a time, which stays in the first-level cache with its noise however many directions are added to it.
+One call serves every parameter of a group, since on a tiny network the calls cost more than the
+arithmetic. Weights are taken a tile at a time, which stays in the first-level cache with its noise
+however many directions are added to it.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -75,17 +75,25 @@ def _set_tiny(x, y, words, lane, offset, scale, coefficient):
     done = 0
     while done < x.size:
         place = offset + done
-        word, count = words[place >> 5, lane] >> np.uint32(place & 31), min(x.size - done, 32 - (place & 31))
-        to, of = x[done : done + count], y[done : done + count]
+        word = words[place >> 5, lane] >> np.uint32(place & 31)
+        count = min(x.size - done, 32 - (place & 31))
+        to = x[done : done + count]
+        of = y[done : done + count]
         for i in range(count):
-            to[i] = of[i] * scale + (coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient)
+            to[i] = of[i] * scale + (
+                coefficient if (word >> np.uint32(i)) & np.uint32(1) else -coefficient
+            )
         done += count
 
 
 @compiled
-def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save):
+def _combine_tiny(
+    memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save
+):
     """`combine_pieces` where a block has more signs than a piece has weights: blocks of many pieces at a time."""
-    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
+    exact = real.dtype.type
+    rows = len(directions)
+    turn = np.uint32(step)
     words = np.empty((4, MANY), np.uint32)
     for begin in range(0, plan.shape[1], MANY):
         count = min(plan.shape[1] - begin, MANY)
@@ -93,17 +101,33 @@ def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, direc
             if k == rows and rows > undone and grid == 0:
                 break
             if k < rows and (k == 0 or directions[k] != directions[k - 1]):
-                turn_each(words, plan, begin, count, turn, np.uint32(directions[k] | SIGN_STREAM), seeds)
+                turn_each(
+                    words, plan, begin, count, turn, np.uint32(directions[k] | SIGN_STREAM), seeds
+                )
             for p in range(begin, begin + count):
-                start, size, r = plan[2, p], plan[3, p] - plan[2, p], plan[6, p]
-                x = numba.carray(pointer(plan[0, p] + start * memory.itemsize), (size,), memory.dtype)
-                source = numba.carray(pointer(plan[1, p] + start * memory.itemsize), (size,), memory.dtype)
+                start = plan[2, p]
+                size = plan[3, p] - plan[2, p]
+                r = plan[6, p]
+                x = numba.carray(
+                    pointer(plan[0, p] + start * memory.itemsize), (size,), memory.dtype
+                )
+                source = numba.carray(
+                    pointer(plan[1, p] + start * memory.itemsize), (size,), memory.dtype
+                )
                 if k == 0 and save and plan[0, p] != plan[1, p]:
                     copy(source, x)
                 y = source if k == 0 else x
                 scale = exact(scales[r] if k == undone else 1.0)
                 if k < rows:
-                    _set_tiny(x, y, words, p - begin, (plan[5, p] + start) % 128, scale, exact(coefficients[k][r]))
+                    _set_tiny(
+                        x,
+                        y,
+                        words,
+                        p - begin,
+                        (plan[5, p] + start) % 128,
+                        scale,
+                        exact(coefficients[k][r]),
+                    )
                 else:
                     copy(x, y)
                     _scale(x, scale)
@@ -112,18 +136,39 @@ def _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, direc
 
 @compiled
 def combine_pieces(
-    memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+    memory,
+    real,
+    plan,
+    layouts,
+    seeds,
+    scales,
+    coefficients,
+    undone,
+    directions,
+    grid,
+    step,
+    rounding,
+    signs,
+    saved,
 ):
     """`kernels.combine`, from arrays or from tuples of numbers, which need no memory."""
-    # Where layouts are None, what is asked for by `is not None` is not compiled. What is done to a tile stands here,
-    # since a function of its own takes 5 % more time, called or put in place by numba.
-    exact, rows, turn = real.dtype.type, len(directions), np.uint32(step)
-    save, halves = saved[0] != step, memory.itemsize == 2
+    # Where layouts are None, what is asked for by `is not None` is not compiled. What is done to a
+    # tile stands here, since a function of its own takes 5 % more time, called or put in place by
+    # numba.
+    exact = real.dtype.type
+    rows = len(directions)
+    turn = np.uint32(step)
+    save = saved[0] != step
+    halves = memory.itemsize == 2
     if signs and not halves and plan.shape[1] > 1 and _all_tiny(plan):
-        _combine_tiny(memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save)
+        _combine_tiny(
+            memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save
+        )
         saved[0] = step
         return
-    per_block, most, stream = (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
+    per_block, most, stream = (
+        (128, SIGN_TILE, SIGN_STREAM) if signs else (4, NORMAL_TILE, NORMAL_STREAM)
+    )
     words = _aligned(4 * BLOCKS).reshape((4, BLOCKS))
     normals = words.view(F)
     largest = most
@@ -131,29 +176,43 @@ def combine_pieces(
         for p in range(plan.shape[1]):
             if block_of(layouts[p], 0, plan[3, p], most)[0] > 1:
                 largest = max(most, STRIP_ROWS * STRIP_PITCH)
-    # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is read, and noise.
+    # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is
+    # read, and noise.
     room = np.empty(2 * largest + most if halves else largest, real.dtype)
-    buffer, rest = room[:largest], room[largest:]
-    raw, noise = rest[: rest.size // 2].view(memory.dtype), rest[rest.size // 2 :].view(np.uint16)
+    buffer = room[:largest]
+    rest = room[largest:]
+    raw = rest[: rest.size // 2].view(memory.dtype)
+    noise = rest[rest.size // 2 :].view(np.uint16)
     together = rows == 2 and undone == 1 and directions[0] == directions[1]
     for p in range(plan.shape[1]):
-        start, stop, parameter, first, r = plan[2, p], plan[3, p], np.uint32(plan[4, p]), plan[5, p], plan[6, p]
-        plain, copied = plan[7, p] != 0, plan[0, p] != plan[1, p]
-        target, source = memory_of(memory, plan, layouts, p, 0), memory_of(memory, plan, layouts, p, 1)
-        key, scale = (np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT)), exact(scales[r])
+        start = plan[2, p]
+        stop = plan[3, p]
+        parameter = np.uint32(plan[4, p])
+        first = plan[5, p]
+        r = plan[6, p]
+        plain = plan[7, p] != 0
+        copied = plan[0, p] != plan[1, p]
+        target = memory_of(memory, plan, layouts, p, 0)
+        source = memory_of(memory, plan, layouts, p, 1)
+        key = (np.uint32(seeds[r] & LOW), np.uint32(seeds[r] >> SHIFT))
+        scale = exact(scales[r])
         changed = rows > 0 or scale != exact(1) or grid > 0
         at = start
         while at < stop:
-            height, width = 1, stop - at
+            height = 1
+            width = stop - at
             if layouts is not None and not plain:
                 height, width = block_of(layouts[p], at, stop - at, most)
             if height == 1:
                 width = min(width, most - (first + at) % per_block)
-            strip, left = width if height == 1 else STRIP_COLUMNS, 0
+            strip = width if height == 1 else STRIP_COLUMNS
+            left = 0
             while left < width:
                 for top in range(0, height, STRIP_ROWS):
-                    deep, wide = min(height - top, STRIP_ROWS), min(width - left, strip)
-                    tile, opened = (at + top * width + left, deep, wide), buffer
+                    deep = min(height - top, STRIP_ROWS)
+                    wide = min(width - left, strip)
+                    tile = (at + top * width + left, deep, wide)
+                    opened = buffer
                     if plain:
                         opened = open_plain(buffer, target, source, at, wide, copied, save)
                     if layouts is not None and not plain:
@@ -161,7 +220,8 @@ def combine_pieces(
                     for row in range(deep):
                         x = opened[row * STRIP_PITCH : row * STRIP_PITCH + wide]
                         place = first + tile[0] + row * width
-                        offset, block = place % per_block, np.uint32(place // per_block)
+                        offset = place % per_block
+                        block = np.uint32(place // per_block)
                         blocks = -(-(offset + wide) // per_block)
                         for k in range(rows + 1):
                             if k == undone and not together:
@@ -170,7 +230,9 @@ def combine_pieces(
                                 break
                             if k == 0 or directions[k] != directions[k - 1]:
                                 selector = np.uint32(directions[k] | stream)
-                                turn_blocks(words, blocks, block, parameter, turn, selector, key[0], key[1])
+                                turn_blocks(
+                                    words, blocks, block, parameter, turn, selector, key[0], key[1]
+                                )
                                 if not signs:
                                     make_normals(words, blocks)
                             coefficient = exact(coefficients[k][r])
@@ -178,7 +240,9 @@ def combine_pieces(
                                 if k == 1:
                                     undo = exact(coefficients[0][r])
                                     if signs:
-                                        step_signs(x, words, offset, undo, scale, coefficient, exact(grid))
+                                        step_signs(
+                                            x, words, offset, undo, scale, coefficient, exact(grid)
+                                        )
                                     else:
                                         step_normals(x, normals, offset, undo, scale, coefficient)
                             elif signs:

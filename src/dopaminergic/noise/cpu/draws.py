@@ -1,6 +1,5 @@
 """Signs made of random words and added to a tile of weights, and what rounds 16-bit weights."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -17,11 +16,12 @@ from dopaminergic.noise.cpu.normals import BLOCKS
 from dopaminergic.noise.cpu.philox import turn_blocks
 from dopaminergic.noise.reference import GAUSSIAN, GOLDEN, RADEMACHER, ROUNDING
 
-SIGN_STREAM, NORMAL_STREAM = np.uint32(RADEMACHER << 28), np.uint32(GAUSSIAN << 28)
+SIGN_STREAM = np.uint32(RADEMACHER << 28)
+NORMAL_STREAM = np.uint32(GAUSSIAN << 28)
 ROUNDING_STREAM = np.uint32(ROUNDING << 28)
 
 
-# ---- signs -----------------------------------------------------------------------------------------------------------
+# ---- signs ---------------------------------------------------------------------------------------
 
 
 @compiled
@@ -31,7 +31,9 @@ def _word(words, place):
 
 @compiled
 def _sign(words, place, coefficient):
-    return coefficient if _word(words, place) >> np.uint32(place & 31) & np.uint32(1) else -coefficient
+    return (
+        coefficient if _word(words, place) >> np.uint32(place & 31) & np.uint32(1) else -coefficient
+    )
 
 
 @compiled
@@ -50,41 +52,54 @@ def step_signs(x, words, offset, undo, scale, coefficient, grid):
     """X <- on_grid((x + undo * signs) * scale + coefficient * signs): all of a step along one direction."""
     first, last = whole_vectors(offset, x.size, 32)
     for i in range(first, last, 32):
-        step_word(x.ctypes.data + i * x.itemsize, _word(words, offset + i), undo, scale, coefficient, grid)
+        step_word(
+            x.ctypes.data + i * x.itemsize, _word(words, offset + i), undo, scale, coefficient, grid
+        )
     for edge in (range(first), range(last, x.size)):
         for i in edge:
-            y = (x[i] + _sign(words, offset + i, undo)) * scale + _sign(words, offset + i, coefficient)
+            y = (x[i] + _sign(words, offset + i, undo)) * scale + _sign(
+                words, offset + i, coefficient
+            )
             x[i] = copysign((abs(y) + grid) - grid, y)
 
 
-# ---- rounding --------------------------------------------------------------------------------------------------------
+# ---- rounding ------------------------------------------------------------------------------------
 
 
 @compiled
 def _interleave(out, rows, blocks):
     """Element e of block b <- rows[e, b]."""
     # One dimension and rows of their own, or the loop does not become vector instructions.
-    a, b, c, d = rows[0, :blocks], rows[1, :blocks], rows[2, :blocks], rows[3, :blocks]
+    a = rows[0, :blocks]
+    b = rows[1, :blocks]
+    c = rows[2, :blocks]
+    d = rows[3, :blocks]
     for i in range(a.size):
-        out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = a[i], b[i], c[i], d[i]
+        out[4 * i] = a[i]
+        out[4 * i + 1] = b[i]
+        out[4 * i + 2] = c[i]
+        out[4 * i + 3] = d[i]
 
 
 @compiled
 def make_dither(noise, words, size, which):
-    """The thresholds that round a row of a tile, in part of `noise`; none where nothing was changed.
+    """The thresholds that round a row of a tile, in part of `noise`; none where nothing was
+    changed.
 
     Args:
         noise: room for `size` and 14 more.
         words: room for Philox.
         size: how many.
-        which: whether anything was changed, the number of the first element, and the rest of the counter and the key.
+        which: whether anything was changed, the number of the first element, and the rest of the
+            counter and the key.
     """
     changed, place, parameter, turn, rounding, key = which
     noise = noise[: (place % 8 + size + 7) // 8 * 8]
     if not changed:
         noise[:] = 0
         return noise
-    first, selector = np.uint32(place // 8), np.uint32(rounding | ROUNDING_STREAM)
+    first = np.uint32(place // 8)
+    selector = np.uint32(rounding | ROUNDING_STREAM)
     whole = noise.view(np.uint32)  # the lower half of a word comes first in memory
     for block in range(0, noise.size // 8, BLOCKS):
         blocks = min(noise.size // 8 - block, BLOCKS)

@@ -1,6 +1,5 @@
 """16-bit weights, which numba does not know: their bits come as uint16 (bfloat16) and int16 (float16)."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ from numba.extending import overload
 
 from dopaminergic.noise.cpu.instructions import F, as_integer, as_real, copysign
 
-UNIT, INFINITE = F(2.0**-16), np.int32(0x7F800000)
+UNIT = F(2.0**-16)
+INFINITE = np.int32(0x7F800000)
 
 
 def widen(x, words):
@@ -31,7 +31,8 @@ def _widen_by_type(x, words):
 
     def float16(x, words):
         for i in range(x.size):
-            # The exponent's offset is that of float32 after a product, which the smallest numbers go through too.
+            # The exponent's offset is that of float32 after a product, which the smallest numbers
+            # go through too.
             h = np.int32(words[i]) & np.int32(0x7FFF)
             bits = np.int32(h << np.int32(13))
             value = as_real(bits) * F(2.0**112)
@@ -54,7 +55,9 @@ def _narrow_by_type(words, x, noise):
     def float16(words, x, noise):
         for i in range(x.size):
             bits = as_integer(x[i])
-            up = np.int32(np.int32(bits + np.int32(np.int32(noise[i]) >> np.int32(3))) & np.int32(0x7FFFE000))
+            up = np.int32(
+                np.int32(bits + np.int32(np.int32(noise[i]) >> np.int32(3))) & np.int32(0x7FFFE000)
+            )
             # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
             exact = x[i] * F(2.0**24)
             steps = np.floor(exact)

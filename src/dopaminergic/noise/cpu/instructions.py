@@ -1,6 +1,5 @@
 """What numba lacks: vector instructions, and numbers as bits and addresses."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ F = np.float32
 compiled = numba.njit(error_model="numpy")
 
 
-# ---- single numbers --------------------------------------------------------------------------------------------------
+# ---- single numbers ------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -52,7 +51,9 @@ def copysign(typing_context, x, sign):
 
     def generate(context, builder, signature, arguments):
         real = arguments[0].type
-        function = builder.module.declare_intrinsic("llvm.copysign", [real], ir.FunctionType(real, [real, real]))
+        function = builder.module.declare_intrinsic(
+            "llvm.copysign", [real], ir.FunctionType(real, [real, real])
+        )
         return builder.call(function, arguments)
 
     return x(x, x), generate
@@ -65,7 +66,7 @@ def whole_vectors(offset, size, unit):
     return first, first + (size - first) // 32 * 32
 
 
-# ---- a word of signs at a time, which no loop over single weights becomes --------------------------------------------
+# ---- a word of signs at a time, which no loop over single weights becomes ------------------------
 
 
 def _signs(builder, word):
@@ -99,7 +100,8 @@ def step_word(typing_context, address, word, undo, scale, coefficient, grid):
 
     def generate(context, builder, signature, arguments):
         address, word, undo, scale, coefficient, grid = arguments
-        signs, grid = _signs(builder, word), Lanes.of(builder, grid, 32)
+        signs = _signs(builder, word)
+        grid = Lanes.of(builder, grid, 32)
         x = Lanes.load(builder, address, coefficient.type, 32) + _signed(builder, undo, signs)
         x = x * Lanes.of(builder, scale, 32) + _signed(builder, coefficient, signs)
         ((x.call("fabs") + grid) - grid).call("copysign", x).store(address)
@@ -107,7 +109,7 @@ def step_word(typing_context, address, word, undo, scale, coefficient, grid):
     return types.void(address, word, undo, scale, coefficient, grid), generate
 
 
-# ---- matrices --------------------------------------------------------------------------------------------------------
+# ---- matrices ------------------------------------------------------------------------------------
 
 
 def squares(size):
@@ -121,12 +123,18 @@ def squares(size):
             to, to_pitch, of, of_pitch, _ = arguments
             kind = context.get_value_type(signature.args[4].dtype)
             places = [
-                [builder.add(x, builder.mul(pitch, ir.Constant(pitch.type, i))) for i in range(size)]
+                [
+                    builder.add(x, builder.mul(pitch, ir.Constant(pitch.type, i)))
+                    for i in range(size)
+                ]
                 for x, pitch in ((of, of_pitch), (to, to_pitch))
             ]
             rows = [Lanes.load(builder, place, kind, size) for place in places[0]]
-            # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column to the row.
-            orders = [[i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)]
+            # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column
+            # to the row.
+            orders = [
+                [i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)
+            ]
             for _ in range(size.bit_length() - 1):
                 pairs = zip(rows[: size // 2], rows[size // 2 :], strict=True)
                 rows = [x.shuffled(y, order) for x, y in pairs for order in orders]
@@ -143,7 +151,8 @@ def squares(size):
             left = min(column, width - size)
             for row in range(0, height, size):
                 top = min(row, height - size)
-                a, b = to + (top * down + left) * bytes_per, of + (left * of_right + top) * bytes_per
+                a = to + (top * down + left) * bytes_per
+                b = of + (left * of_right + top) * bytes_per
                 transpose(a, down * bytes_per, b, of_right * bytes_per, like)
 
     return squares

@@ -1,6 +1,5 @@
 """What is called from Python, compiled once and kept on disk."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportUnusedExpression=false, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -35,7 +34,8 @@ def kept(function, nogil=True):
 
 def _guard(cache):
     """Let a full disk or a damaged file cost nothing but the time to compile."""
-    load, save = cache.load_overload, cache.save_overload
+    load = cache.load_overload
+    save = cache.save_overload
     files = cache._cache_file
     read = files._load_data
 
@@ -43,7 +43,8 @@ def _guard(cache):
         try:
             require_file(files._index_path)  # a FIFO would keep us waiting for ever
             return load(*arguments)
-        except Exception as error:  # a dozen kinds: whatever `pickle` and LLVM make of bytes that were not written
+        # A dozen kinds: whatever `pickle` and LLVM make of bytes that were not written.
+        except Exception as error:
             _forget(cache, error)
             return None  # so that it is compiled, and kept again
 
@@ -51,7 +52,8 @@ def _guard(cache):
         try:
             require_file(files._index_path)
             save(*arguments)
-        except OSError as error:  # the disk is full, or not ours; what was compiled is there all the same
+        # The disk is full, or not ours; what was compiled is there all the same.
+        except OSError as error:
             _say_that_nothing_is_kept(f"cannot keep what it compiled ({error})")
         except Exception as error:  # a file that was damaged since
             _forget(cache, error)
@@ -63,7 +65,8 @@ def _guard(cache):
 
     def write_with_checksum(name, data):
         content = files._dump(data)
-        with files._open_for_write(files._data_path(name)) as file:  # `pickle` does not look at what follows its end
+        # `pickle` does not look at what follows its end.
+        with files._open_for_write(files._data_path(name)) as file:
             file.write(content + end_of(name, content))
 
     def read_with_checksum(name):
@@ -71,18 +74,22 @@ def _guard(cache):
             content = file.read()
         body = content[: max(0, len(content) - len(_MARK) - 4)]
         if content[len(body) :] != end_of(name, body):
-            raise ValueError(f"{files._data_path(name)} is not as it was written")  # machine code, which would be run
+            # Machine code, which would be run.
+            raise ValueError(f"{files._data_path(name)} is not as it was written")
         return read(name)
 
-    cache.load_overload, cache.save_overload = load_if_it_is_whole, save_if_there_is_room
-    files._save_data, files._load_data = write_with_checksum, read_with_checksum
+    cache.load_overload = load_if_it_is_whole
+    cache.save_overload = save_if_there_is_room
+    files._save_data = write_with_checksum
+    files._load_data = read_with_checksum
 
 
 def _forget(cache, error):
     """Begin the index of a kernel anew; what it named is compiled and written again."""
     reason = " ".join(f"{type(error).__name__} {error}".split())
     logging.getLogger(__name__).warning(
-        "numba's cache in %s is damaged (%.100s); the kernel is compiled again, some seconds in this step",
+        "numba's cache in %s is damaged (%.100s); the kernel is compiled again, some seconds in "
+        "this step",
         cache.cache_path,
         reason,
     )
@@ -110,24 +117,41 @@ def _integers(address, shape):
 def _kernels(sources):
     """Both kernels.
 
-    They enclose a number that all files of `noise` have a part in, since numba takes what it compiled another day if
-    the kernel's own file and what it encloses are the same; what it calls in other files may have changed.
+    They enclose a number that all files of `noise` have a part in, since numba takes what it
+    compiled another day if the kernel's own file and what it encloses are the same; what it calls
+    in other files may have changed.
     """
 
     @kept
     def combine(
-        memory, real, plan, layouts, seeds, scales, coefficients, undone, directions, grid, step, rounding, signs, saved
+        memory,
+        real,
+        plan,
+        layouts,
+        seeds,
+        scales,
+        coefficients,
+        undone,
+        directions,
+        grid,
+        step,
+        rounding,
+        signs,
+        saved,
     ):
-        """Target <- on_grid((source + the first `undone` terms) * scale + the other terms), for every piece.
+        """Target <- on_grid((source + the first `undone` terms) * scale + the other terms), for
+        every piece.
 
         Args:
-            memory: any array of the type of the weights: float32, float64, uint16 for bfloat16, int16 for float16.
+            memory: any array of the type of the weights: float32, float64, uint16 for bfloat16,
+                int16 for float16.
             real: any array of the type that is computed in.
-            plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first elements of target and
-                source (the same where the update is in place), first and last + 1 element of the piece; index in the
-                noise, index in the noise of the first element; replica; whether both are without gaps.
-            layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in elements. None where
-                all are without gaps.
+            plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first
+                elements of target and source (the same where the update is in place), first and
+                last + 1 element of the piece; index in the noise, index in the noise of the first
+                element; replica; whether both are without gaps.
+            layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in
+                elements. None where all are without gaps.
             seeds: uint64 `(R,)`.
             scales: float64 `(R,)`.
             coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
@@ -137,9 +161,9 @@ def _kernels(sources):
             step: step number.
             rounding: which random numbers round 16-bit weights.
             signs: Rademacher if true, else Gaussian.
-            saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of another step the targets
-                hold them, and are saved to the sources: within the call, so that no signal falls in between. (Only
-                where both are without gaps.)
+            saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of
+                another step the targets hold them, and are saved to the sources: within the call,
+                so that no signal falls in between. (Only where both are without gaps.)
         """
         sources  # noqa: B018
         combine_pieces(
@@ -159,16 +183,38 @@ def _kernels(sources):
             saved,
         )
 
-    # Python's lock is held: on a tiny model to give it back and take it again would be a tenth of the call.
+    # Python's lock is held: on a tiny model to give it back and take it again would be a tenth of
+    # the call.
     @functools.partial(kept, nogil=False)
     def one(weight, number, fixed, scale, coefficient, direction, step, rounding):
         sources  # noqa: B018
-        nothing, known = pointer(fixed), _integers(fixed, 5)
-        memory, real = numba.carray(nothing, (0,), type(weight)), numba.carray(nothing, (0,), type(number))
-        plan, saved = _integers(known[0], (8, known[1])), _integers(known[2], 1)
-        seeds, directions = (np.uint64(known[3]),), (np.uint32(direction),)
-        scales, rows, signs = (scale,), ((coefficient,),), known[4] != 0
-        combine_pieces(memory, real, plan, None, seeds, scales, rows, 0, directions, 0.0, step, rounding, signs, saved)
+        nothing = pointer(fixed)
+        known = _integers(fixed, 5)
+        memory = numba.carray(nothing, (0,), type(weight))
+        real = numba.carray(nothing, (0,), type(number))
+        plan = _integers(known[0], (8, known[1]))
+        saved = _integers(known[2], 1)
+        seeds = (np.uint64(known[3]),)
+        directions = (np.uint32(direction),)
+        scales = (scale,)
+        rows = ((coefficient,),)
+        signs = known[4] != 0
+        combine_pieces(
+            memory,
+            real,
+            plan,
+            None,
+            seeds,
+            scales,
+            rows,
+            0,
+            directions,
+            0.0,
+            step,
+            rounding,
+            signs,
+            saved,
+        )
 
     return combine, one
 
@@ -186,14 +232,15 @@ combine, _combine_one = _kernels(_checksum())
 def combine_one(memory, real, plan, seed, signs, saved):
     """`combine` of weights without gaps for one replica and one direction, from numbers.
 
-    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in each call; so all
-    that stays the same is looked at here, once.
+    On a tiny model arrays cost more than the work, and so does asking for the types of arguments in
+    each call; so all that stays the same is looked at here, once.
 
     Returns:
         A function of the scale, the coefficient, the direction, the step and the rounding.
     """
     kinds = numba.typeof(memory).dtype, numba.typeof(real).dtype
-    integer, number = types.int64, types.float64
+    integer = types.int64
+    number = types.float64
     kernel = _combine_one.compile((*kinds, integer, number, number, integer, integer, integer))
     fixed = np.array([plan.ctypes.data, plan.shape[1], saved.ctypes.data, seed, signs], np.int64)
     one = functools.partial(kernel, 0, 0.0, fixed.ctypes.data)

@@ -1,20 +1,24 @@
 """Vectors while LLVM's code is made: what numba's loops over single numbers do not become."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
 from llvmlite import ir
 from numba.core.cgutils import get_or_insert_function
 
-WORD, LONG, REAL = ir.IntType(32), ir.IntType(64), ir.FloatType()
+WORD = ir.IntType(32)
+LONG = ir.IntType(64)
+REAL = ir.FloatType()
 
 
 class Lanes:
     """A vector of numbers while LLVM's code is made, with Python's operators; one number stands for many of it."""
 
     def __init__(self, builder, value):
-        self.builder, self.value, self.kind, self.count = builder, value, value.type.element, value.type.count
+        self.builder = builder
+        self.value = value
+        self.kind = value.type.element
+        self.count = value.type.count
 
     @classmethod
     def of(cls, builder, x, count):
@@ -26,11 +30,18 @@ class Lanes:
     @classmethod
     def load(cls, builder, address, kind, count):
         """From an address of any alignment."""
-        return cls(builder, builder.load(builder.inttoptr(address, ir.VectorType(kind, count).as_pointer()), align=1))
+        return cls(
+            builder,
+            builder.load(
+                builder.inttoptr(address, ir.VectorType(kind, count).as_pointer()), align=1
+            ),
+        )
 
     def store(self, address):
         """To an address of any alignment."""
-        self.builder.store(self.value, self.builder.inttoptr(address, self.value.type.as_pointer()), align=1)
+        self.builder.store(
+            self.value, self.builder.inttoptr(address, self.value.type.as_pointer()), align=1
+        )
 
     def like(self, x):
         """X, one number or a sequence of them, as a vector of this type."""
@@ -69,7 +80,9 @@ class Lanes:
 
     def bits(self, kind, count=None):
         """The same bits as numbers of another kind."""
-        return Lanes(self.builder, self.builder.bitcast(self.value, ir.VectorType(kind, count or self.count)))
+        return Lanes(
+            self.builder, self.builder.bitcast(self.value, ir.VectorType(kind, count or self.count))
+        )
 
     def real(self):
         """Integers with signs as float32."""
@@ -95,4 +108,7 @@ class Lanes:
         values = [x.value for x in (self, *map(self.like, others))]
         kind = ir.FunctionType(self.value.type, [self.value.type] * len(values))
         name = f"llvm.{name}.v{self.count}{self.kind.intrinsic_name}"
-        return Lanes(self.builder, self.builder.call(get_or_insert_function(self.builder.module, kind, name), values))
+        return Lanes(
+            self.builder,
+            self.builder.call(get_or_insert_function(self.builder.module, kind, name), values),
+        )

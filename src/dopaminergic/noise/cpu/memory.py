@@ -1,9 +1,9 @@
 """Where weights are, of 16 bits or with strides: tiles that are read from memory, and written back.
 
-Weights with strides are read into a tile in the order of their elements, and so are 16-bit weights, as float32.
+Weights with strides are read into a tile in the order of their elements, and so are 16-bit weights,
+as float32.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from dopaminergic.noise.cpu.draws import make_dither
 from dopaminergic.noise.cpu.halves import narrow, widen
 from dopaminergic.noise.cpu.instructions import compiled, pointer, squares
 
-# Where neighbours in a row lie far apart, as in a transposed matrix: so many rows and columns at a time that the pages
-# of all columns stay known to the processor, and rows so far apart in the tile that they do not share its cache lines.
-STRIP_ROWS, STRIP_COLUMNS, STRIP_PITCH = 64, 1024, 1040
+# Where neighbours in a row lie far apart, as in a transposed matrix: so many rows and columns at a
+# time that the pages of all columns stay known to the processor, and rows so far apart in the tile
+# that they do not share its cache lines.
+STRIP_ROWS = 64
+STRIP_COLUMNS = 1024
+STRIP_PITCH = 1040
 FEWEST_ROWS = 16  # that a tile should have
-large_squares, small_squares = squares(16), squares(8)
+large_squares = squares(16)
+small_squares = squares(8)
 
 
 @compiled
 def _run(layout, side, at, most):
     """Where element `at` is, and how many elements follow it (itself included) at one stride; at most `most`."""
     last = layout.shape[1] - 1
-    row, column = at // layout[0, last], at % layout[0, last]
+    row = at // layout[0, last]
+    column = at % layout[0, last]
     place = column * layout[side, last]
     for d in range(last - 1, -1, -1):
         place += row % layout[0, d] * layout[side, d]
@@ -52,9 +57,11 @@ def _near(layout, side):
 
 @compiled
 def block_of(layout, at, left, most):
-    """How many rows of how many elements are taken together from element `at` on, if there are `left` of them.
+    """How many rows of how many elements are taken together from element `at` on, if there are
+    `left` of them.
 
-    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix; all else is one row.
+    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix;
+    all else is one row.
     """
     last = layout.shape[1] - 1
     columns = layout[0, last]
@@ -83,8 +90,12 @@ def _move(like, height, width, to, down, right, of, of_down, of_right):
     """Matrix at address `to` <- matrix at address `of`, each with its own strides from row to row and within rows."""
     if right == of_right == 1:
         for r in range(height):
-            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
-            copy(numba.carray(pointer(a), (width,), like.dtype), numba.carray(pointer(b), (width,), like.dtype))
+            a = to + r * down * like.itemsize
+            b = of + r * of_down * like.itemsize
+            copy(
+                numba.carray(pointer(a), (width,), like.dtype),
+                numba.carray(pointer(b), (width,), like.dtype),
+            )
     elif (right == of_down == 1 or down == of_right == 1) and min(height, width) >= 8:
         if down == 1:
             height, width, down, of_right = width, height, right, of_down
@@ -94,31 +105,56 @@ def _move(like, height, width, to, down, right, of, of_down, of_right):
             small_squares(like, height, width, to, down, of, of_right)
     else:
         if height > width:
-            height, width, down, right, of_down, of_right = width, height, right, down, of_right, of_down
+            height, width, down, right, of_down, of_right = (
+                width,
+                height,
+                right,
+                down,
+                of_right,
+                of_down,
+            )
         for r in range(height):
-            a, b = to + r * down * like.itemsize, of + r * of_down * like.itemsize
+            a = to + r * down * like.itemsize
+            b = of + r * of_down * like.itemsize
             copy(_every(like, a, right, width), _every(like, b, of_right, width))
 
 
 @compiled
 def _exchange(tile, memory, layout, side, at, height, width, out):
     """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix, STRIP_PITCH apart in the tile."""
-    last, done = layout.shape[1] - 1, 0
-    down, right = layout[side, max(last - 1, 0)], layout[side, last]
+    last = layout.shape[1] - 1
+    done = 0
+    down = layout[side, max(last - 1, 0)]
+    right = layout[side, last]
     while done < width:
         place, count = _run(layout, side, at + done, width - done)
-        rows, pitch = height, STRIP_PITCH
+        rows = height
+        pitch = STRIP_PITCH
         if height == 1 and _near(layout, side):
-            rows, pitch = max(_rows(layout, at + done, width - done), 1), count
-        there, here = memory.ctypes.data + place * tile.itemsize, tile.ctypes.data + done * tile.itemsize
-        to, to_down, to_right, of, of_down, of_right = here, pitch, 1, there, down, right
+            rows = max(_rows(layout, at + done, width - done), 1)
+            pitch = count
+        there = memory.ctypes.data + place * tile.itemsize
+        here = tile.ctypes.data + done * tile.itemsize
+        to = here
+        to_down = pitch
+        to_right = 1
+        of = there
+        of_down = down
+        of_right = right
         if out:
-            to, to_down, to_right, of, of_down, of_right = of, of_down, of_right, to, to_down, to_right
+            to, to_down, to_right, of, of_down, of_right = (
+                of,
+                of_down,
+                of_right,
+                to,
+                to_down,
+                to_right,
+            )
         _move(tile, rows, count, to, to_down, to_right, of, of_down, of_right)
         done += rows * count
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
+# ---- tiles ---------------------------------------------------------------------------------------
 
 
 @compiled
@@ -150,7 +186,8 @@ def open_plain(buffer, target, source, at, width, copied, save):
 @overload(open_plain)
 def _open_by_type(buffer, target, source, at, width, copied, save):
     def real(buffer, target, source, at, width, copied, save):
-        x, y = target[at : at + width], source[at : at + width]
+        x = target[at : at + width]
+        y = source[at : at + width]
         if copied and save:
             copy(y, x)
         elif copied:

@@ -1,6 +1,5 @@
 """Normals (Box and Muller 1958) made of random words, and added to a tile of weights."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
-# pyright: basic, reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -15,16 +14,30 @@ from dopaminergic.noise.cpu.instructions import F, compiled, whole_vectors
 from dopaminergic.noise.cpu.lanes import REAL, WORD, Lanes
 from dopaminergic.noise.cpu.philox import FEW, MANY
 
-BLOCKS = 480  # in a row, a multiple of `MANY`: all rows are in the first-level cache, with their weights
-# -2 ln f = t P(t) with t = f - 1, for f in [sqrt(1/2), sqrt(2)]: the polynomial of least largest relative error, 3e-8.
-LOG = (-0.17477584, 0.28615448, -0.29832712, 0.33140627, -0.3992448, 0.50003552, -0.6666789, 0.99999982, -2.0)
-# sin(a) / sqrt(2) = a P(a^2) and cos(a) / sqrt(2) = P(a^2), for angles a within an eighth of a turn: the polynomials of
-# least largest error, 2e-8 at most. All by iterated weights (Lawson 1961).
+# In a row, a multiple of `MANY`: all rows are in the first-level cache, with their weights.
+BLOCKS = 480
+# -2 ln f = t P(t) with t = f - 1, for f in [sqrt(1/2), sqrt(2)]: the polynomial of least largest
+# relative error, 3e-8.
+LOG = (
+    -0.17477584,
+    0.28615448,
+    -0.29832712,
+    0.33140627,
+    -0.3992448,
+    0.50003552,
+    -0.6666789,
+    0.99999982,
+    -2.0,
+)
+# sin(a) / sqrt(2) = a P(a^2) and cos(a) / sqrt(2) = P(a^2), for angles a within an eighth of a
+# turn: the polynomials of least largest error, 2e-8 at most. All by iterated weights (Lawson 1961).
 SINE = (-1.37914262e-4, 5.89163978e-3, -0.117851017, 0.707106779)
 COSINE = (-0.00096067, 0.02945455, -0.35355238, 0.70710676)
 ROOT_HALF = int(np.array(math.sqrt(0.5), F).view(np.int32))
-MINUS_2_LOG_2, QUARTER = float(F(-2 * math.log(2.0))), float(F(math.pi / 2 * 2.0**-32))
-TOP_BIT, ANGLE_BITS = 1 << 31, 0xFFFFFC00
+MINUS_2_LOG_2 = float(F(-2 * math.log(2.0)))
+QUARTER = float(F(math.pi / 2 * 2.0**-32))
+TOP_BIT = 1 << 31
+ANGLE_BITS = 0xFFFFFC00
 
 
 def _polynomial(xs, coefficients):
@@ -38,19 +51,24 @@ def _polynomial(xs, coefficients):
 
 def _radii(words):
     """sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
-    # 2^24 u is an odd number of 24 bits; what is taken away leaves e above the bits of f / sqrt(1/2).
+    # 2^24 u is an odd number of 24 bits; what is taken away leaves e above the bits of f /
+    # sqrt(1/2).
     odd = [((word >> 8) | 1).real() for word in words]
     bits = [x.bits(WORD) - (ROOT_HALF + (24 << 23)) for x in odd]
     ts = [((x & 0x7FFFFF) + ROOT_HALF).bits(REAL) - 1.0 for x in bits]
     logs = [t * p for t, p in zip(ts, _polynomial(ts, LOG), strict=True)]
     exponents = [x.halved(23).real() for x in bits]
-    return [e.call("fma", MINUS_2_LOG_2, log).call("sqrt") for e, log in zip(exponents, logs, strict=True)]
+    return [
+        e.call("fma", MINUS_2_LOG_2, log).call("sqrt")
+        for e, log in zip(exponents, logs, strict=True)
+    ]
 
 
 def _points(words):
     """Cosines and sines of angles, and the sign that both are still to be given."""
-    # Two bits say in which quarter of the turn the angle lies, 22 how far it is from the quarter's middle; there
-    # cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2), whose signs tell the quarters apart.
+    # Two bits say in which quarter of the turn the angle lies, 22 how far it is from the quarter's
+    # middle; there cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2), whose
+    # signs tell the quarters apart.
     angles = [(((word << 2) ^ TOP_BIT) & ANGLE_BITS).real() * QUARTER for word in words]
     squares = [a * a for a in angles]
     sines = [a * p for a, p in zip(angles, _polynomial(squares, SINE), strict=True)]
@@ -90,7 +108,8 @@ def _element_by_element(builder, row, pitch, kind):
     for _ in range(4):
         rows.append(Lanes.load(builder, row, REAL, 8))
         row = builder.add(row, pitch)
-    first, second = rows[0].shuffled(rows[1], range(16)), rows[2].shuffled(rows[3], range(16))
+    first = rows[0].shuffled(rows[1], range(16))
+    second = rows[2].shuffled(rows[3], range(16))
     return first.shuffled(second, [i % 4 * 8 + i // 4 for i in range(32)]).widened(kind)
 
 
@@ -126,7 +145,9 @@ def make_normals(words, blocks):
     """words[e, b] <- the bits of element e of block b, and so on up to a multiple of `MANY`."""
     for row in range(0, 4, 2):
         for block in range(0, blocks, MANY):
-            _turn_to_normals(words.ctypes.data + row * words.strides[0] + block * 4, words.strides[0])
+            _turn_to_normals(
+                words.ctypes.data + row * words.strides[0] + block * 4, words.strides[0]
+            )
 
 
 @compiled

@@ -1,11 +1,12 @@
 """The kernel: a program takes one tile of one parameter of one replica.
 
-It reads the weights once, draws each direction as often as it is needed, and writes the weights once. `x + c z` is two
-operations wherever the product is not exact: the launch forbids the compiler to fuse them (`enable_fp_fusion=False`),
-since a fused product is not rounded and the bits would not be the reference's.
+It reads the weights once, draws each direction as often as it is needed, and writes the weights
+once. `x + c z` is two operations wherever the product is not exact: the launch forbids the compiler
+to fuse them (`enable_fp_fusion=False`), since a fused product is not rounded and the bits would not
+be the reference's.
 """
-# Triton compiles what looks like Python; its types are not Python's, and it is not installed everywhere.
-# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# Triton compiles what looks like Python; its types are not Python's, and it is not installed
+# everywhere.
 
 from __future__ import annotations
 
@@ -16,14 +17,19 @@ import triton.language as tl
 
 from dopaminergic.noise.reference import GAUSSIAN, GOLDEN, RADEMACHER, ROUNDING
 
-SIGN_STREAM, NORMAL_STREAM = tl.constexpr(RADEMACHER << 28), tl.constexpr(GAUSSIAN << 28)
+SIGN_STREAM = tl.constexpr(RADEMACHER << 28)
+NORMAL_STREAM = tl.constexpr(GAUSSIAN << 28)
 ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
 STRIDE = tl.constexpr(GOLDEN)
-UNIT, TURN = tl.constexpr(2.0**-23), tl.constexpr(2.0**-24 * 2 * math.pi)
-# Of a row of the table: target, source, size, first, parameter, number of its first tile; where the parameters have
-# gaps, also the strides of a replica in target and source, and size and both strides of each dimension, the last first.
-FIELDS, STRIDES = tl.constexpr(6), tl.constexpr(3)
-STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))  # where the numbers of a call lie
+UNIT = tl.constexpr(2.0**-23)
+TURN = tl.constexpr(2.0**-24 * 2 * math.pi)
+# Of a row of the table: target, source, size, first, parameter, number of its first tile; where the
+# parameters have gaps, also the strides of a replica in target and source, and size and both
+# strides of each dimension, the last first.
+FIELDS = tl.constexpr(6)
+STRIDES = tl.constexpr(3)
+# Where the numbers of a call lie.
+STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))
 
 
 @triton.jit
@@ -32,7 +38,11 @@ def _words(seed, block, blocks: tl.constexpr, parameter, step, selector):
     numbers = block.to(tl.uint32) + tl.arange(0, blocks).to(tl.uint32)
     same = tl.zeros_like(numbers)
     a, b, c, d = tl.philox(
-        seed, numbers, same + parameter.to(tl.uint32), same + step.to(tl.uint32), same + selector.to(tl.uint32)
+        seed,
+        numbers,
+        same + parameter.to(tl.uint32),
+        same + step.to(tl.uint32),
+        same + selector.to(tl.uint32),
     )
     return a, b, c, d
 
@@ -52,7 +62,9 @@ def _normals(seed, start, parameter, step, direction, tile: tl.constexpr):
     a, b, c, d = _words(seed, start // 4, tile // 4, parameter, step, direction | NORMAL_STREAM)
     first_cosine, first_sine = _pair(a, b)
     second_cosine, second_sine = _pair(c, d)
-    return tl.interleave(tl.interleave(first_cosine, second_cosine), tl.interleave(first_sine, second_sine))
+    return tl.interleave(
+        tl.interleave(first_cosine, second_cosine), tl.interleave(first_sine, second_sine)
+    )
 
 
 @triton.jit
@@ -90,7 +102,8 @@ def _round_stochastically(x, noise, dtype: tl.constexpr):
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
         tiny = tl.abs(x) < 6.103515625e-05
         units = tl.where(tiny, x, 0.0) * 16777216.0
-        whole = units.to(tl.int32).to(tl.float32)  # towards zero; a GPU's floor would flush the smallest numbers
+        # Towards zero; a GPU's floor would flush the smallest numbers.
+        whole = units.to(tl.int32).to(tl.float32)
         whole -= (units < whole).to(tl.float32)
         carries = units - whole >= 1.0 - (noise.to(tl.float32) + 0.5) * 1.52587890625e-05
         rounded = tl.where(tiny, (whole + carries.to(tl.float32)) * 5.9604644775390625e-08, rounded)
@@ -128,8 +141,10 @@ def _places(row, elements, replica, dims: tl.constexpr, narrow: tl.constexpr):
     rest = (
         elements.to(tl.uint32) if narrow else elements.to(tl.uint64)
     )  # to divide by 64 bits takes three times as long
-    target, source = replica * tl.load(row + FIELDS), replica * tl.load(row + FIELDS + 1)
-    targets, sources = target + tl.zeros_like(elements), source + tl.zeros_like(elements)
+    target = replica * tl.load(row + FIELDS)
+    source = replica * tl.load(row + FIELDS + 1)
+    targets = target + tl.zeros_like(elements)
+    sources = source + tl.zeros_like(elements)
     for d in tl.static_range(dims):
         place = row + FIELDS + 2 + STRIDES * d
         size = tl.load(place).to(rest.dtype)
@@ -148,7 +163,9 @@ def _work(
     """One tile; `start` is the index of its first element in the whole parameter, a multiple of 128."""
     reals = numbers.to(tl.pointer_type(tl.float64))
     real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    step, undone, rows = tl.load(numbers + STEP), tl.load(numbers + UNDONE), tl.load(numbers + ROWS)
+    step = tl.load(numbers + STEP)
+    undone = tl.load(numbers + UNDONE)
+    rows = tl.load(numbers + ROWS)
     x = _read(_pointers(source, sources, dtype, aligned), inside, real, masked)
     scale = tl.load(reals + HEADER + replica).to(real)
     if undone == 0:
@@ -172,10 +189,14 @@ def _work(
         x = _end_on_grid(x, grid)
     if dtype.primitive_bitwidth == 16:
         rounding = tl.load(numbers + ROUND)
-        a, b, c, d = _words(seed, start // 8, tile // 8, parameter, step * 0, rounding | ROUNDING_STREAM)
+        a, b, c, d = _words(
+            seed, start // 8, tile // 8, parameter, step * 0, rounding | ROUNDING_STREAM
+        )
         words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
         gone = (step * STRIDE).to(tl.uint32)
-        x = _round_stochastically(x, (tl.interleave(words & 0xFFFF, words >> 16) + gone) & 0xFFFF, dtype)
+        x = _round_stochastically(
+            x, (tl.interleave(words & 0xFFFF, words >> 16) + gone) & 0xFFFF, dtype
+        )
     _write(_pointers(target, targets, dtype, aligned), inside, x, dtype, masked)
 
 
@@ -187,15 +208,21 @@ def combine(
 ):  # fmt: skip
     """Programs are numbered by tile, and within a tile by replica; `owners` says whose tile it is."""
     program = tl.program_id(0)
-    number, replica = program // replicas, program % replicas
+    number = program // replicas
+    replica = program % replicas
     row = table + tl.load(owners + number) * (FIELDS + (2 + STRIDES * dims if dims > 0 else 0))
-    target, source, size, first = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    parameter, tiles_before = tl.load(row + 4), tl.load(row + 5)
+    target = tl.load(row)
+    source = tl.load(row + 1)
+    size = tl.load(row + 2)
+    first = tl.load(row + 3)
+    parameter = tl.load(row + 4)
+    tiles_before = tl.load(row + 5)
     start = (first // 128) * 128 + (number - tiles_before) * tile
     local = start - first  # negative in the first tile of a piece that begins within a block
     shift = replica.to(tl.int64) * size
     if aligned:
-        local, shift = tl.multiple_of(local, 8), tl.multiple_of(shift, 8)
+        local = tl.multiple_of(local, 8)
+        shift = tl.multiple_of(shift, 8)
     lanes = tl.arange(0, tile)
     inside = (local + lanes >= 0) & (local + lanes < size)
     if dims > 0:

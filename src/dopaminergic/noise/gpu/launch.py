@@ -1,6 +1,6 @@
 """The launch: where parameters lie, and what a call does to them."""
-# Triton compiles what looks like Python; its types are not Python's, and it is not installed everywhere.
-# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# Triton compiles what looks like Python; its types are not Python's, and it is not installed
+# everywhere.
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from dopaminergic.noise.gpu.kernel import GRID, combine
 from dopaminergic.noise.pieces import layout_of
 
 TILE = 4096  # weights of a program; a multiple of every block
-# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and differ.
-DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16, torch.float16: tl.float16}
+# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and
+# differ.
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.uint16,
+    torch.float16: tl.float16,
+}
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -24,11 +30,13 @@ class Launch:
     """The launch for the tensors of one `Combination`.
 
     Args:
-        targets: tensors of one dtype (see `DTYPES`) on one GPU, whose elements share no memory; with R seeds the first
-            dimension is R. They must keep their memory as long as this object is used.
+        targets: tensors of one dtype (see `DTYPES`) on one GPU, whose elements share no memory;
+            with R seeds the first dimension is R. They must keep their memory as long as this
+            object is used.
         sources: what is read, tensors of the same shapes; the targets themselves for work in place.
         parameters: the index of each tensor in the noise.
-        firsts: the index of the first element of each tensor in the whole parameter, any number >= 0.
+        firsts: the index of the first element of each tensor in the whole parameter, any number >=
+            0.
         seeds: uint64 `(R,)`, below 2^63.
         signs: Rademacher if true, else Gaussian.
     """
@@ -42,9 +50,14 @@ class Launch:
         seeds: np.ndarray,
         signs: bool,
     ) -> None:
-        self.device, self.dtype, self.signs, self.replicas = targets[0].device, targets[0].dtype, signs, len(seeds)
+        self.device = targets[0].device
+        self.dtype = targets[0].dtype
+        self.signs = signs
+        self.replicas = len(seeds)
         sizes = [t.numel() // self.replicas for t in targets]
-        tiles = [-(-(first % 128 + size) // TILE) for first, size in zip(firsts, sizes, strict=True)]
+        tiles = [
+            -(-(first % 128 + size) // TILE) for first, size in zip(firsts, sizes, strict=True)
+        ]
         before = np.concatenate([[0], np.cumsum(tiles)])
         addresses = [[t.data_ptr() for t in tensors] for tensors in (targets, sources)]
         rows = [*addresses, sizes, firsts, parameters, before[:-1]]
@@ -56,7 +69,12 @@ class Launch:
         table = np.array(rows, np.int64)
         self.narrow = max(sizes) < 1 << 31
         whole = self.replicas == 1 or not any(size % 8 for size in sizes)
-        self.aligned = plain and whole and not (table[:2] % 16).any() and not any(first % 8 for first in firsts)
+        self.aligned = (
+            plain
+            and whole
+            and not (table[:2] % 16).any()
+            and not any(first % 8 for first in firsts)
+        )
         self.tiles = int(before[-1])
         self._table = self._on_device(table.T.copy())
         self._owners = self._on_device(np.repeat(np.arange(len(tiles), dtype=np.int32), tiles))
@@ -101,7 +119,8 @@ class Launch:
         header = np.array([step, rounding, undone, len(directions), 0], np.int64)
         header[GRID.value] = np.float64(grid).view(np.int64)
         rows = np.empty((len(directions), 1 + self.replicas), np.int64)
-        rows[:, 0], rows[:, 1:] = directions, np.ascontiguousarray(coefficients, np.float64).view(np.int64)
+        rows[:, 0] = directions
+        rows[:, 1:] = np.ascontiguousarray(coefficients, np.float64).view(np.int64)
         scale = np.ascontiguousarray(scales, np.float64).view(np.int64)
         host = torch.from_numpy(np.concatenate([header, scale, rows.ravel()]))
         if len(self._numbers) < len(host):
@@ -112,7 +131,11 @@ class Launch:
         """Do what was written. Every argument is the same each time, unless `write` was given more than ever before."""
         if self.tiles == 0:
             return
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+        with (
+            torch.cuda.device(self.device)
+            if self.device.type == "cuda"
+            else contextlib.nullcontext()
+        ):
             combine[(self.tiles * self.replicas,)](
                 self._table, self._owners, self._seeds, self._numbers, self.replicas,
                 dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE, dims=self.dims,
