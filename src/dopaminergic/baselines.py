@@ -1,9 +1,8 @@
-"""What Dopamine is compared with.
+"""The rules that Dopamine is compared with.
 
     WeightPerturbation = sign noise + one-sided difference + fixed learning rate
     SPSA               = sign noise + antithetic difference + fixed learning rate
-    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of the losses + fixed learning
-    rate
+    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of losses + fixed learning rate
 
 Each rule is a plain function of losses; each class below it keeps the settings.
 """
@@ -25,13 +24,17 @@ from dopaminergic.scalars import Scalar, as_tensor, clip, finite, mean, select
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
-    """Regret of each direction, delta = L(W + sigma z) - L(W) (Jabri and Flower 1992; algorithms.md, WP)."""
+    """Regret of each direction, delta = L(W + sigma z) - L(W).
+
+    See Jabri and Flower (1992), and algorithms.md, "WP".
+    """
     return [p - base for p in plus]
 
 
 def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
-    """Differences of centred ranks: each loss is replaced by its rank among the 2K, scaled to
-    [-1/2, 1/2].
+    """Differences of centred ranks.
+
+    Each loss is replaced by its rank among the 2K, scaled to [-1/2, 1/2].
 
     Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning",
     2017. Equal losses get equal ranks, so that a constant loss moves nothing.
@@ -48,7 +51,7 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
 class WeightPerturbation(ScalarRule):
     """Plain weight perturbation: W <- W - lr * delta / sigma * z, two forward passes a step.
 
-    The baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
+    It is the baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
@@ -110,8 +113,8 @@ class WeightPerturbation(ScalarRule):
 class SPSA(ScalarRule):
     """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
 
-    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of
-    both losses. It is the update that MeZO uses (Spall 1992; Malladi et al. 2023).
+    A step costs two forward passes, none of them at the weights themselves, so `step` returns the
+    mean of both losses. It is the update that MeZO uses (Spall 1992; Malladi et al. 2023).
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
@@ -174,14 +177,14 @@ class SPSA(ScalarRule):
 
 
 class EvolutionStrategy(ScalarRule):
-    """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr /
-    sigma * mean_k u_k z_k.
+    """Evolution strategy with antithetic pairs and ranks: W <- W - lr / sigma * mean_k u_k z_k.
 
     Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma`
-    alone. 2K forward passes a step; `step` returns their mean loss. A loss of `inf` ranks last, as
-    a simulation that failed should: the mean loss and `last_rpe` are then those of the finite
-    losses, and of the pairs of them. A step whose losses are all `inf`, or in which any is NaN or
-    `-inf`, is skipped.
+    alone (Salimans et al. 2017). A step costs 2K forward passes; `step` returns their mean loss.
+
+    A loss of `inf` ranks last, for example that of a simulation that failed. The mean loss and
+    `last_rpe` are then those of the finite losses, and of the pairs of them. A step is skipped if
+    all of its losses are `inf`, or if any is NaN or `-inf`.
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
