@@ -1,9 +1,9 @@
-"""A convolutional network for small images, one model or R replicas like those of
-`dopaminergic.lab.networks`.
+"""A convolutional network for small images, one model or R replicas.
 
-A convolution is a matrix product with patches of its input (Chellapilla, Puri and Simard 2006).
-Replicas that see the same images share the patches of them; every layer is one batched product for
-all replicas, also under `torch.func.vmap`, and no patch overlaps the border.
+The replicas are like those of `dopaminergic.lab.networks`. A convolution is a matrix product with
+patches of its input (Chellapilla, Puri and Simard 2006). Replicas that see the same images share
+the patches of them. Every layer is one batched product for all replicas, also under
+`torch.func.vmap`, and no patch overlaps the border.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def patches(images: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class Convolutional(Stackable):
-    """Two convolutions and two dense layers, with ReLU between them and a linear output, for images
-    of 8 x 8 pixels.
+    """Two convolutions and two dense layers, for images of 8 x 8 pixels.
+
+    They have ReLU between them and a linear output.
 
     Parameters, with one more leading dimension R in a stacked network, are for layer i `bias_i` and
     `weight_i` of the shapes `(9, channels[0])`, `(16 channels[0], channels[1])`,

@@ -1,7 +1,7 @@
 """A small causal transformer, one model or R replicas like those of `dopaminergic.lab.networks`.
 
-Blocks of attention and of a dense network, each added to what it reads (Vaswani et al. 2017), with
-the norm before each rather than after (Xiong et al. 2020):
+A block has attention and a dense network, each added to its input (Vaswani et al. 2017), with the
+norm before each rather than after (Xiong et al. 2020):
 
     x <- x + softmax(q k^T / sqrt(width / heads), no later position) v Wo,   q, k, v = norm(x) Wqkv
     x <- x + relu(norm(x) W1 + b1) W2 + b2
@@ -138,7 +138,10 @@ class Transformer(Stackable):
         return logits.view(*sequences.shape, self.tokens)
 
     def _attention(self, i: int, x: Tensor) -> Tensor:
-        """What the heads of block i read, side by side: shape `(R, b length, width)`, like `x`."""
+        """The outputs of the heads of block i, side by side.
+
+        The shape is `(R, b length, width)`, like that of `x`.
+        """
         replicas = x.shape[0]
         size = self.width // self.heads
         projected = torch.bmm(

@@ -1,4 +1,7 @@
-"""The user's own series from CSV and Parquet files: read as written, or refused with the place and the way out."""
+"""The user's own series from CSV and Parquet files.
+
+They are read as written, or refused with the place and the way out.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Data(NamedTuple):
         names: the columns as they were asked for, or the one that was chosen.
         values: float64, shape `(rows, columns)`, read-only.
         contents: a hash of the values.
-        notes: what a reader of the results should know of how the file was read.
+        notes: the things that a reader of the results should know of how the file was read.
     """
 
     names: list[str]
@@ -101,7 +104,10 @@ def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: i
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when the file does: device, number, size, and times of its contents and of itself."""
+    """The facts that change when the file does.
+
+    They are device, number, size, and times of its contents and of itself.
+    """
     if not _is_text(path) and path.suffix.lower() != ".parquet":
         raise ValueError(
             "path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, "
@@ -198,7 +204,7 @@ def _open_parquet(path: Path) -> Source:
 
 
 def _plain(name: str) -> str:
-    """A name without what cannot be seen: another normal form of accents, blanks around."""
+    """A name without its invisible parts: another normal form of accents, blanks around."""
     return unicodedata.normalize("NFC", name).strip().removeprefix("\ufeff")
 
 
@@ -225,7 +231,7 @@ def _listed(known: list[str]) -> str:
 
 
 def _choose(path: Path, source: Source) -> list[int]:
-    """The column where no name was given: the only one."""
+    """The number of the only column, where no name was given."""
     [*more] = range(len(source.names))
     if len(more) == 1 and source.names[0].strip() and not source.names[0].isdigit():
         return more
