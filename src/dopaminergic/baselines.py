@@ -62,7 +62,7 @@ class WeightPerturbation(ScalarRule):
         directions: number K of random directions that are averaged; a step costs K + 1 forward
             passes.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -124,7 +124,7 @@ class SPSA(ScalarRule):
             weights.
         directions: number K of random directions that are averaged; a step costs 2K forward passes.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -189,11 +189,12 @@ class EvolutionStrategy(ScalarRule):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
-        lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most.
+        lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most, for
+            example by 0.009 with the defaults.
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.02.
         directions: number K of antithetic pairs.
         noise: `"gaussian"` or `"rademacher"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.

@@ -111,7 +111,7 @@ class Buffers:
         self._before = [self._save(i) for i in range(len(self._buffers))]
 
     def keep(self) -> None:
-        """Keep what the first evaluation wrote; every other one is undone from here on."""
+        """Keep the buffers of the first evaluation; every other one is undone from here on."""
         for i, (saved, buffer) in enumerate(zip(self._before, self._buffers, strict=True)):
             now = buffer.owner.get(buffer.name)
             if now is not saved.tensor or (now is not None and now._version != saved.version):
@@ -119,7 +119,7 @@ class Buffers:
         self._kept = [self._save(i) for i in range(len(self._buffers))]
 
     def put_back(self) -> None:
-        """Undo what an evaluation after the first one wrote."""
+        """Undo the writes of an evaluation after the first one."""
         if self._kept is None:
             return
         if self._is_trial:
@@ -128,14 +128,14 @@ class Buffers:
         self._write(self._kept)
 
     def expect_trial(self) -> None:
-        """Remember what the next evaluation writes.
+        """Remember the writes of the next evaluation.
 
         It is made at the weights that the step may lead to.
         """
         self._is_trial = True
 
     def accept_trial(self) -> None:
-        """Take what that evaluation wrote, for the weights are those now."""
+        """Take the writes of that evaluation, for the weights are those now."""
         if self._trial is not None:
             self._write(self._trial)
 

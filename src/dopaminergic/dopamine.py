@@ -4,9 +4,9 @@
     Dopamine2 = sign noise + one-sided regret + precision-weighted error
                 + expected-versus-actual learning rate
 
-Both are defined by this library after an abstract, whose equations were not at hand:
-"Dopamine-driven synaptic credit assignment in neural networks" (Nambusubramaniyan, Safavi, Guru and
-Knoblauch, arXiv 2510.22178, 2025).
+Both are defined by this library after an abstract, since the equations were not at hand. It is that
+of Nambusubramaniyan, Safavi, Guru and Knoblauch, "Dopamine-driven synaptic credit assignment in
+neural networks", arXiv 2510.22178, 2025.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Dopamine(ScalarRule):
         sigma: how far each weight moves in a perturbed pass, > 0. None: 0.0003, so small that the
             curvature of the loss adds less to a regret than its slope does; 0.0125 with 16-bit
             weights.
-        loss_floor: the least loss that can be reached.
+        loss_floor: the least loss that can be reached, for example the variance of the noise in
+            the targets of a squared error.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, >
             0.
         beta: decay in [0, 1) of all running means.
@@ -57,7 +58,7 @@ class Dopamine(ScalarRule):
             weights need it. The loss at the weights is taken to be the mean of both. None: with
             16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -147,9 +148,9 @@ class Dopamine2(ScalarRule):
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
-        lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of
-            d weights moves by `lr / d` (for one direction). Errors change it from there by a factor
-            g in [1e-3, 1e3].
+        lr: first learning rate, dimensionless, >= 0. For an error of one standard deviation each of
+            d weights moves by `lr / d` (for one direction), for example 1,000 weights by 0.001 with
+            a rate of 1. Errors change it from there by a factor g in [1e-3, 1e3].
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with
             16-bit weights.
         tau: share in (0, 1) of the expected improvement that is enough.
@@ -164,7 +165,7 @@ class Dopamine2(ScalarRule):
             weights need it. The loss at the weights is taken to be the mean of both. None: with
             16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.

@@ -3,10 +3,10 @@
     state = functional.init(params, seed)
     params, state, value = functional.step(loss, params, state, *batch)
 
-The rules are the very ones of the torch optimizers, and so are the random numbers: a run has the
+The rules are the very ones of the torch optimizers, and so are the random numbers. A run has the
 signs that a torch optimizer with its seed would draw. `jax.jit`, `jax.lax.scan` (many steps in one
 call) and `jax.vmap` (many runs, each with its own seed) apply as to any function. This file is the
-only one that imports JAX, and nobody else imports it.
+only one that imports JAX, and no other file imports it.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def project(
         return here(tried(range(count)))
     if ranks.shares > 1:
         regrets = _gathered(ranks, tried, shape)
-        tried = lambda _: regrets  # noqa: E731  (what has been tried on all ranks)
+        tried = lambda _: regrets  # noqa: E731  (the regrets of all ranks)
     if ranks.shards == 1:
         return here(tried(range(count)))
     row, column = np.triu_indices(count)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
 
-# Of the present loss: regrets below it are rounding, and must not be taken for precise.
+# Regrets below this share of the present loss are rounding, and must not be taken for precise.
 RESOLUTION = 1e-8
-# Of Dopamine's errors, in units of their scale: none of a normal distribution, but those of
-# outliers.
+# Bound on Dopamine's errors, in units of their scale. Errors of a normal distribution stay within
+# it, and those of outliers do not.
 CLIP = 4.0
-CLIP2 = 2.0  # of Dopamine2's
-# Times what is usual: a regret or a loss beyond that is an outlier, or the first of a new scale.
+CLIP2 = 2.0  # bound on Dopamine2's errors
+# A regret or a loss of more than so many times the usual size is an outlier, or the first of a new
+# scale.
 STRANGE = 5.0
 # A scale that rests on one trial is believed within 1 + 10 times that, on n trials 1 + 10 / n.
 FEW = 10.0
@@ -31,7 +32,7 @@ class DopamineState(NamedTuple):
     """The state of `Dopamine`; all 0 at the start but `doubt`, which is 1.
 
     A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values
-    and one of weights, and read as their quotient.
+    and one of weights. It is read as their quotient.
 
     Attributes:
         regret: decayed sum of regrets.
@@ -59,7 +60,7 @@ class Dopamine2State(NamedTuple):
         root: square root of the decayed sum of squared regrets.
         size: decayed sum of sizes of losses.
         trials: decayed sum of weights of all three.
-        doubt: factor on what is usual, doubled by each outlier.
+        doubt: factor on the usual size, doubled by each outlier.
         actual: decayed sum of sizes of actual improvements.
         promised: decayed sum of expected improvements.
         comparisons: decayed sum of weights of both.

@@ -121,7 +121,7 @@ def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if not isinstance(losses, Tensor):
         return torch.tensor([checked], dtype=torch.float64, device="cpu")
-    # Improvements near the end are smaller than what a float32 mean can resolve.
+    # Improvements near the end are smaller than the resolution of a float32 mean.
     losses = (
         as_double(losses)
         if losses.device.type in WITHOUT_DOUBLE

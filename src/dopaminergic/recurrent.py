@@ -1,7 +1,7 @@
 """torch's fused recurrent layers, written out in operations that `torch.func.vmap` knows.
 
-`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be
-mapped over weights; so do their cells for a time step. These functions take the same arguments and
+`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, and their cells call
+one for a time step. It cannot be mapped over weights. These functions take the same arguments and
 give the same results from matrix products, for batches of weights.
 """
 

@@ -2,7 +2,7 @@
 
 Ten such steps in a row are told once. Where the library chose sigma itself, it looks farther: sigma
 is doubled in each step until a loss answers. It is doubled again after ten silent steps more than
-others. A simulator with thresholds is an example.
+others. This happens, for example, with a simulator that has thresholds.
 """
 
 from __future__ import annotations

@@ -135,9 +135,9 @@ def directions_for(
 ) -> int:
     """Number of directions that a step tries if nobody sets it: K grows by a twentieth each step.
 
-    It grows up to the number that can be used: two thirds of the weights, or half the number of
-    losses (as many as losses would fit their noise). It is at least 8, at most 512, and no more
-    than the memory holds regrets for.
+    It grows up to two thirds of the weights, or up to half the number of losses. As many directions
+    as losses would fit their noise. It is at least 8, at most 512, and no more than the memory
+    holds regrets for.
 
     Args:
         weights: number d of weights.
@@ -347,10 +347,10 @@ def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Te
 
     It differs from 1 only where outcomes saturate.
 
-    The step to given outcomes is longer in the span of K random directions than among all d, by
-    sqrt(d / K) if they are few. No sample has asked for the extra length. It adds up as in a random
-    walk and spoils the answers to other samples. Nothing is taken back of a loss whose curvature is
-    constant, and little where K is near d.
+    The step to given outcomes is longer in the span of K random directions than among all d. If
+    they are few, it is so by sqrt(d / K). No sample has asked for the extra length. It adds up as
+    in a random walk and spoils the answers to other samples. Nothing is taken back of a loss whose
+    curvature is constant, and little where K is near d.
 
     Args:
         proposal: its `saturated` and K are used.

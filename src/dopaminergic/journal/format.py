@@ -136,7 +136,7 @@ def scan(file: BinaryIO, start: int, size: int, checksum: int) -> Iterator[Raw]:
 def varint(value: int) -> bytes:
     """LEB128: seven bits a byte, the lowest first.
 
-    The highest bit of a byte says that more follow.
+    The highest bit of a byte says that more follow. For example, 300 is the bytes AC 02.
     """
     out = bytearray()
     while value > 0x7F:

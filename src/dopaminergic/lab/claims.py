@@ -146,11 +146,11 @@ def _is_firm(finding: Finding, from_enough: Finding) -> bool:
 def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """Dopamine with its one default set against WP tuned for each task.
 
-    It is compared on every forecasting and XOR task. A task is won where the 95 % interval of the
-    probability that a Dopamine run beats a WP run lies above .5, and lost where it lies below. A
-    run beats another by a lower final test error. On tasks with a threshold it does so by fewer
-    forward passes to reach it (never = infinity). Holds: won on all. Holds partly: won on some, and
-    on more than are lost. Otherwise not seen.
+    It is compared on every forecasting and XOR task. A task is judged by the 95 % interval of the
+    probability that a Dopamine run beats a WP run. It is won where the interval lies above .5, and
+    lost where it lies below. A run beats another by a lower final test error. On tasks with a
+    threshold it does so by fewer forward passes to reach it (never = infinity). Holds: won on all.
+    Holds partly: won on some, and on more than are lost. Otherwise not seen.
     """
     outcomes = []
     evidence = []

@@ -23,8 +23,8 @@ KERNELS = (3, 4)
 STRIDES = (1, 2)
 POSITIONS = (36, 4)
 
-# Larger pieces of the patches of 128 replicas exceed what the allocator keeps, and are paged in
-# anew in every pass.
+# Larger pieces of the patches of 128 replicas exceed the memory that the allocator keeps. They are
+# paged in anew in every pass.
 IMAGES_AT_ONCE = 32
 
 
@@ -51,11 +51,11 @@ class Convolutional(Stackable):
 
     They have ReLU between them and a linear output.
 
-    Parameters, with one more leading dimension R in a stacked network, are for layer i `bias_i` and
-    `weight_i` of the shapes `(9, channels[0])`, `(16 channels[0], channels[1])`,
-    `(4 channels[1], units)` and `(units, classes)`; rows of the first two are ordered like
-    `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015), those of the
-    output layer 1/fan_in; biases are 0.
+    Layer i has the parameters `bias_i` and `weight_i`, with one more leading dimension R in a
+    stacked network. The weights have the shapes `(9, channels[0])`, `(16 channels[0],
+    channels[1])`, `(4 channels[1], units)` and `(units, classes)`. Rows of the first two are
+    ordered like `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015),
+    those of the output layer 1/fan_in; biases are 0.
 
     Args:
         channels: of the two convolutions, each at least 1.

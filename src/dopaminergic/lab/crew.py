@@ -174,6 +174,6 @@ def _worker(connection: Connection, stop: Any, parent: int) -> None:
                 return
             connection.send(finished)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # nothing more to do, or the parent is gone; the checkpoint is what remains
+            return  # nothing more to do, or the parent is gone; the checkpoint remains
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")

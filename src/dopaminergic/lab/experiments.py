@@ -25,7 +25,7 @@ class Study(NamedTuple):
 
     Attributes:
         task: name in `TASKS`.
-        settings: those that differ from the task's defaults.
+        settings: those that differ from the task's defaults, such as `{"hidden": 64}`.
         budget: forward passes of each run.
         tuning_seeds: runs for each of the seven learning rates.
         report_seeds: runs of the chosen one.

@@ -141,7 +141,7 @@ class Fleet:
         """Continue from a checkpoint of a fleet of the same making, bit for bit.
 
         Raises:
-            CheckpointError: not what `save` wrote; the fleet is as before.
+            CheckpointError: the file is not one of `save`; the fleet is as before.
             ValueError: the checkpoint belongs to other runs.
         """
         state = _read(path)
@@ -149,7 +149,7 @@ class Fleet:
         # All else has been looked at, so that the one part that may still be refused comes first.
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # whatever kinds torch has for it
+        except Exception as error:  # torch has many kinds for it
             said = shown(" ".join(str(error).split()), 150)
             raise CheckpointError(
                 f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})"

@@ -4,11 +4,10 @@ A stacked network is the plain one with a leading dimension R on every parameter
 the replica of seed r. A plain network computes as a stack of one, so both run the same operations
 in the same order. Everything is differentiable, so that backpropagation (through time) trains the
 very same models.
-
 tanh is written as 2 sigmoid(2 a) - 1 throughout: the same function, with a sigmoid that is several
 times faster than tanh on CPUs. In `Recurrent` the tanh cell carries s = sigmoid(2 a) instead of h =
-2 s - 1 and folds the factor and the offset into the weights. That leaves one matrix product and one
-sigmoid for each time step:
+2 s - 1. The factor and the offset are folded into the weights. That leaves one matrix product and
+one sigmoid for each time step:
 
     a_t = x_t Wx + b + h_{t-1} Wh,   h = 2 s - 1   =>   2 a_t = 2 (x_t Wx + b - 1 Wh) + 4 s_{t-1} Wh
 """
@@ -195,10 +194,10 @@ class Perceptron(Stackable):
 class Recurrent(Stackable):
     """A recurrent layer with a linear readout, applied to whole sequences.
 
-    Parameters (with one more leading dimension R in a stacked network; G is 1, 3 or 4 gates):
-    `input_weight` `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias`
-    `(G hidden,)`, `output_weight` `(hidden, outputs)`, `output_bias` `(outputs,)`; a GRU also has
-    `candidate_bias` `(hidden,)`, added to the recurrent part of its candidate. Gates lie in the
+    The parameters have one more leading dimension R in a stacked network; G is 1, 3 or 4 gates.
+    They are `input_weight` `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias`
+    `(G hidden,)`, `output_weight` `(hidden, outputs)` and `output_bias` `(outputs,)`. A GRU also
+    has `candidate_bias` `(hidden,)`, added to the recurrent part of its candidate. Gates lie in the
     order of `torch.nn`: reset, update, candidate; input, forget, cell, output.
 
     Initial weights are normal: variance 1/inputs (input), gain²/hidden (recurrent), 1/hidden

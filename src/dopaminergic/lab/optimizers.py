@@ -45,8 +45,9 @@ class Backpropagation:
     ) -> None:
         self.parameters = list(parameters)
         self.lr = lr
-        # The torch optimizer moves proxies that start each step at zero, so what it leaves there is
-        # its update for a learning rate of 1; each replica then takes that update times its own.
+        # The torch optimizer moves proxies that start each step at zero. They end at its update for
+        # a
+        # learning rate of 1, and each replica takes that update times its own.
         self.proxies = [torch.zeros_like(p) for p in self.parameters]
         self.inner = kind(self.proxies, lr=1.0)
         self.steps = 0
@@ -116,7 +117,7 @@ class Method(NamedTuple):
     """An optimizer as the lab knows it.
 
     Attributes:
-        label: its name for people.
+        label: its name for people, such as "Dopamine".
         make: builds it from parameters, a tensor of learning rates and a list of seeds, one for
             each replica.
         grid: learning rates to tune over, seven, half a decade apart; one where there is nothing to

@@ -74,7 +74,7 @@ def append_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, 
         ValueError: the file is a link out of its folder.
     """
     lines = b"".join(sealed(record) + b"\n" for record in records)
-    # It has no buffer, or closing the file would write once more what could not be written.
+    # It has no buffer, or closing the file would write once more the bytes that failed.
     with open_file(within(Path(path).parent, Path(path).name), "a+b") as file:
         size = file.seek(0, os.SEEK_END)
         if size > 0:
@@ -148,9 +148,9 @@ def read_records(
             compare, not to show.
 
     Raises:
-        ValueError: the file is something else: not one line is a JSON object, an object lacks a
-            required key or has a key that no record has, or a later version of this library wrote
-            it. The message names the file and the line.
+        ValueError: the file is something else: not one line is a JSON object, or an object lacks a
+            required key or holds a value of no record. It is raised, too, if a later version of
+            this library wrote the file. The message names the file and the line.
     """
     records: list[Record] = []
     damaged: list[str] = []

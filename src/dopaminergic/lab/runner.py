@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
     Attributes:
         task: name in `TASKS`.
-        task_settings: the settings that differ from the task's defaults.
+        task_settings: those that differ from the task's defaults, such as `{"hidden": 64}`.
         optimizer: name in `METHODS`.
         budget: forward passes of each run.
         replicas: the runs.

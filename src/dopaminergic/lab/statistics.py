@@ -74,7 +74,7 @@ def median(values: ArrayLike, axis: int = -1) -> Array:
 def interquartile_mean(values: ArrayLike, axis: int = -1) -> Array:
     """Mean of the middle half along `axis`.
 
-    floor(n / 4) values are cut at either end (Agarwal et al. 2021).
+    floor(n / 4) values are cut at either end, for example two of ten (Agarwal et al. 2021).
     """
     errors = np.sort(as_errors(values), axis=axis)
     count = errors.shape[axis]

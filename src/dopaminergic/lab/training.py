@@ -22,13 +22,13 @@ from dopaminergic.lab.tasks import Task, make_task
 def default_optimizer(task: str) -> str:
     """The optimizer of `train` where none is named.
 
-    On series of one's own it is Dopamine2. Of seven, untuned, with 5,000 passes and 3 seeds, its
-    median error was the least on changes of El Nino and CO2, and within 5 % of it on yearly
-    sunspots. It never diverged.
+    On series of one's own it is Dopamine2. Seven were compared untuned, with 5,000 passes and 3
+    seeds. Its median error was the least on changes of El Nino and CO2, and within 5 % of the least
+    on yearly sunspots. It never diverged.
 
-    It is not the best everywhere: VectorDopamine had .007 on Lorenz where it had .104 (linear
-    .057), and .564 on raw CO2 where it had .752 (linear .043). These are errors on the test rows,
-    so the choice has seen them.
+    It is not the best everywhere. For example, VectorDopamine had .007 on Lorenz where it had .104
+    (linear .057). On raw CO2 VectorDopamine had .564 where it had .752 (linear .043). These are
+    errors on the test rows, so the choice has seen them.
     """
     return "dopamine2" if task == "series" else "dopamine"
 

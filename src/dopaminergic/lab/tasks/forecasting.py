@@ -139,8 +139,8 @@ class QuickForecasting(SequenceTask):
     """The quick protocol on a chaotic series of 4,000 samples, 70 % of it for training.
 
     The series is normalised as a whole. The test error is the root mean square of one-step errors
-    over 48 sequences of 50 steps after the training part, the first 5 not scored. The series has
-    unit variance, so it is the NRMSE.
+    over 48 sequences of 50 steps after the training part. The first 5 steps are not scored. The
+    series has unit variance, so it is the NRMSE.
 
     Args:
         name: a name of `quick_series`.

@@ -2,8 +2,8 @@
 
 Its entropy is known exactly. The token after a, b is a ball drawn from the urn of (a, b). Half of
 its balls were named at random for b alone and half for the pair. So there is something to learn at
-every stage: how often each token comes, then the token after the last one, then the token after the
-last two. The last stage takes attention, since a position is given its own token alone.
+every stage: first the share of each token, then the token after one, then the token after two. The
+last stage takes attention, since a position is given its own token alone.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
     """Columns of numbers from a CSV or Parquet file.
 
     Args:
-        path: a file that ends in `.csv` or `.tsv`, or one of these and `.gz`, `.bz2` or `.xz`, or
-            in `.parquet`; the first line of a CSV file names its columns.
+        path: a file that ends in `.csv`, `.tsv` or `.parquet`. A CSV file may be compressed, and
+            end in `.gz`, `.bz2` or `.xz` too; its first line names its columns.
         columns: one name, or several.
         least: the number of rows that are needed.
 
@@ -71,9 +71,9 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another ending, a missing column, a row with more or fewer cells than names, a
-            cell that is not a number or has two readings, a missing or infinite value, dates that
-            go back or repeat, too few rows.
+        ValueError: another ending, a missing column, or too few rows; a row with more or fewer
+            cells than names. A cell that is not a number or has two readings; a missing or infinite
+            value; dates that go back or repeat.
     """
     return read_data(path, columns, least=least).values
 

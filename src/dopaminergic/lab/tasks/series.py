@@ -150,10 +150,10 @@ def quick_series(name: str, n: int = 4000) -> Series:
 def _mackey_glass_steps(n: int, skip: int, per_unit: int = 20) -> Series:
     """Mackey–Glass by the method of steps.
 
-    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points
-    and, by cubic Hermite interpolation of x, between them. The rest is linear, x' = p - 0.1 x. It
-    is solved by Simpson's rule in its exact exponential solution: order four, over the whole delay
-    at once.
+    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known at grid points.
+    Between them it follows from cubic Hermite interpolation of x. The rest is linear, x' = p -
+    0.1 x. It is solved by Simpson's rule in its exact exponential solution: order four, over the
+    whole delay at once.
     """
     h = 1 / per_unit
     delay = 17 * per_unit

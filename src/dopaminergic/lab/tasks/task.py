@@ -3,7 +3,7 @@
 Batches are a pure function of seed and step.
 
 A task serves one model and a stack of R models (see `dopaminergic.lab.networks`) by the same calls.
-It draws batches from the counter-based noise of the library, so a run resumes exactly, and every
+It draws batches from the counter-based noise of the library, so a run resumes exactly. Every
 optimizer that is given one seed sees the same initial weights and the same batches.
 """
 
@@ -65,8 +65,8 @@ class Task(ABC):
         title: for headings.
         metric: the key of `evaluate()` by which runs are ranked; lower is better.
         metric_label: for the axes of figures.
-        threshold: a run has solved the task when its metric is below this; None if the task has no
-            such mark.
+        threshold: a run has solved the task when its metric is below this, for example 0.01 on
+            XOR; None if the task has no such mark.
         budget: forward passes of a full run.
         evaluate_every: forward passes between two evaluations.
         settings: everything that defines the task beside its name, as JSON.

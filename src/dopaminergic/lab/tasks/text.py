@@ -140,7 +140,7 @@ def split(path: Path) -> Table:
 
     Raises:
         ValueError: a row is longer or shorter than the first line, there are two separators, names
-            are missing, or the text is damaged; the message has the line.
+            are missing, or the text is damaged. The message has the line.
     """
     import pandas
 
