@@ -66,7 +66,7 @@ class Task(ABC):
         metric: the key of `evaluate()` by which runs are ranked; lower is better.
         metric_label: for the axes of figures.
         threshold: a run has solved the task when its metric is below this, for example 0.01 on
-            XOR; None if the task has no such mark.
+            the four patterns of XOR; None if the task has no such mark.
         budget: forward passes of a full run.
         evaluate_every: forward passes between two evaluations.
         settings: everything that defines the task beside its name, as JSON.
