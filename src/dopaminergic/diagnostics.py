@@ -133,8 +133,8 @@ def check_estimator(
             tensor or an `Outcome`, not a float.
         probes: number M of virtual steps, >= 100. With d weights and K directions a bias across the
             gradient shows if it is larger than about `3 d^(1/4) / sqrt(M K)` of the gradient's
-            length, for example 0.03 with d = 10,000, K = 1,000 and M = 1,000. A bias along it shows
-            much earlier.
+            length. For example, that is 0.03 with d = 10,000, K = 1,000 and M = 1,000. A bias along
+            it shows much earlier.
 
     Returns:
         The figures and a verdict: `report.sound`, `print(report)`.

@@ -149,8 +149,8 @@ class Dopamine2(ScalarRule):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
         lr: first learning rate, dimensionless, >= 0. For an error of one standard deviation each of
-            d weights moves by `lr / d` (for one direction), for example 1,000 weights by 0.001 with
-            a rate of 1. Errors change it from there by a factor g in [1e-3, 1e3].
+            d weights moves by `lr / d` (for one direction). For example, 1,000 weights move by
+            0.001 with a rate of 1. Errors change it from there by a factor g in [1e-3, 1e3].
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with
             16-bit weights.
         tau: share in (0, 1) of the expected improvement that is enough.

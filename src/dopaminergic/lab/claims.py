@@ -440,10 +440,10 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task.
 
-    This is not a claim of the paper. Runs are paired by their seed, which gives both the same
-    weights and batches; one beats the other as in C1. A task is won where the 95 % bootstrap
-    interval of the median difference lies below 0, lost where it lies above. Holds: won on all.
-    Holds partly: won on some, and on more than are lost. Otherwise not seen.
+    This is not a claim of the paper. Runs are paired by their seed, so both have the same weights
+    and batches. One beats the other as in C1. A task is won where the 95 % bootstrap interval of
+    the median difference lies below 0, lost where it lies above. Holds: won on all. Holds partly:
+    won on some, and on more than are lost. Otherwise not seen.
     """
     outcomes = []
     evidence = []

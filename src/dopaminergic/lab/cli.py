@@ -101,7 +101,7 @@ def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
 
 
 def _tell(notes: Sequence[str]) -> None:
-    """Say on standard error the things that the user should know of the data."""
+    """Print notes on the data on standard error."""
     for note in notes:
         print(f"dopaminergic: note: {clean(note)}", file=sys.stderr)
 

@@ -195,7 +195,7 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
 
     Args:
         rounds: of `time_ratios`.
-        memory_of: the methods whose memory is measured, which takes a few seconds for each.
+        memory_of: methods to measure the memory of; each takes a few seconds.
     """
     task = make_task("lorenz")
     batch = task.batch(0, 0)

@@ -149,8 +149,8 @@ def read_records(
 
     Raises:
         ValueError: the file is something else: not one line is a JSON object, or an object lacks a
-            required key or holds a value of no record. It is raised, too, if a later version of
-            this library wrote the file. The message names the file and the line.
+            required key or has a wrong value. It is raised, too, if a later version of this library
+            wrote the file. The message names the file and the line.
     """
     records: list[Record] = []
     damaged: list[str] = []

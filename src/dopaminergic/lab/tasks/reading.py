@@ -39,7 +39,7 @@ class Data(NamedTuple):
         names: the columns as they were asked for, or the one that was chosen.
         values: float64, shape `(rows, columns)`, read-only.
         contents: a hash of the values.
-        notes: the things that a reader of the results should know of how the file was read.
+        notes: for a reader of the results, on how the file was read.
     """
 
     names: list[str]
@@ -289,7 +289,7 @@ def check_changes(path: str | Path, names: Sequence[str], values: Series, train_
 def normalised(path: str | Path, names: Sequence[str], values: Series, train_rows: int) -> Series:
     """The values in units of the standard deviation of each column's training part, from its mean.
 
-    Huge and tiny values are multiplied by a power of two first, which changes no digit.
+    Huge and tiny values are multiplied by a power of two first. That changes no digit.
 
     Raises:
         ValueError: a later value is so far out that a network could not be shown it.

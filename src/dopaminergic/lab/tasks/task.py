@@ -65,14 +65,14 @@ class Task(ABC):
         title: for headings.
         metric: the key of `evaluate()` by which runs are ranked; lower is better.
         metric_label: for the axes of figures.
-        threshold: a run has solved the task when its metric is below this, for example 0.01 on
-            the four patterns of XOR; None if the task has no such mark.
+        threshold: a run has solved the task when its metric is below this. For example, it is
+            0.01 on the four patterns of XOR. None if the task has no such mark.
         budget: forward passes of a full run.
         evaluate_every: forward passes between two evaluations.
         settings: everything that defines the task beside its name, as JSON.
         loss_floor: the least loss that can be reached.
         dtype: of the data and the parameters.
-        notes: the things that a user should know of the data as they were read.
+        notes: for a user, on the data as they were read.
         pinned: settings that tie a run to the data as they are now.
     """
 

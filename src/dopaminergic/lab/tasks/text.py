@@ -56,7 +56,7 @@ class Table(NamedTuple):
         frame: strings, the columns numbered from 0.
         names: of the columns, as the first line has them.
         lines: the line of the file in which each row ends.
-        notes: the things that a reader of the results should know of how the file was read.
+        notes: for a reader of the results, on how the file was read.
     """
 
     frame: pandas.DataFrame
