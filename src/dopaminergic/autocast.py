@@ -2,8 +2,8 @@
 
 Torch keeps the casts of weights until the outermost `torch.autocast` ends. A perturbed pass inside
 it would see the weights of the pass before, so the casts are forgotten around every evaluation. A
-closure that computes in 16 bits needs the larger perturbations that 16-bit weights need, whatever
-the dtype of its weights.
+closure that computes in 16 bits needs the larger perturbations that 16-bit weights need. The dtype
+of its weights does not matter for that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ forget_casts = torch.clear_autocast_cache
 
 @contextlib.contextmanager
 def watched() -> Iterator[set[torch.dtype]]:
-    """The 16-bit dtypes in which code within the block computes, also where it enters `torch.autocast` itself."""
+    """The 16-bit dtypes in which the code of the block computes.
+
+    They include those of an `torch.autocast` that the code enters itself.
+    """
     seen = {
         torch.get_autocast_dtype(kind)
         for kind in ("cpu", "cuda")

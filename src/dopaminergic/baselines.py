@@ -1,9 +1,8 @@
-"""What Dopamine is compared with.
+"""The rules that Dopamine is compared with.
 
     WeightPerturbation = sign noise + one-sided difference + fixed learning rate
     SPSA               = sign noise + antithetic difference + fixed learning rate
-    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of the losses + fixed learning
-    rate
+    EvolutionStrategy  = Gaussian noise + antithetic pairs + ranks of losses + fixed learning rate
 
 Each rule is a plain function of losses; each class below it keeps the settings.
 """
@@ -25,13 +24,17 @@ from dopaminergic.scalars import Scalar, as_tensor, clip, finite, mean, select
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
-    """Regret of each direction, delta = L(W + sigma z) - L(W) (Jabri and Flower 1992; algorithms.md, WP)."""
+    """Regret of each direction, delta = L(W + sigma z) - L(W).
+
+    See Jabri and Flower (1992), and algorithms.md, "WP".
+    """
     return [p - base for p in plus]
 
 
 def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
-    """Differences of centred ranks: each loss is replaced by its rank among the 2K, scaled to
-    [-1/2, 1/2].
+    """Differences of centred ranks.
+
+    Each loss is replaced by its rank among the 2K, scaled to [-1/2, 1/2].
 
     Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning",
     2017. Equal losses get equal ranks, so that a constant loss moves nothing.
@@ -48,7 +51,7 @@ def ranked(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
 class WeightPerturbation(ScalarRule):
     """Plain weight perturbation: W <- W - lr * delta / sigma * z, two forward passes a step.
 
-    The baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
+    It is the baseline that Dopamine is measured against (Jabri and Flower 1992; Cauwenberghs 1993).
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
@@ -59,7 +62,7 @@ class WeightPerturbation(ScalarRule):
         directions: number K of random directions that are averaged; a step costs K + 1 forward
             passes.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -110,8 +113,8 @@ class WeightPerturbation(ScalarRule):
 class SPSA(ScalarRule):
     """Simultaneous perturbation stochastic approximation: W <- W - lr * (L+ - L-) / (2 sigma) * z.
 
-    Two forward passes a step, none of them at the weights themselves, so `step` returns the mean of
-    both losses. It is the update that MeZO uses (Spall 1992; Malladi et al. 2023).
+    A step costs two forward passes, none of them at the weights themselves, so `step` returns the
+    mean of both losses. It is the update that MeZO uses (Spall 1992; Malladi et al. 2023).
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
@@ -121,7 +124,7 @@ class SPSA(ScalarRule):
             weights.
         directions: number K of random directions that are averaged; a step costs 2K forward passes.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -174,23 +177,24 @@ class SPSA(ScalarRule):
 
 
 class EvolutionStrategy(ScalarRule):
-    """Evolution strategy with antithetic pairs and ranks (Salimans et al. 2017): W <- W - lr /
-    sigma * mean_k u_k z_k.
+    """Evolution strategy with antithetic pairs and ranks: W <- W - lr / sigma * mean_k u_k z_k.
 
     Ranks make it indifferent to any monotone change of the loss, and tie its step to `lr / sigma`
-    alone. 2K forward passes a step; `step` returns their mean loss. A loss of `inf` ranks last, as
-    a simulation that failed should: the mean loss and `last_rpe` are then those of the finite
-    losses, and of the pairs of them. A step whose losses are all `inf`, or in which any is NaN or
-    `-inf`, is skipped.
+    alone (Salimans et al. 2017). A step costs 2K forward passes; `step` returns their mean loss.
+
+    A loss of `inf` ranks last, for example that of a simulation that failed. The mean loss and
+    `last_rpe` are then those of the finite losses, and of the pairs of them. A step is skipped if
+    all of its losses are `inf`, or if any is NaN or `-inf`.
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
-        lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most.
+        lr: learning rate, >= 0; a weight moves by about `lr / sigma / (2 sqrt(K))` at the most, for
+            example by 0.009 with the defaults.
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.02.
         directions: number K of antithetic pairs.
         noise: `"gaussian"` or `"rademacher"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.

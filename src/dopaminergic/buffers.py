@@ -1,12 +1,11 @@
-"""Buffers of modules, which must not follow perturbed weights: running statistics, observers,
-codebooks.
+"""Buffers of modules, such as running statistics, which must not follow perturbed weights.
 
     a step:  first evaluation (at the weights, where the rule asks for that) -> its buffers are kept
              every other evaluation -> the buffers are put back
 
 Without it a batch normalisation averages the statistics of all perturbed passes, and its network is
-lost in eval mode. Modules are found when they are called in the first evaluation; a module that is
-never called has no say in a closure.
+lost in eval mode. The same holds for observers and codebooks. Modules are found when they are
+called in the first evaluation; a module that is never called has no say in a closure.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-SMALL = 1 << 16  # bytes of a buffer up to which it is copied in every step, whoever writes to it
+# A buffer of at most so many bytes is copied in every step, also if nobody seems to write to it.
+SMALL = 1 << 16
 
 
 class Buffer(NamedTuple):
@@ -36,7 +36,10 @@ class Buffer(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A buffer as it was: the tensor that it is, its version, and a copy of its contents or None."""
+    """A buffer as it was: the tensor that it is, its version, and its contents or None.
+
+    The contents are a copy.
+    """
 
     tensor: Tensor | None
     version: int
@@ -108,7 +111,7 @@ class Buffers:
         self._before = [self._save(i) for i in range(len(self._buffers))]
 
     def keep(self) -> None:
-        """Keep what the first evaluation wrote; every other one is undone from here on."""
+        """Keep the buffers of the first evaluation; every other one is undone from here on."""
         for i, (saved, buffer) in enumerate(zip(self._before, self._buffers, strict=True)):
             now = buffer.owner.get(buffer.name)
             if now is not saved.tensor or (now is not None and now._version != saved.version):
@@ -116,7 +119,7 @@ class Buffers:
         self._kept = [self._save(i) for i in range(len(self._buffers))]
 
     def put_back(self) -> None:
-        """Undo what an evaluation after the first one wrote."""
+        """Undo the writes of an evaluation after the first one."""
         if self._kept is None:
             return
         if self._is_trial:
@@ -125,11 +128,14 @@ class Buffers:
         self._write(self._kept)
 
     def expect_trial(self) -> None:
-        """Remember what the next evaluation writes: it is made at the weights that the step may lead to."""
+        """Remember the writes of the next evaluation.
+
+        It is made at the weights that the step may lead to.
+        """
         self._is_trial = True
 
     def accept_trial(self) -> None:
-        """Take what that evaluation wrote, for the weights are those now."""
+        """Take the writes of that evaluation, for the weights are those now."""
         if self._trial is not None:
             self._write(self._trial)
 

@@ -1,4 +1,7 @@
-"""What users can get wrong, said in one voice: argument, rule, the value got, and the way out."""
+"""Checks of all that users may get wrong.
+
+Every error says the same four things: the argument, the rule, the value got, and the way out.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from dopaminergic.plain import as_float, brief, number_of, plain
 
 Range = dict[str, float]
 
-# What settings may be, the same in all rules: where a constructor is given them, and where a state
-# is loaded.
+# The ranges of settings, the same in all rules. They hold where a constructor is given the
+# settings, and where a state is loaded.
 RANGES: dict[str, Range] = {
     "loss_floor": {},
     "cap": {"above": 0},
@@ -31,7 +34,7 @@ RANGES: dict[str, Range] = {
     "memory": {"above": 0},
 }
 FLAGS = ("batched", "two_sided", "automatic")
-# What weights may be that are perturbed.
+# The dtypes that perturbed weights may have.
 PERTURBED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +47,10 @@ def number(
     at_least: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """The number as a float; raise unless `value` is a finite real number in the range, in any library's form."""
+    """The number as a float, in the form of any library.
+
+    Raises unless `value` is a finite real number in the range.
+    """
     found = number_of(value)
     if found is None:
         raise TypeError(f"{rule}: {name} must be a number, got {brief(value)}")
@@ -91,7 +97,10 @@ def noise(rule: str, value: Any) -> str:
 
 
 def settings(rule: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All settings in plain form; raise unless each is what it may be. Those of rules of users' own are not known."""
+    """All settings in plain form; raise unless each is in its range.
+
+    The settings that a user's own rule adds are not known, and pass.
+    """
     known = {"directions": directions, "noise": noise, "seed": seeds}
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -109,7 +118,10 @@ def settings(rule: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameters(rule: str, params: Any) -> Any:
-    """Return the parameters, a list unless torch has an error of its own for them; raise if there are none."""
+    """Return the parameters; raise if there are none.
+
+    They come as a list, unless torch has an error of its own for them.
+    """
     if isinstance(params, Tensor):
         return params
     if isinstance(params, torch.nn.Module | dict) or not isinstance(params, Iterable):
@@ -129,7 +141,10 @@ def parameters(rule: str, params: Any) -> Any:
 
 
 def _listed(params: Any) -> list[Any]:
-    """Parameters that can be looked at more than once: also those of a group may come from a generator."""
+    """Parameters that can be looked at more than once.
+
+    Those of a group, too, may come from a generator.
+    """
     if isinstance(params, Tensor):
         return [params]
     return [
@@ -139,7 +154,10 @@ def _listed(params: Any) -> list[Any]:
 
 
 def any_16_bits(params: Any) -> bool:
-    """Whether any of these parameters, named parameters or groups of either have 16-bit weights."""
+    """Whether any of these parameters has 16-bit weights.
+
+    They may be named parameters, or groups of either.
+    """
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in tensors(params))
 
 
@@ -202,12 +220,18 @@ def _is_sequence(value: Any) -> bool:
 
 
 def usable(lr: Any, sigma: Any, weight_decay: Any) -> bool:
-    """Whether these are plain numbers that a step may use: the short way past `rates`, for each step of one model."""
+    """Whether these are plain numbers that a step may use.
+
+    This is the short way past `rates`, for each step of one model.
+    """
     return 0.0 <= lr < math.inf and 0.0 < sigma < math.inf and 0.0 <= weight_decay < math.inf
 
 
 def rates(rule: str, group: dict[str, Any], replicas: int | None) -> dict[str, Any]:
-    """The numbers of a group in plain form: `lr`, `sigma` and `weight_decay`; raise unless a step may use them."""
+    """The `lr`, `sigma` and `weight_decay` of a group in plain form.
+
+    Raises unless a step may use them.
+    """
     for name in ("lr", "sigma", "weight_decay"):
         if name not in group:
             raise ValueError(
@@ -236,7 +260,10 @@ def _learning_rate(rule: str, lr: Any, replicas: int | None) -> float | Tensor:
 
 
 def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
-    """Make the numbers of a parameter group plain; raise unless it can be perturbed. `replicas`: None for one model."""
+    """Make the numbers of a parameter group plain; raise unless it can be perturbed.
+
+    `replicas` is None for one model.
+    """
     settings.update(rates(rule, settings, replicas))
     names = settings.get("param_names", [])
     for i, p in enumerate(settings["params"]):
@@ -247,7 +274,10 @@ def group(rule: str, settings: dict[str, Any], replicas: int | None) -> None:
 
 
 def thawed(rule: str, groups: Iterable[dict[str, Any]], replicas: int | None) -> None:
-    """Raise unless all parameters that are trainable now can be perturbed, also those that were frozen before."""
+    """Raise unless all parameters that are trainable now can be perturbed.
+
+    This includes those that were frozen before.
+    """
     for settings in groups:
         for i, p in enumerate(settings["params"]):
             if p.requires_grad:
@@ -255,7 +285,10 @@ def thawed(rule: str, groups: Iterable[dict[str, Any]], replicas: int | None) ->
 
 
 def _has_memory(rule: str, place: str, p: Tensor) -> None:
-    """Raise unless it is strided, which also what is frozen must be: its memory is looked at in each step."""
+    """Raise unless it is strided.
+
+    Frozen parameters must be strided too, since their memory is looked at in each step.
+    """
     if torch.nn.parameter.is_lazy(p):
         raise ValueError(
             f"{rule}: {place} is not initialized yet (of a lazy layer); run one forward pass of "
@@ -278,9 +311,15 @@ def perturbable(rule: str, place: str, p: Tensor, replicas: int | None) -> None:
         kind = str(p.dtype).removeprefix("torch.")
         way = "freeze it, or leave it out: [p for p in model.parameters() if p.is_floating_point()]"
         if p.is_complex():
-            way = "make its real view the parameter: nn.Parameter(torch.view_as_real(p.detach()).clone())"
+            way = (
+                "make its real view the parameter: "
+                "nn.Parameter(torch.view_as_real(p.detach()).clone())"
+            )
         elif p.is_floating_point():
-            way = "an update is far below its resolution; train it as p.to(torch.bfloat16), or freeze it"
+            way = (
+                "an update is far below its resolution; "
+                "train it as p.to(torch.bfloat16), or freeze it"
+            )
         raise TypeError(
             f"{rule}: {place} (shape {shape}) has dtype {kind}, which cannot be perturbed; {way}"
         )
@@ -299,11 +338,11 @@ def perturbable(rule: str, place: str, p: Tensor, replicas: int | None) -> None:
 
 
 def apart(rule: str, groups: Iterable[dict[str, Any]]) -> None:
-    """Raise where weights share memory: each would be perturbed and updated as often as it is
-    listed.
+    """Raise where weights share memory.
 
-    Parameters are compared by the stretch of memory from their first to their last element, so that
-    two which interleave without an element in common are refused too.
+    Each would be perturbed and updated as often as it is listed. Parameters are compared by the
+    stretch of memory from their first to their last element. So two that interleave without an
+    element in common are refused too.
     """
     stretches = []
     for i, p in enumerate(p for settings in groups for p in settings["params"]):
@@ -356,7 +395,7 @@ def some_trainable(rule: str, groups: Iterable[dict[str, Any]]) -> None:
 
 
 def levels_up() -> int:
-    """The `stacklevel` by which the caller's warning names the line of the user that led to it."""
+    """The `stacklevel` by which the caller's warning names the user's line that led to it."""
     level = 1
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
@@ -368,13 +407,12 @@ def levels_up() -> int:
 
 
 def explain(rule: str, error: BaseException, closure: Any) -> None:
-    """Raise our own sentence for an error of a step that Python or torch told in a way that helps
-    nobody.
+    """Raise our own sentence for an error of Python or torch that helps nobody.
 
     Args:
         rule: the optimizer's name.
         error: raised in the step, whose weights are restored.
-        closure: what the step was given.
+        closure: the one that the step was given.
     """
     if closure is not None and not callable(closure):
         raise TypeError(

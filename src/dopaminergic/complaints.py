@@ -1,8 +1,7 @@
-"""Whether an exception is a complaint of torch about batched or handed-over tensors, or the
-closure's own.
+"""Whether an exception is a complaint of torch, or the closure's own.
 
-A closure that torch cannot follow is evaluated in another way. An exception of its own, a time
-limit for example, must reach the caller.
+Torch complains about batched or handed-over tensors. A closure that torch cannot follow is
+evaluated in another way. An exception of its own, for example a time limit, must reach the caller.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ OF_TORCH = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError
 RAISES = ("RAISE_VARARGS", "RERAISE")
 TORCH = str(Path(torch.__file__).parent)
 RECURRENT = str(Path(__file__).with_name("recurrent.py"))
-# These parts of torch raise for the closure: a data loader whose worker died, say.
+# These parts of torch raise for the closure, for example a data loader whose worker died.
 OF_CLOSURES = tuple(
     str(Path(TORCH) / name) for name in ("utils/data", "distributed", "multiprocessing")
 )
@@ -27,8 +26,8 @@ def is_complaint(error: BaseException) -> bool:
     """Whether torch refused an operation; False where Python code of the closure raised.
 
     Args:
-        error: raised by a closure, in a batch say. One that a library raises because of torch's
-            complaint (`raise EinopsError from error`) counts as that complaint.
+        error: raised by a closure, for example in a batch. One that a library raises because of
+            torch's complaint (`raise EinopsError from error`) counts as that complaint.
     """
     seen: set[int] = set()
     chain: BaseException | None = error
@@ -48,8 +47,8 @@ def _comes_from_torch(error: BaseException) -> bool:
         last = last.tb_next
     code = last.tb_frame.f_code
     if code.co_filename == RECURRENT:
-        return True  # what stands for torch's own recurrent layers in a batch
+        return True  # raised by our replacements of torch's own recurrent layers in a batch
     if code.co_filename.startswith(TORCH):
         return not code.co_filename.startswith(OF_CLOSURES)
-    # A statement `raise` of Python is nobody's but the closure's; compiled code raises at a call.
+    # A statement `raise` of Python belongs to the closure; compiled code raises at a call.
     return dis.opname[code.co_code[last.tb_lasti]] not in RAISES

@@ -2,7 +2,7 @@
 
 Every evaluation of a step starts from the same random numbers, which a step in another thread may
 rewind. A lock would let threads wait for each other, and a closure that waits for another optimizer
-would hang; so a warning is all.
+would hang. So there is a warning only.
 """
 
 from __future__ import annotations

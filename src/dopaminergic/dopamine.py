@@ -1,12 +1,12 @@
 """The two rules of this library: prediction errors of the regret set both the update and its size.
 
     Dopamine  = sign noise + one-sided regret + relative, precision-weighted error + Polyak step
-    Dopamine2 = sign noise + one-sided regret + precision-weighted error + expected-versus-actual
-    learning rate
+    Dopamine2 = sign noise + one-sided regret + precision-weighted error
+                + expected-versus-actual learning rate
 
-Both are defined by this library after the abstract of "Dopamine-driven synaptic credit assignment
-in neural networks" (Nambusubramaniyan, Safavi, Guru and Knoblauch, arXiv 2510.22178, 2025), whose
-equations were not at hand.
+Both are defined by this library after an abstract, since the equations were not at hand. It is that
+of Nambusubramaniyan, Safavi, Guru and Knoblauch, "Dopamine-driven synaptic credit assignment in
+neural networks", arXiv 2510.22178, 2025.
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ from dopaminergic.scalars import clip, mean, total
 
 
 class Dopamine(ScalarRule):
-    """Weight perturbation whose step follows a relative, precision-weighted reward prediction
-    error; nothing to tune.
+    """Weight perturbation by a relative, precision-weighted reward prediction error.
 
-    Two forward passes a step. Indifferent to the scale of the loss. It must know the least loss
-    that can be reached (`loss_floor`, 0 for most losses): with an unknown floor above 0 it steps
-    too far; use `Dopamine2` then.
+    There is nothing to tune. A step costs two forward passes. The rule is indifferent to the scale
+    of the loss. It must know the least loss that can be reached, `loss_floor`, which is 0 for most
+    losses. With an unknown floor above 0 it steps too far; use `Dopamine2` then, for example for a
+    text whose entropy nobody knows.
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
         lr: factor on the Polyak step, dimensionless, >= 0; any scheduler may change it.
             From 4 on it overshoots on a quadratic without noise.
-        sigma: how far each weight moves in a perturbed pass, > 0; None: 0.0003, so small that the
-            curvature of the loss adds less to a regret than its slope does, or 0.0125 with 16-bit
+        sigma: how far each weight moves in a perturbed pass, > 0. None: 0.0003, so small that the
+            curvature of the loss adds less to a regret than its slope does; 0.0125 with 16-bit
             weights.
-        loss_floor: the least loss that can be reached.
+        loss_floor: the least loss that can be reached, for example the variance of the noise in
+            the targets of a squared error.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, >
             0.
         beta: decay in [0, 1) of all running means.
         directions: number K of random directions that are averaged; a step costs K + 1 forward
             passes, 2 K if they are two-sided.
         two_sided: take the regret of a direction as half the difference between the losses to both
-            of its sides, which curvature does not change: a larger `sigma` can then be used, as
-            16-bit weights need it. The loss at the weights is taken to be the mean of both. None:
-            with 16-bit weights.
+            of its sides. Curvature does not change that, so a larger `sigma` can be used, as 16-bit
+            weights need it. The loss at the weights is taken to be the mean of both. None: with
+            16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -66,7 +67,7 @@ class Dopamine(ScalarRule):
         ValueError: an argument is out of range, or nothing can be trained.
         TypeError: an argument, or a parameter, is of the wrong type.
 
-    Defined by this library after the abstract of arXiv 2510.22178 (2025).
+    It is defined by this library after the abstract of arXiv 2510.22178 (2025).
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)
@@ -113,7 +114,7 @@ class Dopamine(ScalarRule):
         checks.usual_rate("Dopamine", self.param_groups, 3.5)
 
     def start(self) -> DopamineState:
-        """Nothing known: all 0 but `doubt`."""
+        """Nothing is known: all entries are 0 but `doubt`."""
         return DopamineState(*[self.zero()] * 6)._replace(doubt=self.zero() + 1.0)
 
     def rule(self, state: DopamineState, losses: Losses, groups: list[Group]) -> Decision:
@@ -139,20 +140,20 @@ class Dopamine(ScalarRule):
 
 
 class Dopamine2(ScalarRule):
-    """Weight perturbation whose learning rate follows a second prediction error: actual against
-    expected improvement.
+    """Weight perturbation whose learning rate follows actual against expected improvement.
 
-    Two forward passes a step. Indifferent to the scale of the loss and to any constant added to it.
+    That is a second prediction error. A step costs two forward passes. The rule is indifferent to
+    the scale of the loss and to any constant added to it.
 
     Args:
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
-        lr: first learning rate, dimensionless, >= 0: for an error of one standard deviation each of
-            d weights moves by `lr / d` (for one direction). Errors change it from there by a factor
-            g in [1e-3, 1e3].
+        lr: first learning rate, dimensionless, >= 0. For an error of one standard deviation each of
+            d weights moves by `lr / d` (for one direction). For example, 1,000 weights move by
+            0.001 with a rate of 1. Errors change it from there by a factor g in [1e-3, 1e3].
         sigma: how far each weight moves in a perturbed pass, > 0; None: 0.001, or 0.0125 with
             16-bit weights.
-        tau: share in (0, 1) of the expected improvement that is taken for enough.
+        tau: share in (0, 1) of the expected improvement that is enough.
         kappa: speed of the learning rate's controller, >= 0.
         cap: the farthest that a weight moves in one step for an error of one standard deviation, >
             0.
@@ -160,11 +161,11 @@ class Dopamine2(ScalarRule):
         directions: number K of random directions that are averaged; a step costs K + 1 forward
             passes, 2 K if they are two-sided.
         two_sided: take the regret of a direction as half the difference between the losses to both
-            of its sides, which curvature does not change: a larger `sigma` can then be used, as
-            16-bit weights need it. The loss at the weights is taken to be the mean of both. None:
-            with 16-bit weights.
+            of its sides. Curvature does not change that, so a larger `sigma` can be used, as 16-bit
+            weights need it. The loss at the weights is taken to be the mean of both. None: with
+            16-bit weights.
         noise: `"rademacher"` or `"gaussian"`.
-        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        seed: in [0, 2^63); a sequence such as `range(8)` makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0.
         batched: evaluate the directions as one batch where possible, see `ForwardOptimizer`.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
@@ -173,7 +174,7 @@ class Dopamine2(ScalarRule):
         ValueError: an argument is out of range, or nothing can be trained.
         TypeError: an argument, or a parameter, is of the wrong type.
 
-    Defined by this library after the abstract of arXiv 2510.22178 (2025).
+    It is defined by this library after the abstract of arXiv 2510.22178 (2025).
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)
@@ -223,7 +224,7 @@ class Dopamine2(ScalarRule):
         checks.usual_rate("Dopamine2", self.param_groups, 1.5)
 
     def start(self) -> Dopamine2State:
-        """Nothing known: all 0 but `doubt` and `gain`."""
+        """Nothing is known: all entries are 0 but `doubt` and `gain`."""
         return Dopamine2State(*[self.zero()] * 11)._replace(
             doubt=self.zero() + 1.0, gain=self.zero() + 1.0
         )

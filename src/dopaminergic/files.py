@@ -1,4 +1,7 @@
-"""Files beside those of others: made anew and never through a link, opened only if they are files, shown as text."""
+"""Files beside those of others: made anew, opened only if they are files, shown as text.
+
+A file is never made through a link that somebody else planted.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ KINDS = {
 
 
 class NotAFileError(ValueError, OSError):
-    """A FIFO, a socket, a device or a folder, where there should be a file; to read it might never end."""
+    """A FIFO, a socket, a device or a folder, where there should be a file.
+
+    To read it might never end.
+    """
 
 
 def open_file(path: str | os.PathLike[str], mode: str = "rb") -> BinaryIO:
@@ -36,8 +42,8 @@ def open_file(path: str | os.PathLike[str], mode: str = "rb") -> BinaryIO:
         mode: "rb", "r+b" or "a+b".
 
     Raises:
-        NotAFileError: it is a FIFO, which would keep its reader waiting for ever, or something else
-            that is no file.
+        NotAFileError: it is no file, for example a FIFO, which would keep its reader waiting for
+            ever.
         OSError: there is no such file, or it cannot be opened.
     """
     require_file(path)
@@ -55,7 +61,10 @@ def open_file(path: str | os.PathLike[str], mode: str = "rb") -> BinaryIO:
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
-    """Raise `NotAFileError` if there is something at a path that is no file; where there is nothing all is well."""
+    """Raise `NotAFileError` if there is something at a path that is no file.
+
+    Where there is nothing all is well.
+    """
     with contextlib.suppress(FileNotFoundError):
         _require(path, os.stat(path).st_mode)
 
@@ -71,9 +80,9 @@ def _require(path: str | os.PathLike[str], mode: int) -> None:
 def open_temporary(path: Path, buffering: int = -1) -> tuple[BinaryIO, Path]:
     """A new file beside `path` that is to take its name once it is whole, and its name until then.
 
-    The name is one that nobody can foresee, so nobody can plant a link there, and the file is made
-    only if there is nothing of that name. The number of the process in it lets `discard_leftovers`
-    see what a kill has left.
+    Nobody can foresee the name, so nobody can plant a link there. The file is made only if there is
+    nothing of that name. The number of the process in it shows `discard_leftovers` which files a
+    kill has left.
     """
     name = f".{_short(path.name)}.{uuid.uuid4().hex[:12]}.{os.getpid()}.tmp"
     temporary = path.with_name(name)
@@ -89,8 +98,9 @@ def open_temporary(path: Path, buffering: int = -1) -> tuple[BinaryIO, Path]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends without an error, all at once
-    and on the disk.
+    """A new file that takes the place of `path`, all at once and on the disk.
+
+    It does so when the block ends without an error.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/notes"
@@ -141,8 +151,9 @@ def appear(temporary: Path, path: Path) -> None:
 
 
 def discard_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
-    """Remove the temporary files that a killed process has left in a folder; files of living
-    processes stay.
+    """Remove the temporary files that a killed process has left in a folder.
+
+    Files of living processes stay.
 
     Args:
         folder: where they lie.
@@ -175,12 +186,11 @@ def _alive(process: int) -> bool:
 
 
 def shown(text: str, longest: int | None = None) -> str:
-    r"""Text of others as a terminal or a page may show it: control characters and halves of
-    characters are spelled out.
+    r"""Text of others as a terminal or a page may show it.
 
-    A terminal obeys some of them: it writes to the clipboard, changes colours, or moves what is
-    shown. Marks that turn the direction of writing show another text than there is. Joiners within
-    words and pictures stay.
+    Control characters and halves of characters are spelled out. A terminal obeys some of them: it
+    writes to the clipboard, changes colours, or moves the text on the screen. Marks that turn the
+    direction of writing show another text than there is. Joiners within words and pictures stay.
 
     Args:
         text: of anybody.

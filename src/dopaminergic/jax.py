@@ -1,13 +1,12 @@
-"""The rules of this library as pure functions that JAX can compile, for networks so small that
-Python is the cost.
+"""The rules as pure functions that JAX can compile, for networks so small that Python is the cost.
 
-    state = functional.init(params, seed)          params, state, value = functional.step(loss,
-    params, state, *batch)
+    state = functional.init(params, seed)
+    params, state, value = functional.step(loss, params, state, *batch)
 
-The rules are the very ones of the torch optimizers, and so are the random numbers: a run has the
+The rules are the very ones of the torch optimizers, and so are the random numbers. A run has the
 signs that a torch optimizer with its seed would draw. `jax.jit`, `jax.lax.scan` (many steps in one
 call) and `jax.vmap` (many runs, each with its own seed) apply as to any function. This file is the
-only one that imports JAX, and nobody else imports it.
+only one that imports JAX, and no other file imports it.
 """
 
 from __future__ import annotations
@@ -50,17 +49,18 @@ Loss = Callable[..., Any]
 
 
 class State(NamedTuple):
-    """What a run needs besides its weights; arrays without dimensions, or one for each run under
-    `jax.vmap`.
+    """All that a run needs besides its weights.
+
+    The entries are arrays without dimensions, or with one for each run under `jax.vmap`.
 
     Attributes:
         key: the seed, uint32 `(2,)`, its low half first.
         step: number of the next step, uint32.
-        rule: what the rule remembers.
-        noise: the directions of the next step, for each leaf of n weights uint32
-            `(K, ceil(n / 32))` for signs, float32 `(K, n)` for normals. They follow from `key` and
-            `step`; made a step ahead they are kept, where XLA would otherwise draw them again for
-            each weight they move.
+        rule: the state of the rule.
+        noise: the directions of the next step, for each leaf of n weights uint32 `(K, ceil(n /
+            32))` for signs, float32 `(K, n)` for normals. They follow from `key` and `step`. They
+            are made a step ahead and kept, since XLA would draw them again for each weight they
+            move.
         skipped_steps: steps without an update because a loss was not finite.
         last_rpe: reward prediction error of the last step.
         last_learning_rate: learning rate of gradient descent that the last update amounts to.
@@ -78,8 +78,8 @@ class State(NamedTuple):
 class Functional:
     """An optimizer as two pure functions, `init` and `step`.
 
-    For networks of some thousand weights, of which JAX may hold K + 1 copies; for large models
-    there are the torch optimizers, whose steps take no memory.
+    It is for networks of a few thousand weights, of which JAX may hold K + 1 copies. Large models
+    take the torch optimizers, whose steps take no memory.
 
     Args:
         optimizer: `Dopamine`, `Dopamine2`, `WeightPerturbation`, `SPSA`, or a subclass of
@@ -153,7 +153,7 @@ class Functional:
     def step(
         self, loss: Loss, params: Tree, state: State, *batch: Any, lr: Any = None
     ) -> tuple[Tree, State, jax.Array]:
-        """One step; what `ForwardOptimizer.step` does.
+        """Make one step, as `ForwardOptimizer.step` does.
 
         Args:
             loss: called as `loss(params, *batch)` for the weights and for each of K perturbed ones;
@@ -162,12 +162,12 @@ class Functional:
             params: the weights.
             state: of `init` or the last step.
             *batch: handed on to `loss`.
-            lr: another learning rate than the setting, which may be traced: for schedules, or one
-                for each run.
+            lr: another learning rate than the setting. It may be traced, for example for schedules,
+                or one for each run.
 
         Returns:
-            The new weights, the new state, and the loss at the old weights. A step whose losses or
-            whose update are not finite is skipped: it changes nothing but the state's `step` and
+            The new weights, the new state, and the loss at the old weights. A step is skipped if
+            its losses or its update are not finite. It then changes only the state's `step` and
             `skipped_steps`.
         """
         _check_leaves(params)
@@ -253,7 +253,7 @@ def _check_leaves(params: Tree) -> None:
 
 def _product(word: jax.Array, multiplier: int) -> tuple[jax.Array, jax.Array]:
     """High and low half of a 64-bit product."""
-    with jax.enable_x64(True):  # for this product alone, whatever the user has chosen
+    with jax.enable_x64(True):  # for this product alone; the user's own choice stays
         product = word.astype(jnp.uint64) * jnp.uint64(multiplier)
         return (product >> jnp.uint64(32)).astype(jnp.uint32), product.astype(jnp.uint32)
 

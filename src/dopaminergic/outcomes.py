@@ -1,4 +1,4 @@
-"""What a closure may return: a number, per-sample losses, or predictions together with their loss.
+"""The forms in which a closure may return its loss, from a number to predictions.
 
 A closure answers one question, "how well do these weights do?", as richly as it can:
 
@@ -7,7 +7,7 @@ A closure answers one question, "how well do these weights do?", as richly as it
 - `squared_error(prediction, target)` or `cross_entropy(logits, labels)`: the predictions themselves
   with a loss that is a known convex function of them.
 
-The scalar rules use the mean loss of each; rules that learn from a vector of prediction errors use
+The scalar rules use the mean loss of each. Rules that learn from a vector of prediction errors use
 all of it.
 """
 
@@ -30,16 +30,17 @@ IGNORED = -100  # as torch has it
 
 @dataclass(frozen=True)
 class Outcome:
-    """Predictions and the loss of each sample of them; made by `squared_error`, `cross_entropy` or
-    `outcome`.
+    """Predictions and the loss of each sample of them.
+
+    It is made by `squared_error`, `cross_entropy` or `outcome`.
 
     Attributes:
-        values: what the model predicted, of any shape.
+        values: the model's predictions, of any shape.
         losses: the losses, one per sample (or per number); their mean is the loss that is
             minimised.
         kind: the name of the loss, `"squared_error"`, `"cross_entropy"` or `"custom"`.
-        truth: what the loss compares the values with: targets, labels, or for a custom loss the
-            function itself.
+        truth: the thing that the loss compares the values with: targets, labels, or for a custom
+            loss the function itself.
     """
 
     values: Tensor
@@ -84,8 +85,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
 
     Args:
         logits: unnormalised log-probabilities, shape `(..., classes)`.
-        labels: class numbers in `[0, classes)`, integers of shape `(...)`. A label of -100 marks
-            what is not scored, padding say: its loss is 0, and counts as such in the mean.
+        labels: class numbers in `[0, classes)`, integers of shape `(...)`. A label of -100 marks a
+            position that is not scored, such as padding: its loss is 0, and counts as such in the
+            mean.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -138,17 +140,17 @@ def _need_tensors(function: str, **arguments: Any) -> None:
 
 
 def mean_loss(returned: Any, rule: str) -> float:
-    """The loss in what a closure returned.
+    """The loss in a closure's value.
 
     Args:
-        returned: whatever the closure returned.
+        returned: the closure's value.
         rule: the optimizer's name, for errors.
 
     Raises:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one.
     """
-    # What most closures return comes first, since to ask for all that they may takes a while.
+    # Check the common types first: to ask for all that are allowed takes a while.
     kind = type(returned)
     if kind is float:
         return returned
@@ -179,11 +181,11 @@ def mean_loss(returned: Any, rule: str) -> float:
 
 
 def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
-    """The losses of a fleet in what its closure returned.
+    """The losses of a fleet in its closure's value.
 
     Args:
-        returned: an `Outcome`, or a tensor (or what can be read as one) whose first dimension is
-            the replica.
+        returned: an `Outcome`, or a tensor (or a value that can be read as one) whose first
+            dimension is the replica.
         rule: the optimizer's name, for errors.
         replicas: number R of replicas.
 
@@ -218,7 +220,7 @@ def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
 
 
 def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
-    """The losses in what a closure returned, as a tensor that may be part of a batch.
+    """The losses in a closure's value, as a tensor that may be part of a batch.
 
     Args:
         returned: as for `mean_loss` or, of a fleet, `mean_losses`.
@@ -241,20 +243,21 @@ def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
 
 
 def as_double(x: Tensor) -> Tensor:
-    """float64 on the CPU, and converted there: not every device knows float64."""
+    """The numbers as float64 on the CPU.
+
+    They are converted there, since not every device knows float64.
+    """
     return x.detach().cpu().to(torch.float64)
 
 
-# ---- what closures return ------------------------------------------------------------------------
+# ---- values of closures --------------------------------------------------------------------------
 
 
 def readable(returned: Any, rule: str) -> float | Tensor | Outcome:
-    """What a closure returned in one of three forms: a number, a dense tensor of real numbers, or
-    an `Outcome`.
+    """A closure's value in one of three forms: a number, a dense real tensor, or an `Outcome`.
 
     Numbers of any library are numbers, and arrays and lists of numbers are losses, one for each
-    sample. A tuple is
-    none: `return loss, accuracy` would be taken for two samples.
+    sample. A tuple is none of these: `return loss, accuracy` would be taken for two samples.
 
     Raises:
         TypeError: it is none of these.
@@ -310,7 +313,7 @@ def _listed(returned: list[Any], rule: str) -> Tensor:
 
 
 def _real_array(returned: Any, rule: str) -> np.ndarray:
-    """What numpy takes for an array of real numbers, in a dtype that torch knows; a copy."""
+    """The value as a numpy array of real numbers, in a dtype that torch knows; a copy."""
     if (
         not hasattr(returned, "__array__")
         or np.ma.isMaskedArray(returned)
@@ -319,7 +322,7 @@ def _real_array(returned: Any, rule: str) -> np.ndarray:
         raise _no_loss(returned, rule)
     try:
         array = np.asarray(returned)
-    except Exception as error:  # of another library, whose arrays are on its device say
+    except Exception as error:  # of another library, for example if its arrays are on its device
         raise _no_loss(returned, rule) from error
     if array.dtype.kind not in "biuf":
         raise _no_loss(returned, rule)

@@ -1,4 +1,4 @@
-"""Numbers and values of any library as Python's own, and short text for all that an error may have to show."""
+"""Values of any library as Python's own, and as short text for errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _short.maxlevel = 2
 
 
 def number_of(value: Any) -> int | float | None:
-    """The number that a value is, in whatever library's form; None if it is none (a bool, say).
+    """The number that a value is, in the form of any library; None if it is none.
+
+    A bool, for example, is none.
 
     >>> number_of(np.float32(0.5)), number_of(torch.tensor(3)), number_of("3")
     (0.5, 3, None)
@@ -50,10 +52,9 @@ def as_float(value: Any) -> float:
 
 
 def plain(value: Any) -> Any:
-    """The same in Python's own numbers, strings, lists and dicts, with tensors on the CPU; anything
-    else as it is.
+    """The same in Python's own numbers, strings, lists and dicts, with tensors on the CPU.
 
-    It is what `torch.load(weights_only=True)` reads.
+    Anything else stays as it is. `torch.load(weights_only=True)` can read the result.
 
     >>> plain({"lr": np.float64(3), "betas": (np.int64(1), torch.tensor(2.0))})
     {'lr': 3.0, 'betas': (1, 2.0)}
@@ -78,7 +79,7 @@ def plain(value: Any) -> Any:
 
 
 def brief(value: Any) -> str:
-    """A value for an error: one line of at most 100 characters, whatever it is.
+    """Any value for an error: one line of at most 100 characters.
 
     >>> brief(list(range(1000)))
     '[0, 1, 2, 3, ...]'

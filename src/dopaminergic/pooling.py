@@ -1,8 +1,9 @@
-"""VectorDopamine over ranks: what each rank adds to the loss in the span of the directions.
+"""VectorDopamine over ranks: the part of each in the loss in the span of the directions.
 
-    shards of the data:       l, g, A, <J, J> and moments are sums over samples, so over ranks: 1.5
-    K^2 + 5 K numbers shares of the directions: A needs products of all regrets, so the regrets
-    travel: n numbers a direction
+    shards of the data:       l, g, A, <J, J> and moments are sums over samples, so over ranks:
+                              1.5 K^2 + 5 K numbers
+    shares of the directions: A needs products of all regrets, so the regrets travel:
+                              n numbers a direction
 
 Either way the numbers do not grow with the model. Without ranks every function here does its work
 and hands it on.
@@ -40,7 +41,7 @@ class Measured(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """The loss in the span of the directions, and what is not seen from there.
+    """The loss in the span of the directions, and how much of it is not seen from there.
 
     Attributes:
         space: its Gram matrix is still an identity.
@@ -147,8 +148,9 @@ def judged(
     portions: np.ndarray,
     replicas: int,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of all shards at the weights that are tried, and the squares of the weights as the
-    mean rank has them.
+    """The loss of all shards at the weights that are tried, and the squares of the weights.
+
+    The squares are the mean over ranks.
 
     Args:
         ranks: None for one process.
@@ -167,7 +169,10 @@ def judged(
 def _gathered(
     ranks: Ranks, tried: Callable[[range], Tensor], shape: tuple[int, int, int]
 ) -> Tensor:
-    """Regrets of all directions on this rank's shard, each tried by one of the ranks that see it."""
+    """Regrets of all directions on this rank's shard.
+
+    Each is tried by one of the ranks that see it.
+    """
     replicas, count, outcomes = shape
     parts = [ranks.part(count, share) for share in range(ranks.shares)]
     length = max(map(len, parts)) * replicas * outcomes

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
 
-# Of the present loss: regrets below it are rounding, and must not be taken for precise.
+# Regrets below this share of the present loss are rounding, and must not be taken for precise.
 RESOLUTION = 1e-8
-# Of Dopamine's errors, in units of their scale: none of a normal distribution, but those of
-# outliers.
+# Bound on Dopamine's errors, in units of their scale. Errors of a normal distribution stay within
+# it, and those of outliers do not.
 CLIP = 4.0
-CLIP2 = 2.0  # of Dopamine2's
-# Times what is usual: a regret or a loss beyond that is an outlier, or the first of a new scale.
+CLIP2 = 2.0  # bound on Dopamine2's errors
+# A regret or a loss of more than so many times the usual size is an outlier, or the first of a new
+# scale.
 STRANGE = 5.0
 # A scale that rests on one trial is believed within 1 + 10 times that, on n trials 1 + 10 / n.
 FEW = 10.0
@@ -28,17 +29,18 @@ CALM = 0.99  # decay of the doubt that an outlier leaves
 
 
 class DopamineState(NamedTuple):
-    """What `Dopamine` remembers; all 0 at the start but `doubt`, which is 1.
+    """The state of `Dopamine`; all 0 at the start but `doubt`, which is 1.
 
     A bias-corrected running mean EMA_b[x] (Kingma and Ba 2015) is kept as a decayed sum of values
-    and one of weights, and read as their quotient.
+    and one of weights. It is read as their quotient.
 
     Attributes:
         regret: decayed sum of regrets.
         root: square root of the decayed sum of squared regrets, since squares overflow.
         size: decayed sum of sizes of losses.
         trials: decayed sum of weights of all four.
-        doubt: factor on what is usual, doubled by each outlier: what comes again and again is none.
+        doubt: factor on the usual size, doubled by each outlier, since a value that comes again and
+            again is none.
         loss: decayed sum of losses.
     """
 
@@ -51,19 +53,19 @@ class DopamineState(NamedTuple):
 
 
 class Dopamine2State(NamedTuple):
-    """What `Dopamine2` remembers; all 0 at the start but `doubt` and `gain`, which are 1.
+    """The state of `Dopamine2`; all 0 at the start but `doubt` and `gain`, which are 1.
 
     Attributes:
         regret: decayed sum of regrets.
         root: square root of the decayed sum of squared regrets.
         size: decayed sum of sizes of losses.
         trials: decayed sum of weights of all three.
-        doubt: factor on what is usual, doubled by each outlier.
+        doubt: factor on the usual size, doubled by each outlier.
         actual: decayed sum of sizes of actual improvements.
         promised: decayed sum of expected improvements.
         comparisons: decayed sum of weights of both.
         last_loss: the loss of the last step.
-        expected: the improvement P that the last step should bring.
+        expected: the improvement P that is expected of the last step.
         gain: g, the factor that prediction errors put on the learning rate.
     """
 
@@ -81,7 +83,7 @@ class Dopamine2State(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What a rule makes of the regrets of one step.
+    """The reading that a rule takes from the regrets of one step.
 
     Attributes:
         state: the next state.
@@ -100,12 +102,18 @@ class Errors(NamedTuple):
 
 
 def variance_factor(count: int, directions: int) -> float:
-    """Mean square of the averaged estimate over the squared gradient, (d + K - 1) / K for Rademacher directions."""
+    """Mean square of the averaged estimate over the squared gradient.
+
+    It is (d + K - 1) / K for Rademacher directions.
+    """
     return (count + directions - 1) / directions
 
 
 class Memory(NamedTuple):
-    """What both rules remember of losses and regrets; the first five fields of their states, see `DopamineState`."""
+    """The losses and regrets that both rules remember.
+
+    These are the first five fields of their states, see `DopamineState`.
+    """
 
     regret: Scalar
     root: Scalar
@@ -115,7 +123,7 @@ class Memory(NamedTuple):
 
 
 class Outliers(NamedTuple):
-    """What is unusual about the losses of one step.
+    """The outliers among the losses of one step.
 
     Attributes:
         strange: they are far beyond all before, and are not remembered.
@@ -143,7 +151,10 @@ def _has_fallen(memory: Memory, base: Scalar, beta: float) -> Scalar:
 
 
 def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> Outliers:
-    """Compare a loss, and the largest regret of a step, with those before; algorithms.md, "Outliers"."""
+    """Compare a loss, and the largest regret of a step, with those before.
+
+    See algorithms.md, "Outliers".
+    """
     size = memory.size
     trials = memory.trials
     least = tiny(trials)
@@ -158,7 +169,10 @@ def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> O
 
 
 def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
-    """The memory in the unit of this loss where all before were outliers; forgotten if only their regrets were."""
+    """The memory in the unit of this loss where all before were outliers.
+
+    It is forgotten if only their regrets were.
+    """
     anew = outliers.fallen | outliers.lone
     if anew is False:
         return memory
@@ -176,7 +190,10 @@ def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
 def _remember(
     memory: Memory, base: Scalar, regrets: list[Scalar], peak: Scalar, strange: Scalar, beta: float
 ) -> Memory:
-    """The memory after these losses; an outlier is not remembered, but doubles the doubt whether it is one."""
+    """The memory after these losses.
+
+    An outlier is not remembered, but doubles the doubt whether it is one.
+    """
     fresh = 1.0 - beta
     unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
     squares = total((r / unit) * (r / unit) for r in regrets) / len(regrets)
@@ -197,7 +214,7 @@ def _remember(
 def _regret_errors(
     memory: Memory, base: Scalar, plus: list[Scalar], beta: float
 ) -> tuple[Memory, list[Scalar], Scalar, Outliers]:
-    """The memory after these losses, prediction errors of regrets, their scale s, and what is unusual about them."""
+    """The memory after these losses, prediction errors of regrets, their scale s, and outliers."""
     regrets = [loss - base for loss in plus]
     peak = 0.0
     for regret in regrets:
@@ -265,8 +282,8 @@ def learning_rate_gain(
         beta: decay of the scales.
         limits: of g.
     """
-    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement to speak
-    # of, and g stays; an outlier says nothing of the last step.
+    # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement, and g
+    # stays. An outlier says nothing of the last step.
     memory = Memory(*state[:5])
     odd = _is_strange(memory, base) | _has_fallen(memory, base, beta)
     began = select(odd, False, state.trials > 0.0)
@@ -296,8 +313,9 @@ def dopamine2(
     reach: Scalar = 0.0,
     beta: float = 0.99,
 ) -> Errors:
-    """The first prediction error of `Dopamine2`, its scale, and the improvement to expect of an
-    update that follows it.
+    """The first prediction error of `Dopamine2`, its scale, and the improvement to expect.
+
+    The improvement is that of an update which follows the error.
 
     Args:
         state: from `learning_rate_gain`.

@@ -1,4 +1,4 @@
-"""What a step leaves behind: counters and the rule's state, replaced as a whole when it is done."""
+"""The counters and the rule's state after a step, replaced as a whole when it is done."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Progress(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a step does once it is applied.
+    """The effect of a step once it is applied.
 
     Attributes:
         terms: multiples of directions that are added to the weights.

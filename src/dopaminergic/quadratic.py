@@ -8,9 +8,10 @@ The outcome o holds n numbers for each of R replicas. Nothing here knows how the
 - `cross_entropy`: r = (p - e_y) / N, H = (diag(p) - p p') / N, p the softmax of the logits.
 - `outcome(values, loss)`: torch differentiates the loss, a function of the values alone.
 - losses without predictions (a black box): o are the losses l_i themselves, so r = 1 / N. Their
-  mean is not curved; the network behind them is. Each is taken for the square of something that the
-  weights change linearly, l_i = u_i^2, which gives the second moment of regrets in a unit of its
-  own for each sample, H = 1 / (2 l_i N): a natural gradient (Amari 1998), exact for squared errors.
+  mean is not curved; the network behind them is. Each is taken for the square of a number that the
+  weights change linearly, l_i = u_i^2. That gives the second moment of regrets in a unit of its own
+  for each sample, H = 1 / (2 l_i N). It is a natural gradient (Amari 1998), exact for squared
+  errors.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Quadratic(NamedTuple):
         black_box: the values are losses, curved functions of the weights even where the network is
             linear.
         saturates: H may shrink as the network becomes sure of its outcomes. It is constant in a
-            squared error, and in a black box it is that of losses, which grow and shrink.
+            squared error. In a black box it is that of losses, which grow and shrink.
         width: outcomes of one sample, in the order of the samples; 0 if they do not belong to
             samples.
     """
@@ -56,7 +57,7 @@ class Quadratic(NamedTuple):
 
 
 def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
-    """The loss around what a closure returned.
+    """The loss around a closure's value.
 
     Args:
         returned: a number, losses, or an `Outcome`; of a fleet with a leading dimension of
@@ -92,7 +93,10 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
 
 
 def _samples(returned: Outcome, replicas: int | None) -> int:
-    """Number of samples of one replica: of losses, or where only their mean is known, of rows of the values."""
+    """Number of samples of one replica: of losses, or else of rows of the values.
+
+    The rows count where only the mean of the losses is known.
+    """
     leading = 0 if replicas is None else 1
     if returned.losses.ndim == leading and returned.values.ndim > leading:
         return max(1, returned.values.shape[leading])
@@ -100,12 +104,12 @@ def _samples(returned: Outcome, replicas: int | None) -> int:
 
 
 def read(returned: Any, replicas: int) -> Tensor:
-    """The outcome o in what a closure returned, shape `(R, n)`, in float32 or float64."""
+    """The outcome o in a closure's value, shape `(R, n)`, in float32 or float64."""
     if isinstance(returned, float):
         returned = torch.tensor(returned, dtype=torch.float32, device="cpu")
     values = returned.values if isinstance(returned, Outcome) else returned
     if isinstance(returned, Outcome) and returned.kind == "cross_entropy":
-        # What is not scored must not look like an outcome that has saturated.
+        # Positions that are not scored must not look like an outcome that has saturated.
         values = values.masked_fill((returned.truth == IGNORED)[..., None], 0.0)
     # A copy, since the outcome may be a weight itself, which the next perturbation changes.
     values = values.detach().reshape(replicas, -1).clone()
@@ -117,7 +121,7 @@ def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
     losses = returned.losses if isinstance(returned, Outcome) else returned
     if not isinstance(losses, Tensor):
         return torch.tensor([checked], dtype=torch.float64, device="cpu")
-    # Improvements near the end are smaller than what a float32 mean can resolve.
+    # Improvements near the end are smaller than the resolution of a float32 mean.
     losses = (
         as_double(losses)
         if losses.device.type in WITHOUT_DOUBLE

@@ -1,7 +1,7 @@
 """torch's fused recurrent layers, written out in operations that `torch.func.vmap` knows.
 
-`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, which cannot be
-mapped over weights; so do their cells for a time step. These functions take the same arguments and
+`nn.RNN`, `nn.GRU` and `nn.LSTM` call one fused operation for a whole sequence, and their cells call
+one for a time step. It cannot be mapped over weights. These functions take the same arguments and
 give the same results from matrix products, for batches of weights.
 """
 
@@ -43,7 +43,10 @@ def _lstm(drive: Tensor, state: State, back: Tensor) -> State:
 def _layer(
     cell: Cell, x: Tensor, state: State, weights: list[Tensor], reverse: bool
 ) -> tuple[Tensor, State]:
-    """One direction of one layer: `x` `(T, B, inputs)` -> outputs `(T, B, hidden)` and the last state."""
+    """One direction of one layer; returns the outputs and the last state.
+
+    `x` has shape `(T, B, inputs)`, and the outputs have `(T, B, hidden)`.
+    """
     biases = (weights[2], weights[3]) if len(weights) == 4 else (None, None)
     drive = functional.linear(x, weights[0], biases[0])
     outputs = []

@@ -1,7 +1,8 @@
-"""What a rule is given, and what it makes of it.
+"""The input and output of a rule.
 
-    losses of the weights and of perturbed weights -> the rule -> one signal for each direction, one
-    step for each group
+    losses of the weights and of perturbed weights
+        -> the rule
+        -> one signal for each direction, one step for each group
 
 A rule sees no weights and no noise: it is a function of losses.
 """
@@ -23,7 +24,7 @@ def antithetic(plus: list[Scalar], minus: list[Scalar]) -> list[Scalar]:
 
 
 class Losses(NamedTuple):
-    """What the closure returned in one step; each entry one loss, or one for each replica.
+    """The closure's losses in one step; each entry is one loss, or one for each replica.
 
     Attributes:
         base: at the unperturbed weights; None for a rule that does not ask for it.
@@ -48,7 +49,10 @@ class Losses(NamedTuple):
         return self.base if self.base is not None else mean(self.plus + self.minus)
 
     def one_sided(self) -> tuple[Scalar, list[Scalar]]:
-        """The loss at the weights, and those at weights + sigma z_k: measured, or free of even curvature."""
+        """The loss at the weights, and those at weights + sigma z_k.
+
+        They are measured, or free of even curvature.
+        """
         if self.base is not None:
             return self.base, self.plus
         base = self.mean()
@@ -56,12 +60,12 @@ class Losses(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What a rule needs to know of a parameter group.
+    """The figures of a parameter group that a rule needs.
 
     Attributes:
         lr: learning rate, in the rule's own unit.
-        sigma: perturbation scale, the change of each weight in a perturbed pass; in large models
-            perturbed in place by signs, what was asked for rounded to 6 significant bits.
+        sigma: perturbation scale, the change of each weight in a perturbed pass. In large models
+            that signs perturb in place it is rounded to 6 significant bits.
         size: number of trainable weights.
     """
 
@@ -71,8 +75,9 @@ class Group(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What a rule makes of the losses. Group g moves by -(step_sizes[g] / K) * sum_k signals[k]
-    z_k.
+    """The answer of a rule to the losses.
+
+    Group g moves by -(step_sizes[g] / K) * sum_k signals[k] z_k.
 
     Attributes:
         state: the rule's next state.
@@ -99,7 +104,10 @@ class Decision(NamedTuple):
 
 
 def can_be_ranked(losses: list[Scalar]) -> Scalar:
-    """Whether losses can be ranked: some are finite, and none is NaN or -inf, than which nothing could be better."""
+    """Whether losses can be ranked: some are finite, and none is NaN or -inf.
+
+    No loss could be better than -inf.
+    """
     known = True
     some = False
     for loss in losses:
@@ -109,7 +117,7 @@ def can_be_ranked(losses: list[Scalar]) -> Scalar:
 
 
 def decay_factors(decays: list[float], rates: list[Scalar], usable: Scalar) -> list[Multiple]:
-    """What weight decay leaves of the weights of each group."""
+    """The factors of weight decay on the weights of each group."""
     factors = [
         clip(1.0 - rate * decay, 0.0, 1.0) for rate, decay in zip(rates, decays, strict=True)
     ]

@@ -1,12 +1,14 @@
 """Arithmetic that a rule may use, the same for one model and for a fleet.
 
 A rule is a pure function of losses. One model hands it Python floats, since a dozen tensor
-operations on single numbers would cost as much as a small network's forward pass; a fleet of R
-replicas hands it float64 arrays of shape `(R,)`, numpy's, whose operations cost a fifth of torch's
-at this size. `clip`, `finite` and `select` take tensors as well, and all take the arrays of JAX (or
-of any library that keeps to the array API standard). Floats are asked for first, since to ask
-whether a number is an array takes longer than the sum it is needed for. Sums, products and these
-functions give the same bits for both, so a fleet's replica equals the single run.
+operations on single numbers would cost as much as a small network's forward pass. A fleet of R
+replicas hands it float64 arrays of shape `(R,)`. They are numpy's, whose operations cost a fifth of
+torch's at this size. `clip`, `finite` and `select` take tensors as well. All take the arrays of
+JAX, or of any library that keeps to the array API standard.
+
+Floats are asked for first, since to ask whether a number is an array takes longer than the sum it
+is needed for. Sums, products and these functions give the same bits for both, so a fleet's replica
+equals the single run.
 """
 
 from __future__ import annotations
@@ -21,20 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One number, or one for each replica. Typed loosely: operators between the two forms are what the
-# rules are made of.
+# One number, or one for each replica. Typed loosely, since rules are made of operators between the
+# two forms.
 Scalar = Any
 absolute = abs  # which serves both forms
 TINY = 1e-300  # keeps a quotient of zeros at zero, see `tiny`
 
 
 def as_array(x: Scalar) -> Scalar:
-    """What a rule computes with: a tensor's memory as an array; anything else as it is."""
+    """The value as a rule computes with it: a tensor's memory as an array, others as they are."""
     return x.detach().numpy() if isinstance(x, Tensor) else x
 
 
 def as_tensor(x: Scalar) -> Scalar:
-    """What users are given: an array's memory as a tensor; anything else as it is."""
+    """The value as users are given it: an array's memory as a tensor, others as they are."""
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
@@ -44,7 +46,10 @@ def mean(values: list[Scalar]) -> Scalar:
 
 
 def total(values: Iterable[Scalar]) -> Scalar:
-    """Sum, one after the other; Python's `sum` corrects the rounding of floats from 3.12 on, and never of arrays."""
+    """Sum, one after the other.
+
+    Python's `sum` corrects the rounding of floats from 3.12 on, and never that of arrays.
+    """
     return functools.reduce(operator.add, values)
 
 
@@ -59,7 +64,10 @@ def exp(x: Scalar) -> Scalar:
 
 
 def tiny(x: Scalar) -> float:
-    """What is added to a divisor so that 0 / 0 is 0: next to any other number of the precision of `x` it is nothing."""
+    """A number to add to a divisor so that 0 / 0 is 0.
+
+    Next to any other number of the precision of `x` it is nothing.
+    """
     if isinstance(x, float):
         return TINY
     return _functions(x).finfo(x.dtype).smallest_normal if _is_of_jax(x) else TINY

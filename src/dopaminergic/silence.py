@@ -1,8 +1,8 @@
 """Steps that see nothing: passes are paid, no loss answers to a perturbation, and nothing moves.
 
 Ten such steps in a row are told once. Where the library chose sigma itself, it looks farther: sigma
-is doubled in each step until a loss answers, and again after ten silent steps more than others. A
-simulator with thresholds is an example.
+is doubled in each step until a loss answers. It is doubled again after ten silent steps more than
+others. This happens, for example, with a simulator that has thresholds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ def warning(rule: str, sigma: float) -> str:
     """Text for a user whose losses do not answer."""
     return (
         f"{rule}: in {PATIENCE} steps no loss answered to a perturbation (sigma={sigma:.3g}). Is "
-        "sigma too small, are "
-        "predictions made outside the closure, or do these parameters not belong to the model any "
-        "more (replaced, "
-        "merged, copied)? Pass a larger sigma, or make the optimizer anew"
+        "sigma too small, are predictions made outside the closure, or do these parameters not "
+        "belong to the model any more (replaced, merged, copied)? Pass a larger sigma, or make the "
+        "optimizer anew"
     )
 
 

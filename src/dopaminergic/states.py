@@ -1,5 +1,4 @@
-"""What a saved state may hold: all that the constructor takes, and numbers that a rule could have
-come to.
+"""Reads a saved state: all that the constructor takes, and numbers that a rule could have come to.
 
 A state may come from a file that somebody else made, or that was damaged. It is read as a whole
 before anything of the optimizer changes.
@@ -19,7 +18,7 @@ from dopaminergic.plain import as_float, brief, number_of, plain
 # Steps are numbered by 32 bits, and a run should get some way from here.
 LAST_STEP = (1 << 32) - (1 << 20)
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
-# What wrappers put before names of parameters.
+# Wrappers put these before names of parameters.
 PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 Bounds = dict[str, tuple[float, float]]
@@ -27,7 +26,7 @@ _SIZE = (0.0, math.inf)
 _SHARE = (0.0, 1.0 + 1e-9)
 _DOUBT = (1.0 - 1e-9, math.inf)
 
-# What a rule's state may be besides finite, by the name of its class.
+# The ranges of a rule's state besides finite, by the name of its class.
 BOUNDS: dict[str, Bounds] = {
     "DopamineState": {"root": _SIZE, "size": _SIZE, "trials": _SHARE, "doubt": _DOUBT},
     "Dopamine2State": {
@@ -59,7 +58,7 @@ UNEVEN = 10.0
 
 
 class Own(NamedTuple):
-    """What the optimizer has that is to load a state.
+    """The parts of the optimizer that is to load a state.
 
     Attributes:
         rule: its name.
@@ -80,7 +79,7 @@ class Loaded(NamedTuple):
     """A state that may be used; all of it in plain form, and nobody else's.
 
     Attributes:
-        groups: what torch loads as `param_groups`.
+        groups: the `param_groups` for torch to load.
         settings: of the rule.
         rule: its numbers, floats or float64 tensors; None for a rule without a state.
         progress: the other fields of `Progress`.
@@ -100,7 +99,7 @@ def read(saved: Any, own: Own) -> Loaded:
     """The state in it; raise unless an optimizer like this one could have saved it.
 
     Raises:
-        ValueError: whatever is wrong with it.
+        ValueError: something is wrong with it.
     """
     try:
         return _read(saved, own)
@@ -173,7 +172,10 @@ def _same_identity(rule: str, forward: dict[str, Any], own: dict[str, Any]) -> N
 
 
 def _same_kind(place: str, name: str, value: Any, own: Any) -> None:
-    """Refuse a setting of another type than this optimizer's; those of users' own rules are known by nothing else."""
+    """Refuse a setting of another type than this optimizer's.
+
+    Those of users' own rules are checked by nothing else.
+    """
     theirs = number_of(value)
     ours = number_of(own)
     if ours is not None and theirs is not None and math.isfinite(theirs):
@@ -183,7 +185,10 @@ def _same_kind(place: str, name: str, value: Any, own: Any) -> None:
 
 
 def _equal(theirs: Any, own: Any) -> bool:
-    """Whether something, be it a tensor that would not say so, equals a string, an int, or lists of them."""
+    """Whether a value equals a string, an int, or lists of them.
+
+    The value may be anything, for example a tensor, whose own comparison would give no bool.
+    """
     if isinstance(own, list):
         return _is_list(theirs) and len(theirs) == len(own) and all(map(_equal, theirs, own))
     return type(theirs) is type(own) and theirs == own
@@ -251,7 +256,10 @@ def _is_list(value: Any) -> bool:
 
 
 def _same_order(place: str, groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
-    """Directions go by the order of parameters, so that in another one a run would go on with other noise."""
+    """Refuse parameters in another order.
+
+    Directions go by that order, so a run would go on with other noise.
+    """
     for theirs, ours in zip(groups, own, strict=True):
         if "param_names" not in theirs or "param_names" not in ours:
             continue
@@ -319,7 +327,10 @@ def _entry(place: str, name: str, value: Any, shape: Any) -> tuple[Any, list[flo
 
 
 def _even(place: str, rule: dict[Any, Any]) -> None:
-    """A mean of regrets is no larger than their root mean square; divided by it, weights would be thrown far."""
+    """Refuse a mean of regrets that is larger than their root mean square.
+
+    Weights would be thrown far if the mean were divided by it.
+    """
     if not {"regret", "root", "trials"} <= rule.keys():
         return
     regret, root, trials = (

@@ -1,11 +1,11 @@
-"""The rule of VectorDopamine: the loss in the span of K directions, its damped minimum, and what is
-trusted of it.
+"""The rule of VectorDopamine: the loss in the span of K directions, and its damped minimum.
 
     J_k = o(W + D z_k) - o(W),   l(c) = l - g.c + c.A.c / 2,   c = (A + top J J' + lambda T G)^-1 g,
     W <- W - D Z c
 
-Everything here is a plain function of float64 tensors whose first dimension is the replica.
-Equations: algorithms.md, "VectorDopamine", after Levenberg (1944) and Marquardt (1963).
+Only a part of that step is trusted. Everything here is a plain function of float64 tensors whose
+first dimension is the replica. Equations: algorithms.md, "VectorDopamine", after Levenberg (1944)
+and Marquardt (1963).
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ SURPRISE = 8.0
 
 
 class VectorState(NamedTuple):
-    """What `VectorDopamine` remembers: float64, shape `(R,)` each.
+    """The state of `VectorDopamine`: float64, shape `(R,)` each.
 
     Attributes:
         damping: lambda.
         gain: eta, how much of the damped step is taken.
-        curvature: the largest mean curvature so far of the sum of a batch's losses, whatever the
-            size of the batch.
+        curvature: the largest mean curvature so far of the sum of a batch's losses, for batches of
+            any size.
         actual: decayed sum of sizes of actual improvements from batch to batch.
         promised: decayed sum of expected ones.
         comparisons: decayed sum of weights of both.
         last_loss: the loss of the last step.
-        expected: the improvement P that the last step should bring; 0 if it was rejected.
+        expected: the improvement P that is expected of the last step; 0 if it was rejected.
         tried: the loss of the last step's batch after the step.
         gap: decayed sum of sizes of differences between that and the loss of the next batch at the
             same weights.
         slope: decayed sum of the slopes g.c of the proposals.
-        signal: decayed sum of what is left of them without the noise of the batch.
+        signal: the same sum without the part that the noise of the batch explains.
         reach: how many times sigma the perturbations of the next step are; 1 but where no step
             helps, see `next_reach`.
     """
@@ -103,7 +103,7 @@ class Proposal(NamedTuple):
         coefficients: c of the step -sum_k c_k D z_k, shape `(R, K)`.
         slope: g.c.
         curvature: c.A.c.
-        noise: what of g.c is expected from the noise of the batch alone.
+        noise: the part of g.c that is expected from the noise of the batch alone.
         lost: share of the largest curvature so far that saturated outcomes have lost, in [0, 1].
         saturated: root of that; exactly 0 of a loss whose curvature is constant.
     """
@@ -116,7 +116,7 @@ class Proposal(NamedTuple):
     saturated: Tensor
 
     def expected(self, share: Tensor) -> Tensor:
-        """Improvement that `share` of the step should bring: s g.c - s^2 c.A.c / 2."""
+        """Improvement to expect from `share` of the step: s g.c - s^2 c.A.c / 2."""
         return share * self.slope - share**2 * self.curvature / 2
 
     def within(self, length: float) -> Proposal:
@@ -133,11 +133,11 @@ class Proposal(NamedTuple):
 def directions_for(
     weights: int, samples: int, step: int, outcomes: int = 1, memory: int = MEMORY
 ) -> int:
-    """How many directions a step tries if nobody says: K grows by a twentieth each step, up to what
-    can be used.
+    """Number of directions that a step tries if nobody sets it: K grows by a twentieth each step.
 
-    Two thirds of the weights, half the number of losses (as many as losses would fit their noise),
-    but at least 8; at most 512, and as many as there is memory for the regrets.
+    It grows up to two thirds of the weights, or up to half the number of losses. As many directions
+    as losses would fit their noise. It is at least 8, at most 512, and no more than the memory
+    holds regrets for.
 
     Args:
         weights: number d of weights.
@@ -198,7 +198,10 @@ def in_units(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _parts(regrets: Tensor, slope: Tensor, loss: Quadratic) -> Tensor:
-    """What each sample has in g, shape `(R, K, N)`; equal parts where outcomes do not belong to samples."""
+    """The part of each sample in g, shape `(R, K, N)`.
+
+    The parts are equal where outcomes do not belong to samples.
+    """
     parts = regrets * slope[:, None]
     if loss.width == 0:
         return parts.sum(-1, keepdim=True) / loss.samples**0.5
@@ -206,7 +209,10 @@ def _parts(regrets: Tensor, slope: Tensor, loss: Quadratic) -> Tensor:
 
 
 def covariance(space: Subspace) -> Tensor:
-    """Covariance of g from batch to batch, as the samples of this one tell it, shape `(R, K, K)`; 0 of one sample."""
+    """Covariance of g from batch to batch, shape `(R, K, K)`.
+
+    The samples of this batch tell it; it is 0 of one sample.
+    """
     count = space.samples
     if count < 2:
         return torch.zeros_like(space.moments)
@@ -218,20 +224,23 @@ def covariance(space: Subspace) -> Tensor:
 
 
 def mean_curvature(space: Subspace) -> Tensor:
-    """Curvature of the loss over that of |o|^2 / 2 along the regrets, tr A / tr <J, J>, shape `(R,)`."""
+    """Curvature of the loss over that of |o|^2 / 2 along the regrets, shape `(R,)`.
+
+    It is tr A / tr <J, J>.
+    """
     return _trace(space.products) / (_trace(space.outputs) + TINY)
 
 
 def propose(space: Subspace, state: VectorState) -> Proposal:
     """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
-    The unit T = h mean_k |J_k|^2 / 2 of lambda, h the largest mean curvature so far, is that of A
-    (for squared errors half the mean of its diagonal), yet does not vanish where a softmax
-    saturates. What outcomes have lost of h tells how little the batch still says about others: a
-    part of it is put back, and lambda does not fall below another. G measures the length of the
-    step in the weights, whatever the angles between the directions.
+    The unit of lambda is T = h mean_k |J_k|^2 / 2, with h the largest mean curvature so far. It is
+    that of A (for squared errors half the mean of its diagonal), yet does not vanish where a
+    softmax saturates. The part of h that outcomes have lost tells how little the batch still says
+    about others. A share of that part is put back, and lambda does not fall below another share. G
+    measures the length of the step in the weights, for any angles between the directions.
 
-    Where perturbations are wide the slopes say nothing of what lies between, and the step is to the
+    Where perturbations are wide the slopes do not tell the loss in between, and the step is to the
     best of the copies.
 
     Args:
@@ -255,11 +264,10 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
 
 
 def _caution(state: VectorState, samples: int) -> Tensor:
-    """Least lambda by what the last batch kept silent about the next: none where all batches are
-    one.
+    """Least lambda, by the gap between the last batch and the next; none where all batches are one.
 
-    Few samples can be fitted whatever their noise, and a check on the same batch approves of it.
-    The gap between the loss that was reached and that of the next batch tells.
+    Few samples can be fitted together with their noise, and a check on the same batch approves of
+    it. The gap between the loss that was reached and that of the next batch shows it.
     """
     gap = state.gap / (state.comparisons + TINY)
     surprise = (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
@@ -267,7 +275,10 @@ def _caution(state: VectorState, samples: int) -> Tensor:
 
 
 def _best_copy(space: Subspace) -> Tensor:
-    """Coefficients of the step to the perturbed weights whose outcomes promise the least loss, c = -e_k."""
+    """Coefficients c = -e_k of the step to the best perturbed weights.
+
+    These are the ones whose outcomes promise the least loss.
+    """
     promised = space.slope + space.products.diagonal(dim1=-2, dim2=-1) / 2
     return -torch.nn.functional.one_hot(promised.argmin(1), promised.shape[1]).to(torch.float64)
 
@@ -277,7 +288,10 @@ def _trace(x: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve symmetric systems, scaled to a unit diagonal; 0 for directions that change nothing, NaN if not finite."""
+    """Solve symmetric systems, scaled to a unit diagonal.
+
+    The solution is 0 for directions that change nothing, and NaN if an entry is not finite.
+    """
     scale = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).rsqrt()[..., None]
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     unit = matrix * scale * scale.mT + 1e-14 * identity
@@ -297,9 +311,9 @@ def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> Vector
     """Remember how much of the slope the noise of the batch explains.
 
     g.c is larger than the true slope along c, since c follows the noise of g. The excess is tr(C (A
-    + ...)^-1), C the covariance of g (the leave-one-out correction; Stein 1981). Samples differ in
-    a full batch as well, though there is no noise in it; then the next batch holds no surprise,
-    which bounds the excess.
+    + ...)^-1), with C the covariance of g (the leave-one-out correction; Stein 1981). Samples
+    differ in a full batch as well, though there is no noise in it. Then the next batch holds no
+    surprise, and the surprise bounds the excess.
 
     Args:
         state: from `next_gain`.
@@ -314,8 +328,7 @@ def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> Vector
 
 
 def share(state: VectorState, lost: Tensor) -> Tensor:
-    """How much of the proposal is taken: eta, but no more than the share of the slope that is not
-    noise.
+    """Part of the proposal that is taken: eta, at most the share of the slope without noise.
 
     Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of
     wide copies is taken as it is.
@@ -330,12 +343,13 @@ def share(state: VectorState, lost: Tensor) -> Tensor:
 
 
 def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Tensor:
-    """Factor on the weights that takes back what a step adds to their length, where outcomes
-    saturate.
+    """Factor on the weights that takes back the length which a step adds to them.
 
-    The step to given outcomes is longer in the span of K random directions than among all d, by
-    sqrt(d / K) if they are few, and what is longer about it no sample has asked for. It adds up as
-    in a random walk and spoils what is answered to others. Nothing is taken back of a loss whose
+    It differs from 1 only where outcomes saturate.
+
+    The step to given outcomes is longer in the span of K random directions than among all d. If
+    they are few, it is so by sqrt(d / K). No sample has asked for the extra length. It adds up as
+    in a random walk and spoils the answers to other samples. Nothing is taken back of a loss whose
     curvature is constant, and little where K is near d.
 
     Args:
@@ -351,8 +365,9 @@ def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Te
 def next_gain(
     state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float
 ) -> VectorState:
-    """Prediction error on the next batch: actual against expected improvement of the last step sets
-    eta.
+    """Set eta by the prediction error on the next batch: actual against expected improvement.
+
+    The improvement is that of the last step.
 
     Args:
         state: from the last step.
@@ -382,8 +397,9 @@ def next_gain(
 
 
 def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> VectorState:
-    """Prediction error on the same batch: halve lambda where the expectation held, triple it where
-    it did not.
+    """Set lambda by the prediction error on the same batch.
+
+    It is halved where the expectation held, and tripled where it did not.
 
     Args:
         state: of this step.
@@ -399,8 +415,7 @@ def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> Vector
 def next_reach(
     before: VectorState, after: VectorState, actual: Tensor, *, first: float
 ) -> VectorState:
-    """Where lambda is at its ceiling and no step helps all the same: look twice as far each time,
-    for anything better.
+    """Look twice as far each time where lambda is at its ceiling and no step helps all the same.
 
     Perturbations grow until a copy of the weights is better, or until they are `WIDEST`; then all
     begins anew.

@@ -1,4 +1,7 @@
-"""How torch.compile is kept out of a step, which is no tensor program: it counts, and calls kernels by address."""
+"""How torch.compile is kept out of a step.
+
+A step is no tensor program: it counts, and calls kernels by address.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import torch
 def keep_tracers_out(*functions: Any) -> None:
     """Let torch.compile run these functions, and all that they call, as they are.
 
-    It is noted with their code, so that a step pays nothing for it; torch.compiler.disable would
-    wrap each call. A compiled model inside the closure stays compiled.
+    The mark stands with their code, so that a step pays nothing for it; torch.compiler.disable
+    would wrap each call. A compiled model inside the closure stays compiled.
     """
     frames: Any = getattr(torch._C, "_dynamo").eval_frame  # noqa: B009  (not in torch's types)
     if not hasattr(frames, "_FrameExecStrategy"):  # torch 2.6

@@ -1,4 +1,7 @@
-"""Steps that are made, looked at and taken back: where an optimizer would go from the present weights."""
+"""Steps that are made, looked at and taken back.
+
+They show where an optimizer would go from the present weights.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,7 @@ class Observed(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is known of the optimizer's weights; vectors are float64, flat, over the trainable
-    weights.
+    """The optimizer's weights; vectors are float64, flat, over the trainable weights.
 
     Attributes:
         members: group, index in the noise and tensor of every parameter that a step changes.
@@ -58,8 +60,9 @@ class Model(NamedTuple):
 
 
 def observe(optimizer: ScalarRule, closure: Closure, probes: int) -> tuple[Model, Observed]:
-    """The exact gradient, and `probes` virtual steps; the optimizer, its weights and all generators
-    are as before.
+    """The exact gradient, and `probes` virtual steps.
+
+    Afterwards the optimizer, its weights and all generators are as before.
 
     Raises:
         TypeError: the closure returned neither a tensor nor an `Outcome`.
@@ -113,7 +116,10 @@ def _put_back(members: list[tuple[int, int, Tensor]], old: list[Tensor]) -> None
 def _same_random_numbers(
     members: list[tuple[int, int, Tensor]],
 ) -> contextlib.AbstractContextManager[None]:
-    """Draw, and put the generators back: all virtual steps and the gradient see the same dropout masks."""
+    """Draw, and put the generators back.
+
+    All virtual steps and the gradient see the same dropout masks.
+    """
     return torch.random.fork_rng(
         sorted({p.device.index or 0 for _, _, p in members if p.device.type == "cuda"})
     )
@@ -224,7 +230,10 @@ def _virtual_step(
 
 
 def promises_a_scale(optimizer: ScalarRule) -> bool:
-    """Whether the mean update is the learning rate times the gradient, and not only parallel to it."""
+    """Whether the mean update is the learning rate times the gradient.
+
+    If not, it is only parallel to it.
+    """
     return isinstance(optimizer, WeightPerturbation | SPSA)
 
 
@@ -238,7 +247,10 @@ def _columns(rows: list[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
 
 
 def _linear_update(optimizer: ScalarRule, model: Model, step: int) -> Tensor:
-    """The update if the loss were linear, from the definition of the noise: -mean_k (g . sigma z_k) lr / sigma z_k."""
+    """The update if the loss were linear, from the definition of the noise.
+
+    It is -mean_k (g . sigma z_k) lr / sigma z_k.
+    """
     settings = optimizer.settings
     draw = reference.rademacher if settings["noise"] == "rademacher" else reference.gaussian
     rates = _doubles([group["lr"] for group in optimizer.param_groups])[model.group]

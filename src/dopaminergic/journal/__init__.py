@@ -1,10 +1,9 @@
-"""An append-only log of a run: seeds and coefficients, from which every step's weights are rebuilt
-bit for bit.
+"""An append-only log of a run, from which the weights of every step are rebuilt bit for bit.
 
     weights after step t = weights before it, scaled, plus sum_k coefficient_k z(seed, t, k)
 
-A direction z is a function of counters, so a step of a model of any size is its coefficients: tens
-of bytes.
+It holds seeds and coefficients. A direction z is a function of counters, so a step is no more than
+its coefficients. For a model of any size these are tens of bytes.
 """
 
 from dopaminergic.journal.format import JournalError

@@ -1,8 +1,7 @@
-"""The bytes of a journal: records that are framed, chained by checksums and bounded before anything
-is allocated.
+"""The bytes of a journal: framed records, chained by checksums and bounded before allocation.
 
-    file = magic, version, record, record, ...     record = kind, length, payload, checksum of all
-    bytes so far
+    file = magic, version, record, record, ...
+    record = kind, length, payload, checksum of all bytes so far
 
 `docs/journal.md` describes every byte. Integers are little endian or LEB128, numbers are float64,
 text is JSON; nothing in a journal is code.
@@ -58,7 +57,7 @@ class Damage(Exception):  # noqa: N818  (a place, which `read` reports, not an e
 
     Attributes:
         offset: number of bytes before the damage, all of which are sound.
-        reason: what is wrong there.
+        reason: the fault there.
     """
 
     def __init__(self, offset: int, reason: str) -> None:
@@ -68,7 +67,7 @@ class Damage(Exception):  # noqa: N818  (a place, which `read` reports, not an e
 
 
 class Raw(NamedTuple):
-    """A record with a sound checksum: its kind and payload, where it starts and ends, and its checksum."""
+    """A record with a sound checksum: kind, payload, start, end and checksum."""
 
     kind: int
     payload: bytes
@@ -78,12 +77,12 @@ class Raw(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step does to the weights.
+    """The change that one step makes to the weights.
 
     Attributes:
         terms: directions and their multiples for each group, for `Weights.update`.
-        scales: what weight decay leaves in each group; None for ones.
-        traces: what was written in place before, see `Weights.traces`.
+        scales: the factors of weight decay on the weights of each group; None for ones.
+        traces: the writes in place before, see `Weights.traces`.
     """
 
     terms: list[Term]
@@ -102,7 +101,10 @@ def framed(kind: int, payload: bytes, checksum: int) -> tuple[bytes, int]:
 
 
 def scan(file: BinaryIO, start: int, size: int, checksum: int) -> Iterator[Raw]:
-    """Records from `start` on, one by one; raises `Damage` at the first that is not whole before byte `size`."""
+    """Records from `start` on, one by one.
+
+    Raises `Damage` at the first that is not whole before byte `size`.
+    """
     file.seek(start)
     while start < size:
         head = file.read(min(2, size - start))
@@ -132,7 +134,10 @@ def scan(file: BinaryIO, start: int, size: int, checksum: int) -> Iterator[Raw]:
 
 
 def varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, the lowest first; the highest bit of a byte says that more follow."""
+    """LEB128: seven bits a byte, the lowest first.
+
+    The highest bit of a byte says that more follow. For example, 300 is the bytes AC 02.
+    """
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -142,7 +147,7 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, and where what follows it starts."""
+    """The number that starts at `at`, and the place after it."""
     value = 0
     for i in range(9):
         if at + i >= len(data):
@@ -157,8 +162,9 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 class Codec:
-    """Turns steps into payloads and back; both directions remember the last displacement, to name
-    it in one byte.
+    """Turns steps into payloads and back.
+
+    Both directions remember the last displacement, to name it in one byte.
 
     Args:
         groups: number of parameter groups.
@@ -219,7 +225,7 @@ class Codec:
         return Step(terms, None if scales is None else scales[0], traces)
 
     def traces(self, traces: list[list[Term]], update: list[Term]) -> bytes:
-        """What was written in place: at the best a byte for each."""
+        """The writes in place: at the best a byte for each."""
         parts = [varint(len(traces))]
         for terms in traces:
             written = self._bytes([multiples for _, multiples in terms])
@@ -334,7 +340,10 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes) -> dict[str, Any]:
-    """What `to_json` wrote; it must be a dict."""
+    """The dict that `to_json` wrote.
+
+    Raises `JournalError` for anything else.
+    """
     if json_memory(data) > MOST_MEMORY:
         raise JournalError(
             f"a text record of {len(data):,} bytes would take more than {MOST_MEMORY >> 20} MiB of "
@@ -353,7 +362,10 @@ def from_json(data: bytes) -> dict[str, Any]:
 
 
 def json_memory(data: bytes) -> int:
-    """At most so many bytes of memory are what JSON stands for, read and then turned into tensors and tuples."""
+    """Bound on the bytes of memory that JSON takes when it is read.
+
+    It includes the tensors and tuples that are made of it.
+    """
     containers = data.count(b"[") + data.count(b"{")
     values = data.count(b",") + data.count(b":")
     return 144 * containers + 64 * values + 4 * len(data)

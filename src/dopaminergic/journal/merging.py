@@ -1,4 +1,7 @@
-"""Two journals made one, where the second goes on from the weights that the first ended with."""
+"""Two journals become one.
+
+The second one goes on from the weights that the first one ended with.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,11 @@ from dopaminergic.journal.reading import read
 def merge(
     first: str | os.PathLike[str], second: str | os.PathLike[str], out: str | os.PathLike[str]
 ) -> None:
-    """Write a journal that leads from the initial weights of the first to the last weights of the
-    second.
+    """Write a journal from the initial weights of the first to the last weights of the second.
 
     This is sound, and replays to the bit, if and only if the second starts from the very weights
-    that the first ends with. Two journals of one base cannot be merged: floating-point sums depend
-    on their order, and neither run saw the other's weights, so that no order gives the weights of
+    that the first ends with. Two journals of one base cannot be merged. Floating-point sums depend
+    on their order, and neither run saw the other's weights. So no order gives the weights of
     either.
 
     Args:
@@ -52,7 +54,8 @@ def merge(
                 if same
                 else ""
             )
-            + f": SHA-256 {start.weights[:16]}... and {end.weights[:16]}...; replay one, and train on from its end"
+            + f": SHA-256 {start.weights[:16]}... and {end.weights[:16]}...; "
+            "replay one, and train on from its end"
         )
     checksum = zlib.crc32(START)
     parts = [START]

@@ -1,4 +1,4 @@
-"""A journal's contents: what it begins with, where its snapshots are, and where it is damaged."""
+"""A journal's contents: its headers, its snapshots, and where it is damaged."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class JournalDamage(UserWarning):
 
 
 class Header(NamedTuple):
-    """What a section of a journal begins with; a journal has more than one after `add_param_group`
-    or `merge`.
+    """The beginning of a section of a journal.
+
+    A journal has more than one after `add_param_group` or `merge`.
 
     Attributes:
         library: version of this library that wrote it.
@@ -119,7 +120,7 @@ class Contents(NamedTuple):
         snapshots: in order; the first one is that of the initial weights.
         size: bytes of all whole records.
         kinds: bytes of the records of each kind.
-        damage: what ends the journal early; None if nothing does.
+        damage: the damage that ends the journal early; None if there is none.
     """
 
     path: Path

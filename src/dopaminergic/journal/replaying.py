@@ -1,4 +1,7 @@
-"""From initial weights and a journal to the weights of any step: the updates once more, by the code that made them."""
+"""From initial weights and a journal to the weights of any step.
+
+The updates are made once more, by the code that made them first.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +51,18 @@ def replay(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Bring a model from its initial weights to those of a step, bit for bit, without a forward
-    pass.
+    """Bring a model from its initial weights to those of a step, bit for bit.
 
-    The model may also hold the weights of a snapshot on the way (every 100 steps by default, and
-    where the recording ended); the replay then starts there. Weights are compared with what was
-    recorded at each snapshot.
+    That takes no forward pass.
+
+    The model may also hold the weights of a snapshot on the way; the replay then starts there.
+    There is one every 100 steps by default, and one where the recording ended. At each snapshot the
+    weights are compared with those that were recorded.
 
     Args:
         model: a model, or the parameters as they were given to the optimizer; a dict of tensors,
             such as a `state_dict`, is changed in place.
-        journal: a file, or what `dopaminergic.journal.read` made of it.
+        journal: a file, or the contents that `dopaminergic.journal.read` made of it.
         upto: number of steps, counted from the start of the journal; None: all of them.
         progress: called with the number of steps done and of all steps, from time to time.
 
@@ -105,11 +109,11 @@ def revert(
     """Go back to the weights of an earlier step, bit for bit.
 
     Sums of floating-point numbers cannot be undone exactly, so there is no way back from the
-    weights alone: this copies the initial weights, or those of a snapshot before the step, and
+    weights alone. This copies the initial weights, or those of a snapshot before the step, and
     replays from there.
 
     Args:
-        model: as for `replay`; whatever weights it has are overwritten.
+        model: as for `replay`; its weights are overwritten.
         journal: as for `replay`.
         to: number of steps, counted from the start of the journal.
         base: the weights to start from, needed: a model, parameters, a `state_dict`, or a file that
@@ -162,7 +166,10 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def matched(model: Parameters, contents: Contents) -> list[Tensor]:
-    """The tensors that the journal is about, in its order; raises if the model has no such tensors."""
+    """The tensors that the journal is about, in its order.
+
+    Raises if the model has no such tensors.
+    """
     wanted = max((header.parameters for header in contents.headers), key=len)
     named, listed = _tensors(model)
     names = [p.get("name") for p in wanted]
@@ -349,7 +356,10 @@ class _Replay:
                 self._check(header.weights)
 
     def _section(self, header: Header) -> None:
-        """Parameters and groups as the optimizer had them; the same memory, whoever is frozen now."""
+        """Parameters and groups as the optimizer had them.
+
+        The memory is the same, also where other parameters are frozen now.
+        """
         self.codec = header.codec()
         groups = []
         at = 0

@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed; where it is not glibc, nothing is changed."""
+"""Settings of the C library for freed memory; where it is not glibc, nothing is changed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT = -1, -3, 1 << 28  # mallopt(3); bytes
 
 
 def keep_memory() -> None:
-    """Have this process keep up to 256 MB of what is freed.
+    """Have this process keep up to 256 MB of freed memory.
 
-    Batches of perturbed networks take blocks of the same sizes in each step. Paged in anew each
-    time, they took a fifth of the time of `VectorDopamine`.
+    Batches of perturbed networks take blocks of the same sizes in each step. To page them in anew
+    each time took a fifth of the time of `VectorDopamine`.
     """
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         _call("mallopt", option, KEPT)
 
 
 def give_memory_back() -> None:
-    """Give back to the system what was freed and kept."""
+    """Give back to the system the memory that was freed and kept."""
     _call("malloc_trim", 0)
 
 

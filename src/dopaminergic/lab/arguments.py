@@ -1,4 +1,4 @@
-"""What may be written on the command line: the commands, their options and their help."""
+"""The grammar of the command line: the commands, their options and their help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 """
 
 Command = Callable[[argparse.Namespace], int]
-# A command: its name, what it does, examples.
+# A command: its name, its action, examples.
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 
 
@@ -39,15 +39,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of the command line, which leaves in `run` what the command is to call.
+    """The parser of the command line, which leaves the command's function in `run`.
 
     Args:
-        commands: what to call, by the name of the command.
+        commands: the function of each command, by its name.
     """
     keep = argparse.RawDescriptionHelpFormatter
     whole = Parser(
         prog="dopaminergic",
-        description="Train neural networks with nothing but forward passes, and see how that compares.",
+        description=(
+            "Train neural networks with nothing but forward passes, and see how that compares."
+        ),
         epilog=EXAMPLES,
         formatter_class=keep,
     )

@@ -1,10 +1,11 @@
-"""The six claims made for Dopamine in arXiv 2510.22178, one of this library's own, and verdicts
-from records alone.
+"""The claims about Dopamine, and verdicts on them from records alone.
+
+Six are made in arXiv 2510.22178, and V1, about VectorDopamine, is this library's own.
 
 Every verdict follows from a rule that is fixed here, in the docstring of the function that judges
-the claim; the report prints it beside the verdict. A claim is about the paper's equations, which
-are not public; what is judged are the rules that this library defined after its abstract. V1 is
-about VectorDopamine, which is not in the paper.
+the claim. The report prints it beside the verdict. A claim is about the paper's equations, which
+are not public. The rules that are judged here are those that this library defined after its
+abstract.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ COMPARABLE = 1.25  # ratio of median errors up to which two methods count as com
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data say about one claim.
+    """The verdict of the data on one claim.
 
     Attributes:
         claim: "C1" ... "C6" of the paper, "V1" of this library.
@@ -143,12 +144,12 @@ def _is_firm(finding: Finding, from_enough: Finding) -> bool:
 
 
 def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Dopamine with its one default set against WP tuned for each task, on every forecasting and
-    XOR task.
+    """Dopamine with its one default set against WP tuned for each task.
 
-    A task is won where the 95 % interval of the probability that a Dopamine run beats a WP run lies
-    above .5, lost where it lies below. A run beats another by a lower final test error, on tasks
-    with a threshold by fewer forward passes to reach it (never = infinity). Holds: won on all.
+    It is compared on every forecasting and XOR task. A task is judged by the 95 % interval of the
+    probability that a Dopamine run beats a WP run. It is won where the interval lies above .5, and
+    lost where it lies below. A run beats another by a lower final test error. On tasks with a
+    threshold it does so by fewer forward passes to reach it (never = infinity). Holds: won on all.
     Holds partly: won on some, and on more than are lost. Otherwise not seen.
     """
     outcomes = []
@@ -172,18 +173,20 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         return _nothing("no task was run with both Dopamine (default) and tuned WP")
     won = outcomes.count(1)
     lost = outcomes.count(-1)
-    summary = f"Against tuned WP, won on {won}, level on {outcomes.count(0)}, lost on {lost} of {len(outcomes)} tasks."
+    summary = (
+        f"Against tuned WP, won on {won}, level on {outcomes.count(0)}, "
+        f"lost on {lost} of {len(outcomes)} tasks."
+    )
     verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
     return Finding(verdict, [summary, *evidence], min(sizes))
 
 
 def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam, on every forecasting
-    and XOR task.
+    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam.
 
-    A task is comparable where the median final test error is at most 1.25 times Adam's, on tasks
-    with a threshold where the share of solved runs is at most .05 below Adam's. Holds: comparable
-    on all forecasting tasks. Holds
+    They are compared on every forecasting and XOR task. A task is comparable where the median final
+    test error is at most 1.25 times Adam's. A task with a threshold is comparable where the share
+    of solved runs is at most .05 below Adam's. Holds: comparable on all forecasting tasks. Holds
     partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not
     measured.
     """
@@ -230,14 +233,13 @@ def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Cost of a step of Dopamine against Adam with backpropagation, and the work each needs for the
-    same error.
+    """Cost of a step of Dopamine against Adam with backpropagation, and work for one error.
 
     Per step: time in units of two forward passes, and peak memory over inference's, medians over
     the measured models. For the same error: forward passes (Adam's step = 3) until Adam reaches
     Dopamine's median final error, on each forecasting task. Holds: less time and memory per step,
-    and fewer passes to the same error on every task. Holds
-    partly: less time or less memory per step, whatever the same error took. Otherwise not seen.
+    and fewer passes to the same error on every task. Holds partly: less time or less memory per
+    step, for any number of passes to the same error. Otherwise not seen.
     """
     ours = cost_rows(costs, "dopamine", "adam")
     adam = cost_rows(costs, "adam", "dopamine")
@@ -289,13 +291,12 @@ def cheaper(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Final error on unseen points of cluster XOR and continuous XOR, default sets against tuned
-    SGD, Adam and WP.
+    """Final error on unseen points of two XOR tasks, default sets against tuned SGD, Adam and WP.
 
-    On each task the better of Dopamine and Dopamine2 by median is compared; it is better than
-    another where the 95 % interval of the probability that its run beats the other's lies above .5.
-    Holds: better than SGD, Adam and WP on every task. Holds partly: better than both SGD and Adam
-    on some task. Otherwise not seen.
+    The tasks are cluster XOR and continuous XOR. On each the better of Dopamine and Dopamine2 by
+    median is compared. It is better than another where the 95 % interval of the probability that
+    its run beats the other's lies above .5. Holds: better than SGD, Adam and WP on every task.
+    Holds partly: better than both SGD and Adam on some task. Otherwise not seen.
     """
     full = []
     partial = []
@@ -341,13 +342,11 @@ def generalises_on_xor(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """Lowest median final test error on each forecasting task, among all that the paper compared,
-    and SPSA and ES.
+    """Lowest median final test error on each forecasting task.
 
-    Dopamine2 counts with its default and with its tuned set. Holds: Dopamine2 is the lowest on
-    every task. Holds
-    partly: the lowest on some task, or the lowest of those without gradients on every task.
-    Otherwise not seen.
+    The methods are all that the paper compared, and SPSA and ES. Dopamine2 counts with its default
+    and with its tuned set. Holds: Dopamine2 is the lowest on every task. Holds partly: the lowest
+    on some task, or the lowest of those without gradients on every task. Otherwise not seen.
     """
     first = []
     first_without_gradients = []
@@ -371,7 +370,10 @@ def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         if ranked[0] != own:
             words += f"; {name_of(own)} has {compact(medians[own])}"
         if forward[0] not in (ranked[0], own):
-            words += f"; lowest without gradients is {name_of(forward[0])} with {compact(medians[forward[0]])}"
+            words += (
+                f"; lowest without gradients is {name_of(forward[0])} "
+                f"with {compact(medians[forward[0]])}"
+            )
         evidence.append(words + ".")
     if not first:
         return _nothing("no forecasting task was run with Dopamine2 and another optimizer")
@@ -388,7 +390,7 @@ def lowest_error_on_chaos(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """Runs of Dopamine and Dopamine2 (default sets) on the forecasting tasks, beside tuned WP.
 
-    A run is unstable if it diverges or ends at more than twice its own best test error; the spread
+    A run is unstable if it diverges or ends at more than twice its own best test error. The spread
     is the interquartile range of the final errors over their median. Holds: at most 5 % unstable in
     each rule on each task, and on each task a spread no larger than WP's. Holds partly: at most 5 %
     unstable in each rule over all tasks. Otherwise not seen.
@@ -424,7 +426,10 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     counts = ", ".join(
         f"{name_of(method)} {sum(each)} of {len(each)}" for method, each in shaky.items()
     )
-    summary = f"Unstable runs: {counts}; spread no larger than WP's in {sum(tight)} of {len(tight)} comparisons."
+    summary = (
+        f"Unstable runs: {counts}; "
+        f"spread no larger than WP's in {sum(tight)} of {len(tight)} comparisons."
+    )
     return Finding(
         HOLDS if all(calm) and all(tight) else PARTLY if partly else NOT_SEEN,
         [summary, *evidence],
@@ -433,13 +438,12 @@ def stable(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task; not a
-    claim of the paper.
+    """VectorDopamine, with nothing tuned, against Adam tuned for each task, on every task.
 
-    Runs are paired by their seed, which gives both the same weights and batches; one beats the
-    other as in C1. A task is won where the 95 % bootstrap interval of the median difference lies
-    below 0, lost where it lies above. Holds: won on all. Holds partly: won on some, and on more
-    than are lost. Otherwise not seen.
+    This is not a claim of the paper. Runs are paired by their seed, so both have the same weights
+    and batches. One beats the other as in C1. A task is won where the 95 % bootstrap interval of
+    the median difference lies below 0, lost where it lies above. Holds: won on all. Holds partly:
+    won on some, and on more than are lost. Otherwise not seen.
     """
     outcomes = []
     evidence = []

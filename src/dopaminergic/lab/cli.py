@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"another process of this run is gone ({error}); run the same command again to "
                 "continue"
             )
-        # `head`, say, has had enough; nothing is missing unless runs were still to be made.
+        # A reader such as `head` has had enough; nothing is missing unless runs were still to be
+        # made.
         return 1 if options.command in ("reproduce", "train", "compare") else 0
     except ModuleNotFoundError as error:
         return _fail(
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _readers_are_gone() -> bool:
-    """Whether nobody reads what this process writes; then what is still to be written is dropped."""
+    """Whether nobody reads the output of this process; then the rest of it is dropped."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     gone = False
     for stream in (sys.stdout, sys.stderr):
@@ -81,7 +82,10 @@ def _fail(message: str) -> int:
 
 
 def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
-    """The command that goes on where this one was interrupted, and from where; a plain one starts `train` again."""
+    """The command that goes on where this one was interrupted.
+
+    It says from where it goes on; a plain one starts `train` again.
+    """
     if options.command not in ("reproduce", "train", "compare"):
         return ""
     line = ["dopaminergic", *options.line]
@@ -97,7 +101,7 @@ def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
 
 
 def _tell(notes: Sequence[str]) -> None:
-    """Say on standard error what the user should know of the data."""
+    """Print notes on the data on standard error."""
     for note in notes:
         print(f"dopaminergic: note: {clean(note)}", file=sys.stderr)
 
@@ -136,7 +140,10 @@ def _task_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _make(options: argparse.Namespace) -> tuple[str, dict[str, Any], Task]:
-    """The task of the options: its name, its settings, tied to the data as they are now, and itself."""
+    """The task of the options: its name, its settings, and itself.
+
+    The settings are tied to the data as they are now.
+    """
     from dopaminergic.lab.tasks import make_task
 
     name, settings = _task_of(options)

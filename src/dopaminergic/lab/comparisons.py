@@ -1,4 +1,7 @@
-"""What the rules of `claims` are made of: methods, runs that are compared, scores, and numbers in words."""
+"""The parts that the rules of `claims` are made of.
+
+They are methods, runs that are compared, scores, and numbers in words.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ def tasks_with(
 
 
 def scores(score: Callable[[Record], float], runs: list[Record]) -> list[float]:
-    """Of each run."""
+    """Score of each run."""
     return [score(run) for run in runs]
 
 
 def median_error(runs: list[Record]) -> float:
-    """Of the final test errors."""
+    """Median of the final test errors."""
     return float(statistics.median(scores(final_error, runs)))
 
 
@@ -58,7 +61,10 @@ def name_of(method: Method) -> str:
 
 
 def best_of(cells: Cells, methods: tuple[Method, ...]) -> Method | None:
-    """The method with the lowest median error; on a task with a threshold, the largest share of solved runs first."""
+    """The method with the lowest median error.
+
+    On a task with a threshold, the largest share of solved runs comes first.
+    """
     present = [method for method in methods if method in cells]
     if not present:
         return None
@@ -67,7 +73,10 @@ def best_of(cells: Cells, methods: tuple[Method, ...]) -> Method | None:
 
 
 def sign_of(chance: statistics.Estimate) -> int:
-    """1 if the interval lies above .5, -1 if below, 0 otherwise and for single runs, whose interval is open."""
+    """1 if the interval lies above .5, -1 if below, 0 otherwise.
+
+    It is 0 for single runs too, whose interval is open.
+    """
     return 1 if chance.low > 0.5 else -1 if chance.high < 0.5 else 0
 
 
@@ -78,7 +87,7 @@ def with_interval(chance: statistics.Estimate) -> str:
 
 
 def interval_of(difference: statistics.Estimate) -> str:
-    """The interval of a median difference, in words; nothing where one run leaves it open."""
+    """The interval of a median difference, in words; "" where one run leaves it open."""
     if math.isnan(difference.low):
         return ""
     return f", median difference {_signed(difference.low)} to {_signed(difference.high)}"
@@ -89,7 +98,7 @@ def _signed(value: float) -> str:
 
 
 def passes_to(record: Record, error: float) -> float:
-    """Forward passes after which the curve of a run first is at or below an error; infinity if never."""
+    """Forward passes after which a run's curve first is at or below an error; infinity if never."""
     curve = zip(record["curve"]["passes"], record["curve"]["error"], strict=True)
     return next(
         (float(passes) for passes, value in curve if value is not None and value <= error), math.inf
@@ -97,7 +106,7 @@ def passes_to(record: Record, error: float) -> float:
 
 
 def speed(ours: list[Record], theirs: list[Record]) -> str:
-    """How soon the first are where the others, runs of WP, end."""
+    """How soon the first runs are at the final error of the others, which are runs of WP."""
     needed = float(statistics.median([passes_to(run, median_error(theirs)) for run in ours]))
     budget = compact(float(theirs[0]["budget"]))
     if math.isinf(needed):

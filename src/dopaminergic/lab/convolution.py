@@ -1,9 +1,9 @@
-"""A convolutional network for small images, one model or R replicas like those of
-`dopaminergic.lab.networks`.
+"""A convolutional network for small images, one model or R replicas.
 
-A convolution is a matrix product with patches of its input (Chellapilla, Puri and Simard 2006).
-Replicas that see the same images share the patches of them; every layer is one batched product for
-all replicas, also under `torch.func.vmap`, and no patch overlaps the border.
+The replicas are like those of `dopaminergic.lab.networks`. A convolution is a matrix product with
+patches of its input (Chellapilla, Puri and Simard 2006). Replicas that see the same images share
+the patches of them. Every layer is one batched product for all replicas, also under
+`torch.func.vmap`, and no patch overlaps the border.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KERNELS = (3, 4)
 STRIDES = (1, 2)
 POSITIONS = (36, 4)
 
-# Larger pieces of the patches of 128 replicas exceed what the allocator keeps, and are paged in
-# anew in every pass.
+# Larger pieces of the patches of 128 replicas exceed the memory that the allocator keeps. They are
+# paged in anew in every pass.
 IMAGES_AT_ONCE = 32
 
 
@@ -47,14 +47,15 @@ def patches(images: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class Convolutional(Stackable):
-    """Two convolutions and two dense layers, with ReLU between them and a linear output, for images
-    of 8 x 8 pixels.
+    """Two convolutions and two dense layers, for images of 8 x 8 pixels.
 
-    Parameters, with one more leading dimension R in a stacked network, are for layer i `bias_i` and
-    `weight_i` of the shapes `(9, channels[0])`, `(16 channels[0], channels[1])`,
-    `(4 channels[1], units)` and `(units, classes)`; rows of the first two are ordered like
-    `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015), those of the
-    output layer 1/fan_in; biases are 0.
+    They have ReLU between them and a linear output.
+
+    Layer i has the parameters `bias_i` and `weight_i`, with one more leading dimension R in a
+    stacked network. The weights have the shapes `(9, channels[0])`, `(16 channels[0],
+    channels[1])`, `(4 channels[1], units)` and `(units, classes)`. Rows of the first two are
+    ordered like `patches`. Initial weights are normal with variance 2/fan_in (He et al. 2015),
+    those of the output layer 1/fan_in; biases are 0.
 
     Args:
         channels: of the two convolutions, each at least 1.

@@ -1,8 +1,7 @@
-"""What a step costs: time over two forward passes, interleaved in one process, and peak memory over
-inference.
+"""The costs of a step: time over two forward passes, and peak memory over inference.
 
-A step of VectorDopamine has many passes, evaluated as batches, so it is the time of a pass that
-compares.
+The times are interleaved in one process. A step of VectorDopamine has many passes, evaluated as
+batches, so it is the time of a pass that compares.
 """
 
 from __future__ import annotations
@@ -54,17 +53,21 @@ Loss = Callable[[], torch.Tensor | Outcome]
 
 
 def scalar(found: torch.Tensor | Outcome) -> torch.Tensor:
-    """The loss in what was found: on a tiny network a mean of one number would be a tenth of a forward pass."""
+    """The loss in a closure's value.
+
+    On a tiny network a mean of one number would be a tenth of a forward pass.
+    """
     return found if isinstance(found, torch.Tensor) and found.ndim == 0 else found.mean()
 
 
 def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callable[[], int]:
-    """One training step of a method, as a function of nothing that returns the forward passes it
-    counts as.
+    """One training step of a method, as a function without arguments.
+
+    It returns the forward passes that it counts as.
 
     Args:
         name: in `METHODS`.
-        model: what is trained.
+        model: the model to train.
         loss: its loss, or outcome, on a fixed batch.
         **settings: of a forward-only optimizer.
     """
@@ -91,12 +94,12 @@ def stepper(name: str, model: nn.Module, loss: Loss, **settings: Any) -> Callabl
 def time_ratios(
     steps: dict[str, Callable[[], int]], loss: Loss, rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, dict[str, float]]:
-    """Time of each step in units of two forward passes without gradients: median, and the middle
-    half, over rounds.
+    """Time of each step in units of two forward passes without gradients.
 
-    The methods and the forward passes take turns within a round, so that a machine that changes its
-    speed changes both. Each begins its turn with some calls that are not timed: the first ones
-    after another's turn are slower, most of all after one that only reads its weights.
+    It is the median, and the middle half, over rounds. The methods and the forward passes take
+    turns within a round, so that a machine that changes its speed changes both. Each begins its
+    turn with a few calls that are not timed. The first ones after another's turn are slower, most
+    of all after one that only reads its weights.
 
     Args:
         steps: by name, each as of `stepper`.
@@ -115,7 +118,7 @@ def time_ratios(
     for work in everything.values():
         for _ in range(warm_up):
             work()
-    # All windows have about as many passes, so that whatever interrupts the machine lengthens all
+    # All windows have about as many passes, so that an interruption of the machine lengthens all
     # alike.
     passes = 2 * _repeats(forwards)
     repeats = {name: max(1, passes // work()) for name, work in everything.items()}
@@ -145,7 +148,7 @@ def quartiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def _repeats(work: Callable[[], Any]) -> int:
-    """How often to do it in one measurement, for some 20 ms."""
+    """Number of repetitions that make one measurement last about 20 ms."""
     shortest = 1.0
     for _ in range(5):
         began = time.perf_counter()
@@ -155,12 +158,12 @@ def _repeats(work: Callable[[], Any]) -> int:
 
 
 def peak_memory(name: str, weights: int, dtype: str = "float32") -> float | None:
-    """Peak memory of training steps over that of inference, both above what the process held before
-    the model.
+    """Peak memory of training steps over that of inference.
 
-    Measured in a process of its own, on a perceptron of about `weights` weights; None where the
-    system does not tell (it is read from Linux's /proc), or that process was killed, which the log
-    says.
+    Both are counted above the memory that the process held before the model. It is measured in a
+    process of its own, on a perceptron of about `weights` weights. It is None where the system does
+    not tell it, since it is read from Linux's /proc. It is None, too, if that process was killed,
+    and the log says so.
 
     Args:
         name: in `METHODS`.
@@ -192,7 +195,7 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
 
     Args:
         rounds: of `time_ratios`.
-        memory_of: the methods whose memory is measured, which takes some seconds for each.
+        memory_of: methods to measure the memory of; each takes a few seconds.
     """
     task = make_task("lorenz")
     batch = task.batch(0, 0)
@@ -275,7 +278,7 @@ def measure_memory(
     # million weights.
     train(network(3))
     gc.collect()
-    give_memory_back()  # what is kept of it would be taken for the model's
+    give_memory_back()  # kept memory would be taken for the model's
     _high_water()
     before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     model = network(max(1, weights // width**2))

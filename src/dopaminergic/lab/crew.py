@@ -23,11 +23,10 @@ MOST_LOST = 3  # processes that one job may lose
 
 
 class Crew:
-    """Worker processes that take one job after another, since starting one costs as much as a small
-    job.
+    """Worker processes that take one job after another.
 
-    A worker that is killed, for want of memory say, is replaced, and its job goes on from its
-    checkpoint.
+    Starting a process costs as much as a small job. A worker that is killed, for example when
+    memory runs out, is replaced. Its job goes on from its checkpoint.
 
     Args:
         workers: how many processes, each of one thread.
@@ -58,13 +57,13 @@ class Crew:
         """Run all jobs that are not done yet, and append their records.
 
         Args:
-            jobs: what to run; see `unfinished`.
+            jobs: the jobs to run; see `unfinished`.
             folder: where `records.jsonl`, `pictures.jsonl` and `checkpoints/` lie; made if missing.
             progress: called with replica-passes done, replica-passes in all, and the names of the
                 running jobs.
 
         Raises:
-            RuntimeError: a job failed, or its worker was killed three times; what is finished is
+            RuntimeError: a job failed, or its worker was killed three times; finished runs are
                 kept.
         """
         jobs = list(jobs)
@@ -115,7 +114,10 @@ class Crew:
         running: dict[Connection, Job],
         checkpoints: Path,
     ) -> None:
-        """Give the first job to an idle worker; if that is gone, the job goes on waiting for another."""
+        """Give the first job to an idle worker.
+
+        If that worker is gone, the job goes on waiting for another.
+        """
         try:
             connection.send((waiting[0], checkpoints))
         except OSError:  # killed while it was idle
@@ -172,6 +174,6 @@ def _worker(connection: Connection, stop: Any, parent: int) -> None:
                 return
             connection.send(finished)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # nothing more to do, or the parent is gone; the checkpoint is what remains
+            return  # nothing more to do, or the parent is gone; the checkpoint remains
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")

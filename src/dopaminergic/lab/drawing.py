@@ -1,7 +1,7 @@
-"""How every figure of the lab looks: colours, type, readable axes, labels beside lines, files.
+"""The look of every figure of the lab: colours, type, readable axes, labels beside lines, files.
 
-One colour per optimizer everywhere: hues after Okabe and Ito's palette, safe for the colour-blind,
-for rules that only run forward; black and grey, dashed, for those that use gradients.
+Each optimizer has one colour everywhere. Rules that only run forward have hues after Okabe and
+Ito's palette, safe for the colour-blind. Those that use gradients are black and grey, dashed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ STYLE: Any = {
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **keywords: Any
 ) -> tuple[Figure, Any]:
-    """A figure of its own (no global state), in inches, with one axes or an array (rows, columns) of them."""
+    """A figure of its own (no global state), in inches, with its axes.
+
+    The axes are one, or an array (rows, columns) of them.
+    """
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=rows * columns == 1, **keywords)
@@ -91,7 +94,10 @@ def thousands(value: float, _: object = None) -> str:
 
 
 def zero_place(errors: Iterable[float]) -> float | None:
-    """Where zeros go on a logarithmic axis: at half of the smallest error above zero; None where there are no zeros."""
+    """Place of zeros on a logarithmic axis: at half of the smallest error above zero.
+
+    None where there are no zeros.
+    """
     finite = [error for error in errors if math.isfinite(error)]
     return min((error for error in finite if error > 0), default=1.0) / 2 if 0 in finite else None
 
@@ -99,7 +105,10 @@ def zero_place(errors: Iterable[float]) -> float | None:
 def readable_log(
     axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number
 ) -> None:
-    """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond; `zero` is labelled 0."""
+    """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond.
+
+    `zero` is labelled 0.
+    """
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
@@ -137,7 +146,10 @@ def readable_log(
 
 
 def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float = 11.5) -> None:
-    """Names right of the axes at the heights where their lines end, pushed apart until none overlaps."""
+    """Names right of the axes at the heights where their lines end.
+
+    They are pushed apart until none overlaps.
+    """
     if not ends:
         return
     figure = axes.figure
@@ -193,7 +205,10 @@ def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
 
 
 def _apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
-    """The heights nearest to those wanted, in their order, at least `gap` apart and within [0, 1]."""
+    """The heights nearest to those wanted, in their order.
+
+    They are at least `gap` apart and within [0, 1].
+    """
     order = np.argsort(heights, kind="stable")
     placed = heights[order].astype(float)
     for _ in range(200):
@@ -242,7 +257,10 @@ def symmetric_log(axes: Axes, values: Sequence[float]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 150 dots per inch in one step; with 255 colours, a fifth of the bytes, if it has no shading."""
+    """Write a PNG of 150 dots per inch in one step.
+
+    Without shading it has 255 colours, which take a fifth of the bytes.
+    """
     raw = io.BytesIO()
     small = io.BytesIO()
     figure.savefig(raw, format="png", dpi=150, facecolor="white")

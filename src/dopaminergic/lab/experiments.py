@@ -1,4 +1,7 @@
-"""The paper's two experiments as plans: which tasks, budgets and seeds; and running a plan from start to report."""
+"""The paper's two experiments as plans, and running a plan from start to report.
+
+A plan names tasks, budgets and seeds.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Study(NamedTuple):
 
     Attributes:
         task: name in `TASKS`.
-        settings: those that differ from the task's defaults.
+        settings: those that differ from the task's defaults, such as `{"hidden": 64}`.
         budget: forward passes of each run.
         tuning_seeds: runs for each of the seven learning rates.
         report_seeds: runs of the chosen one.
@@ -63,11 +66,11 @@ def studies(part: str, size: str) -> list[Study]:
 
     Args:
         part: `"xor"`, `"chaos"` or `"all"`.
-        size: `"quick"` (a look, under a minute), `"default"` (some minutes) or `"full"` (the run of
-            record).
+        size: `"quick"` (a look, under a minute), `"default"` (a few minutes) or `"full"` (the run
+            of record).
     """
     chaos_tasks = ("lorenz", "rossler", "mackey-glass")
-    # Trained on true states alone: a tenth of the time, but a network may run off.
+    # Training on true states alone takes a tenth of the time, but a network may run off.
     forced = {"forcing": 1}
     few = ("dopamine", "dopamine2", "vector", "wp", "sgd", "adam")
     if size == "quick":
@@ -120,7 +123,7 @@ def run_studies(
     workers: int,
     progress: Callable[[str, int, int, list[str]], None],
 ) -> None:
-    """Tune, then run what is reported; what is done already is skipped.
+    """Tune, then make the runs that are reported; finished ones are skipped.
 
     Args:
         plan: the studies.

@@ -1,4 +1,4 @@
-"""Which figures the data of a folder allow, with their titles and captions; each caption says its n."""
+"""The figures that the data of a folder allow, with titles and captions; each caption has its n."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ LONGEST_SLUG = 80  # characters of a file name, which a path in the title would 
 
 
 class Drawing(NamedTuple):
-    """A picture on disk and what to say about it.
+    """A picture on disk and its words.
 
     Attributes:
         path: of the PNG file.
         title: heading.
-        caption: what is shown, with its n.
+        caption: the content of the picture, with its n.
         section: the part of the report it belongs to.
         wide: whether it takes the width of the page.
     """
@@ -55,7 +55,7 @@ class Drawing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A figure to be drawn: the stem of its file name, how to draw it, and the fields of `Drawing`."""
+    """A figure to draw: the stem of its file name, its function, and the fields of `Drawing`."""
 
     name: str
     draw: Callable[[], Figure]
@@ -66,8 +66,9 @@ class Plan(NamedTuple):
 
 
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
-    """Draw every figure that the data of a folder allow, as PNG files in another, which is created
-    if missing.
+    """Draw every figure that the data of a folder allow, as PNG files in another.
+
+    That folder is created if missing.
 
     Numbered figures that an earlier report left there, and this one does not have, are deleted.
 
@@ -140,7 +141,10 @@ def _results(records: list[Record]) -> Iterator[Plan]:
     for title, cells in tasks.items():
         n = count(cells)
         slug = _slug(title)
-        caption = f"Median test error and interquartile band over seeds, {n}; a step of SGD or Adam counts as 3 passes."
+        caption = (
+            f"Median test error and interquartile band over seeds, {n}; "
+            "a step of SGD or Adam counts as 3 passes."
+        )
         draw = partial(plots.learning_curves, cells)
         yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
         if has_threshold(run for runs in cells.values() for run in runs):
@@ -226,7 +230,10 @@ def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
 
 
 def _pictures(pictures: list[Record], name: str) -> dict[str, list[Record]]:
-    """By title, the first picture of each optimizer, its default set before the tuned one, in the order of legends."""
+    """By title, the first picture of each optimizer, in the order of legends.
+
+    Its default set comes before the tuned one.
+    """
     chosen = sorted(
         (picture for picture in pictures if picture["name"] == name),
         key=lambda p: task_rank(p["task"]),

@@ -1,4 +1,7 @@
-"""Many runs of one optimizer on one task, side by side in one process: replicas stacked and evaluated as one batch."""
+"""Many runs of one optimizer on one task, side by side in one process.
+
+Their replicas are stacked and evaluated as one batch.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ HEADER = b"dopaminergic checkpoint 1, sha256 "
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not what was written; nothing of it was used."""
+    """A checkpoint that is not as it was written; nothing of it was used."""
 
 
 class Fleet:
     """R runs that differ in their seed and learning rate alone, and know nothing of each other.
 
     Args:
-        task: what is learned.
+        task: the task to learn.
         optimizer: name in `METHODS`.
         seeds: one for each replica; equal seeds have equal initial weights, batches and directions.
         learning_rates: one for each replica.
@@ -78,7 +81,10 @@ class Fleet:
         return self.passes + self.optimizer.next_passes > self.budget
 
     def run(self, seconds: float = 0.25) -> Iterator[int]:
-        """Train to the end of the budget, yielding the forward passes so far every so many seconds."""
+        """Train to the end of the budget.
+
+        Yields the forward passes so far every `seconds` seconds.
+        """
         yielded = time.monotonic()
         while not self.done:
             self.step()
@@ -135,7 +141,7 @@ class Fleet:
         """Continue from a checkpoint of a fleet of the same making, bit for bit.
 
         Raises:
-            CheckpointError: not what `save` wrote; the fleet is as before.
+            CheckpointError: the file is not one of `save`; the fleet is as before.
             ValueError: the checkpoint belongs to other runs.
         """
         state = _read(path)
@@ -143,7 +149,7 @@ class Fleet:
         # All else has been looked at, so that the one part that may still be refused comes first.
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # whatever kinds torch has for it
+        except Exception as error:  # torch has many kinds for it
             said = shown(" ".join(str(error).split()), 150)
             raise CheckpointError(
                 f"{path}: not a checkpoint of this run ({type(error).__name__}: {said})"
@@ -155,7 +161,10 @@ class Fleet:
         self.traces = [(passes, rpe, rate) for passes, rpe, rate in state["traces"]]
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:
-        """Raise unless a checkpoint is of these runs, and all that this class keeps in it is of the right kind."""
+        """Raise unless a checkpoint is of these runs.
+
+        All that this class keeps in it must be of the right kind.
+        """
         task = [self.task.name, self.task.settings]
         if difference([state.get("seeds"), state.get("task")], [self.seeds, task]):
             said = shown(str(state.get("task"))[:200], 80)
@@ -195,7 +204,7 @@ class Fleet:
             )
 
     def _counted(self, value: Any) -> bool:
-        """Whether this is a number of steps or passes that these runs may come to."""
+        """Whether this is a possible number of steps or passes of these runs."""
         return type(value) is int and 0 <= value <= self.budget
 
     def _own(self) -> dict[str, Any]:
@@ -207,7 +216,7 @@ class Fleet:
 
 
 def with_header(body: bytes) -> bytes:
-    """The content of a checkpoint: what it is and its checksum in a first line, and then a state."""
+    """The content of a checkpoint: a line with its kind and its checksum, then a state."""
     return HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
@@ -236,7 +245,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _has_same_settings(theirs: Any, own: dict[str, Any]) -> bool:
-    """Whether this is the state of an optimizer that was made alike; the optimizer itself looks at all the rest."""
+    """Whether this is the state of an optimizer that was made alike.
+
+    The optimizer itself looks at all the rest.
+    """
     if not isinstance(theirs, dict):
         return False
     if "forward" not in own:

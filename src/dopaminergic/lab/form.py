@@ -54,7 +54,10 @@ def difference(theirs: Any, own: Any, name: str = "") -> str:
 
 
 def is_like(theirs: Any, own: Tensor) -> bool:
-    """Whether something is a tensor of the shape and dtype of another one, whose entries may be written each."""
+    """Whether a value is a tensor of the shape and dtype of another one.
+
+    Each of its entries must be one that may be written.
+    """
     return (
         isinstance(theirs, Tensor)
         and theirs.layout == torch.strided

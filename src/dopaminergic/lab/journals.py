@@ -31,7 +31,7 @@ from dopaminergic.lab.progress import Progress
 
 
 def show(path: Path, last: int, as_json: bool) -> int:
-    """Print the header, the number of steps, what they cost, and the last of them."""
+    """Print the header, the number of steps, their cost, and the last of them."""
     contents = read(path)
     steps = _last_steps(contents, last)
     facts = _facts(contents)
@@ -135,7 +135,9 @@ def _facts(contents: Contents) -> dict[str, Any]:
         "parameters": len(header.parameters),
         "weights": sum(int(np.prod(p["shape"])) for p in header.parameters),
         "base": f"SHA-256 {contents.snapshots[0].weights}",
-        "end": f"SHA-256 {contents.snapshots[-1].weights} after {contents.snapshots[-1].steps:,} steps",
+        "end": (
+            f"SHA-256 {contents.snapshots[-1].weights} after {contents.snapshots[-1].steps:,} steps"
+        ),
         "sections": len(contents.headers),
         "steps": contents.steps,
         "skipped": contents.skipped,
@@ -147,7 +149,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
 
 
 def _last_steps(contents: Contents, count: int) -> list[dict[str, Any]]:
-    """Decode everything; what the last steps did."""
+    """Decode everything; return the last steps."""
     steps = []
     number = 0
     codec = contents.headers[0].codec()

@@ -1,14 +1,12 @@
-"""Networks of the experiments, each of which can be one model or R independent replicas evaluated
-as one batch.
+"""Networks of the experiments, each one model or R independent replicas evaluated as one batch.
 
 A stacked network is the plain one with a leading dimension R on every parameter: slice r of it is
 the replica of seed r. A plain network computes as a stack of one, so both run the same operations
 in the same order. Everything is differentiable, so that backpropagation (through time) trains the
 very same models.
-
 tanh is written as 2 sigmoid(2 a) - 1 throughout: the same function, with a sigmoid that is several
 times faster than tanh on CPUs. In `Recurrent` the tanh cell carries s = sigmoid(2 a) instead of h =
-2 s - 1 and folds the factor and the offset into the weights, which leaves one matrix product and
+2 s - 1. The factor and the offset are folded into the weights. That leaves one matrix product and
 one sigmoid for each time step:
 
     a_t = x_t Wx + b + h_{t-1} Wh,   h = 2 s - 1   =>   2 a_t = 2 (x_t Wx + b - 1 Wh) + 4 s_{t-1} Wh
@@ -52,8 +50,9 @@ class Stackable(nn.Module):
     def _set_parameters(
         self, seeds: Seeds, shapes: dict[str, tuple[tuple[int, ...], float]], dtype: torch.dtype
     ) -> None:
-        """Registers normal parameters, name -> (shape, standard deviation), drawn in order from
-        each seed's generator.
+        """Registers normal parameters, drawn in order from each seed's generator.
+
+        Each is name -> (shape, standard deviation).
 
         Args:
             seeds: one seed for a plain network, a sequence of them for a stacked one.
@@ -91,7 +90,10 @@ class Stackable(nn.Module):
         return value[None] if self.replicas is None else value
 
     def _check_input(self, inputs: Tensor, ndim: int, features: int) -> None:
-        """Raises ValueError unless the inputs have `ndim` dimensions, the last of size `features`, or R before them."""
+        """Raises ValueError unless the inputs have a shape that fits.
+
+        They have `ndim` dimensions, the last of size `features`, or R before them.
+        """
         allowed = (ndim,) if self.replicas is None else (ndim, ndim + 1)
         fits = inputs.ndim in allowed and inputs.shape[-1] == features
         if not fits or (inputs.ndim > ndim and inputs.shape[0] != self.replicas):
@@ -105,7 +107,10 @@ class Stackable(nn.Module):
             )
 
     def _stacked_input(self, inputs: Tensor, ndim: int, features: int) -> Tensor:
-        """The inputs with a leading dimension R (expanded, not copied, when the replicas share them)."""
+        """The inputs with a leading dimension R.
+
+        They are expanded, not copied, when the replicas share them.
+        """
         self._check_input(inputs, ndim, features)
         return inputs if inputs.ndim > ndim else inputs.expand(self.replicas or 1, *inputs.shape)
 
@@ -132,8 +137,7 @@ class Perceptron(Stackable):
         dtype: of the parameters.
 
     Raises:
-        ValueError: a size below 1, an unknown activation, as many deviations as there are not
-            layers.
+        ValueError: a size below 1, an unknown activation, or not as many deviations as layers.
     """
 
     def __init__(
@@ -190,10 +194,10 @@ class Perceptron(Stackable):
 class Recurrent(Stackable):
     """A recurrent layer with a linear readout, applied to whole sequences.
 
-    Parameters (with one more leading dimension R in a stacked network; G is 1, 3 or 4 gates):
-    `input_weight` `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias`
-    `(G hidden,)`, `output_weight` `(hidden, outputs)`, `output_bias` `(outputs,)`; a GRU also has
-    `candidate_bias` `(hidden,)`, added to the recurrent part of its candidate. Gates lie in the
+    The parameters have one more leading dimension R in a stacked network; G is 1, 3 or 4 gates.
+    They are `input_weight` `(inputs, G hidden)`, `recurrent_weight` `(hidden, G hidden)`, `bias`
+    `(G hidden,)`, `output_weight` `(hidden, outputs)` and `output_bias` `(outputs,)`. A GRU also
+    has `candidate_bias` `(hidden,)`, added to the recurrent part of its candidate. Gates lie in the
     order of `torch.nn`: reset, update, candidate; input, forget, cell, output.
 
     Initial weights are normal: variance 1/inputs (input), gain²/hidden (recurrent), 1/hidden
@@ -256,7 +260,7 @@ class Recurrent(Stackable):
 
         Args:
             inputs: shape `(B, T, inputs)`; a stacked network also takes `(R, B, T, inputs)`.
-            state: what an earlier call returned; None for zeros.
+            state: of an earlier call; None for zeros.
 
         Returns:
             The outputs, shape `(B, T, outputs)` or `(R, B, T, outputs)`, and the state: `(h,)`, for
@@ -285,7 +289,10 @@ class Recurrent(Stackable):
         return max(4, (1 << 19) // (sequences * self.hidden * GATES[self.cell]))
 
     def _readout(self) -> tuple[Tensor, Tensor]:
-        """Weights `(R, outputs, hidden)` and bias `(R, outputs, 1)` that read the carried states."""
+        """Weights and bias that read the carried states.
+
+        They have the shapes `(R, outputs, hidden)` and `(R, outputs, 1)`.
+        """
         weight = self._stacked("output_weight")
         bias = self._stacked("output_bias")
         if self.cell == "tanh":  # h Wo + bo = s (2 Wo) + (bo - 1 Wo)

@@ -1,7 +1,7 @@
-"""The optimizers that the lab compares, by name, each with the same number of learning rates to
-tune over.
+"""The optimizers that the lab compares, by name.
 
-`VectorDopamine` alone has one learning rate, 1, as it has nothing to tune.
+Each has the same number of learning rates to tune over. `VectorDopamine` alone has one learning
+rate, 1, as it has nothing to tune.
 
 Forward-only ones run as they are: a fleet is an optimizer with many seeds. SGD and Adam are torch's
 own, driven by backpropagation, with one addition: a learning rate for each replica.
@@ -45,8 +45,9 @@ class Backpropagation:
     ) -> None:
         self.parameters = list(parameters)
         self.lr = lr
-        # The torch optimizer moves proxies that start each step at zero, so what it leaves there is
-        # its update for a learning rate of 1; each replica then takes that update times its own.
+        # The torch optimizer moves proxies that start each step at zero. They end at its update for
+        # a
+        # learning rate of 1, and each replica takes that update times its own.
         self.proxies = [torch.zeros_like(p) for p in self.parameters]
         self.inner = kind(self.proxies, lr=1.0)
         self.steps = 0
@@ -58,7 +59,10 @@ class Backpropagation:
         return self.steps * self.next_passes
 
     def step(self, closure: Callable[[], Any]) -> Tensor:
-        """Backpropagate and update; returns the losses before the update, float64 of shape `(R,)`."""
+        """Backpropagate and update.
+
+        Returns the losses before the update, float64 of shape `(R,)`.
+        """
         losses = mean_losses(closure(), type(self.inner).__name__, len(self.lr))
         gradients = torch.autograd.grad(losses.sum(), self.parameters)
         with torch.no_grad():
@@ -73,7 +77,7 @@ class Backpropagation:
         return losses.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to continue, beside the weights."""
+        """The state that a run needs to continue, beside the weights."""
         return {"steps": self.steps, "lr": self.lr, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,13 +117,13 @@ class Method(NamedTuple):
     """An optimizer as the lab knows it.
 
     Attributes:
-        label: its name for people.
+        label: its name for people, such as "Dopamine".
         make: builds it from parameters, a tensor of learning rates and a list of seeds, one for
             each replica.
         grid: learning rates to tune over, seven, half a decade apart; one where there is nothing to
             tune.
         default: its own default learning rate where it is meant to be used untuned, else None.
-        passes_per_step: what a step costs, the most where that varies.
+        passes_per_step: the cost of a step, the most where that varies.
         fleet_weights: how many weights a fleet should have in all, beyond which more replicas make
             it slower.
     """

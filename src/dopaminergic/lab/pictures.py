@@ -1,4 +1,4 @@
-"""Figures of what networks have learned: forecasts that run free, decision boundaries.
+"""Figures of the skills of trained networks: forecasts that run free, decision boundaries.
 
 Each is a function from pictures, the data that a run leaves of its end, to a matplotlib figure, as
 in `plots`.
@@ -26,7 +26,10 @@ DEPARTURE = 0.4
 
 
 def departure_time(picture: Record) -> float:
-    """Lyapunov times until the error first exceeds 0.4 of the truth's root mean square; infinity if never."""
+    """Lyapunov times until the error first exceeds 0.4 of the truth's root mean square.
+
+    It is infinity if it never does.
+    """
     truth = _states(picture["truth"])
     forecast = _forecast(picture)
     scale = math.sqrt(float(np.mean(np.sum(truth**2, axis=1))))
@@ -44,7 +47,10 @@ def _states(rows: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
 
 
 def _forecast(picture: Record) -> NDArray[np.float64]:
-    """The forecast, as long as the truth: NaN from where it blew up (ten times the truth's reach) or was cut."""
+    """The forecast, as long as the truth.
+
+    It is NaN from where it blew up (ten times the truth's reach) or was cut.
+    """
     truth = _states(picture["truth"])
     forecast = np.full(truth.shape, np.nan)
     given = np.array(picture["forecast"], dtype=float).reshape(-1, truth.shape[1])[: len(truth)]
@@ -119,8 +125,9 @@ def _picture_name(picture: Record) -> str:
 
 
 def free_runs(pictures: Sequence[Record]) -> Figure:
-    """First coordinate of the truth and of each forecast against time; a line marks where the
-    forecast leaves.
+    """First coordinate of the truth and of each forecast against time.
+
+    A line marks where the forecast leaves.
 
     Args:
         pictures: "free_run" pictures of one task.
@@ -158,8 +165,9 @@ def free_runs(pictures: Sequence[Record]) -> Figure:
 
 
 def decision_boundaries(pictures: Sequence[Record]) -> Figure:
-    """Predicted probability of class 1 over the plane, for each optimizer, with the line where it
-    is one half.
+    """Predicted probability of class 1 over the plane, for each optimizer.
+
+    A line shows where it is one half.
 
     Args:
         pictures: "decision_boundary" pictures of one task; rows of `probability` go with y, columns

@@ -1,7 +1,7 @@
 """Figures of the lab, each a function from records or costs to a matplotlib figure.
 
-A figure of one task is sized to stay legible on a phone. What is shown, and its n, stands in the
-caption, see `dopaminergic.lab.figures`.
+A figure of one task is sized to stay legible on a phone. Its caption has the content and the n, see
+`dopaminergic.lab.figures`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from dopaminergic.lab.results import (
 
 
 def main_variants(cells: Cells) -> Cells:
-    """One variant of each optimizer: the default set where there is one, the tuned set otherwise."""
+    """One variant of each optimizer: the default set where there is one, else the tuned set."""
     return {
         method: runs
         for method, runs in cells.items()
@@ -57,7 +57,10 @@ def main_variants(cells: Cells) -> Cells:
 
 
 def _quartiles(runs: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Passes (T,) common to all runs and the quartiles (3, T) of their errors, infinity where those diverged."""
+    """Passes (T,) common to all runs and the quartiles (3, T) of their errors.
+
+    The quartiles are infinity where those diverged.
+    """
     passes = sorted(set.intersection(*(set(run["curve"]["passes"]) for run in runs)))
     tables = [dict(zip(run["curve"]["passes"], run["curve"]["error"], strict=True)) for run in runs]
     errors = statistics.as_errors([[table[at] for at in passes] for table in tables])
@@ -111,10 +114,16 @@ def learning_curves(cells: Cells) -> Figure:
                     markersize=8,
                     markeredgewidth=2,
                 )
-                axes.annotate(f"{name} diverges", (passes[there][-1], middle[there][-1]), xytext=(0, -18),
-                              ha="center" if passes[there][-1] > 0.3 * passes[-1] else "left",
-                              textcoords="offset points", color=hue, fontsize=11,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
+                axes.annotate(
+                    f"{name} diverges",
+                    (passes[there][-1], middle[there][-1]),
+                    xytext=(0, -18),
+                    ha="center" if passes[there][-1] > 0.3 * passes[-1] else "left",
+                    textcoords="offset points",
+                    color=hue,
+                    fontsize=11,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+                )
         axes.set_yscale("log")
         start = min(passes[passes > 0][0] for passes, _ in curves.values())
         budget = max(run["budget"] for runs in cells.values() for run in runs)
@@ -128,8 +137,9 @@ def learning_curves(cells: Cells) -> Figure:
 
 
 def final_errors(cells: Cells) -> Figure:
-    """Final test error of every run (dots), the median (large) and its bootstrap 95 % interval
-    (bar), best at the top.
+    """Final test error of every run, the median, and its bootstrap 95 % interval, best at the top.
+
+    The runs are dots, the median is a large dot, and the interval is a bar.
 
     Args:
         cells: the runs of one task by method. Runs that diverged are counted at the right.
@@ -179,9 +189,17 @@ def final_errors(cells: Cells) -> Figure:
                 )
             lost = int(np.isinf(errors).sum())
             if lost:
-                axes.text(0.99, row, f"{lost} of {len(errors)} diverged", transform=axes.get_yaxis_transform(),
-                          ha="right", va="center", fontsize=10, color=hue,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85})  # fmt: skip
+                axes.text(
+                    0.99,
+                    row,
+                    f"{lost} of {len(errors)} diverged",
+                    transform=axes.get_yaxis_transform(),
+                    ha="right",
+                    va="center",
+                    fontsize=10,
+                    color=hue,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85},
+                )
         axes.set_xscale("log")
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_yticks(range(len(order)), [_row_name(method, cells) for method in order])
@@ -236,8 +254,9 @@ def solved_shares(cells: Cells) -> Figure:
 
 
 def sensitivity(cells: Cells) -> Figure:
-    """Median final error of the tuning runs against the learning rate, with the interquartile
-    range.
+    """Median final error of the tuning runs against the learning rate.
+
+    A band is the interquartile range.
 
     Args:
         cells: runs of role "tuning" of one task by method. Where other settings varied too, the
@@ -359,8 +378,9 @@ def traces(runs: Sequence[Record]) -> Figure:
 
 
 def costs_of_steps(rows: Sequence[Record]) -> Figure:
-    """Passes of a step, time of a pass, and memory of each optimizer: medians over models (bars),
-    each model (dots).
+    """Passes of a step, time of a pass, and memory of each optimizer.
+
+    Bars are medians over models, and dots are models.
 
     Args:
         rows: of `costs.json`.
@@ -425,8 +445,9 @@ def costs_of_steps(rows: Sequence[Record]) -> Figure:
 
 
 def profile(tasks: dict[str, Cells]) -> Figure:
-    """Performance profile: share of runs whose final error is at most a multiple of their task's
-    lowest median.
+    """Performance profile: share of runs at or below a multiple of the lowest median.
+
+    It is the final error of a run that counts, and the lowest median of its task.
 
     Args:
         tasks: cells of the tasks to be joined; methods that lack one of them are left out.
@@ -464,8 +485,14 @@ def profile(tasks: dict[str, Cells]) -> Figure:
             axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0]
             for name, _ in methods
         ]
-        figure.legend(handles, [LABELS.get(name, name) for name, _ in methods], loc="outside right center",
-                      frameon=False, fontsize=11.5, handlelength=1.6)  # fmt: skip
+        figure.legend(
+            handles,
+            [LABELS.get(name, name) for name, _ in methods],
+            loc="outside right center",
+            frameon=False,
+            fontsize=11.5,
+            handlelength=1.6,
+        )
         return figure
 
 

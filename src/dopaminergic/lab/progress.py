@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars with the time that is left, and tables."""
+"""The output of the command line: progress bars with the time that is left, and tables."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Progress:
         self.bar.stop()
 
     def __call__(self, phase: str, done: int, total: int, running: list[str]) -> None:
-        """Show that `done` of `total` units of a phase are finished, and what is running."""
+        """Show that `done` of `total` units of a phase are finished, and the running jobs."""
         phase = clean(phase)
         now = clean(", ".join(running))
         if not self.console.is_terminal:
@@ -78,7 +78,7 @@ WIDE = 100  # columns that a table of tasks takes; narrower terminals get a para
 
 
 def print_tasks(listing: dict[str, Any]) -> None:
-    """Print what `dopaminergic tasks` lists."""
+    """Print the listing of `dopaminergic tasks`."""
     tasks = [
         [each["name"], each["title"], each["metric"], f"{each['budget']:,}", each["settings"]]
         for each in listing["tasks"]
@@ -106,7 +106,10 @@ def print_summary(summary: dict[str, Any], page: Path) -> None:
 
 
 def _print_table(title: str, names: list[str], rows: list[list[str]]) -> None:
-    """A table, or on a narrow terminal a paragraph for each row; nothing in it is taken for markup."""
+    """A table, or on a narrow terminal a paragraph for each row.
+
+    Nothing in it is taken for markup.
+    """
     console = Console(file=sys.stdout, emoji=False, markup=False)
     if console.width < WIDE and (console.is_terminal or "COLUMNS" in os.environ):
         console.print(title, highlight=False)

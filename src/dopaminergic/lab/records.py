@@ -1,9 +1,9 @@
 """Records of runs on disk: one JSON object a line, safe against a kill at any byte.
 
 `records.jsonl` (a finished run a line), `pictures.jsonl` (data of pictures, a line each) and
-`costs.json` lie in one folder; everything the lab reports is made from these three alone. Each line
-ends in a CRC-32 of itself, so that a bit that flips on a disk costs one line, which is run again,
-and never changes a result unseen.
+`costs.json` lie in one folder. Everything the lab reports is made from these three alone. Each line
+ends in a CRC-32 of itself. So a bit that flips on a disk costs one line, which is run again, and
+never changes a result unseen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 
 class Records(NamedTuple):
-    """What a file of JSON lines held.
+    """The contents of a file of JSON lines.
 
     Attributes:
         records: every whole record, in the order of the file.
@@ -59,23 +59,22 @@ def plain(value: Any) -> Any:
 
 
 def append_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records to a file of JSON lines and force them to the disk; numbers that are not
-    finite become null.
+    """Append records to a file of JSON lines and force them to the disk.
 
-    A last line that was cut is closed with a newline first, so that the new record starts on its
-    own line; nothing that is in the file is removed. A missing file is created, its folder must
-    exist.
+    Numbers that are not finite become null. A last line that was cut is closed with a newline
+    first, so that the new record starts on its own line. Nothing that is in the file is removed. A
+    missing file is created, its folder must exist.
 
     Args:
         path: the file.
         records: JSON-like objects.
 
     Raises:
-        OSError: the disk is full, say; the file is as before then.
+        OSError: for example, the disk is full; the file is as before then.
         ValueError: the file is a link out of its folder.
     """
     lines = b"".join(sealed(record) + b"\n" for record in records)
-    # It has no buffer, or closing the file would write once more what could not be written.
+    # It has no buffer, or closing the file would write once more the bytes that failed.
     with open_file(within(Path(path).parent, Path(path).name), "a+b") as file:
         size = file.seek(0, os.SEEK_END)
         if size > 0:
@@ -92,13 +91,19 @@ def append_records(path: str | os.PathLike[str], records: Iterable[Mapping[str, 
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A line of JSON with the CRC-32 of the rest of it as its last entry, `"check"`; the record is not empty."""
+    """A line of JSON with the CRC-32 of the rest of it as its last entry, `"check"`.
+
+    The record is not empty.
+    """
     line = json.dumps(plain(record), allow_nan=False).encode()
     return line[:-1] + CHECK % zlib.crc32(line)
 
 
 def opened(line: bytes) -> Record | None:
-    """The record of a line, without its check; None where the line is damaged. Older lines have no check."""
+    """The record of a line, without its check; None where the line is damaged.
+
+    Older lines have no check.
+    """
     seal = len(CHECK % 0)
     if line[-seal:].startswith(CHECK[:12]):
         body = line[:-seal] + b"}"
@@ -114,7 +119,10 @@ def opened(line: bytes) -> Record | None:
 
 
 def within(folder: str | os.PathLike[str], name: str) -> Path:
-    """The path of what is called `name` in a folder; a ValueError where a link leads out of the folder."""
+    """The path of the file `name` in a folder.
+
+    Raises ValueError where a link leads out of the folder.
+    """
     path = Path(folder) / name
     if not path.resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError(
@@ -128,11 +136,10 @@ def within(folder: str | os.PathLike[str], name: str) -> Path:
 def read_records(
     path: str | os.PathLike[str], required: Iterable[str] = ("task",), *, as_written: bool = False
 ) -> Records:
-    """Every whole record of a file of JSON lines; damaged lines are skipped and counted; no file,
-    no records.
+    """Every whole record of a file of JSON lines; no file, no records.
 
-    Lines of `PATH.gz` come before those of the file itself: a finished folder may keep its records
-    compressed.
+    Damaged lines are skipped and counted. Lines of `PATH.gz` come before those of the file itself:
+    a finished folder may keep its records compressed.
 
     Args:
         path: the file.
@@ -141,9 +148,9 @@ def read_records(
             compare, not to show.
 
     Raises:
-        ValueError: the file is something else: not one line is a JSON object, an object lacks a
-            required key or holds what no record does, or it was written by a later version of this
-            library. The message names the file and the line.
+        ValueError: the file is something else: not one line is a JSON object, or an object lacks a
+            required key or has a wrong value. It is raised, too, if a later version of this library
+            wrote the file. The message names the file and the line.
     """
     records: list[Record] = []
     damaged: list[str] = []
@@ -167,7 +174,10 @@ def read_records(
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not blank, those of `PATH.gz` first, and where each of them stands."""
+    """The lines of a file that are not blank, and where each of them stands.
+
+    Those of `PATH.gz` come first.
+    """
     packed = path.with_name(f"{path.name}.gz")
     if packed.exists():
         with open_file(packed) as file, gzip.GzipFile(fileobj=file) as inner:
@@ -211,7 +221,10 @@ def _check(record: Record, where: str, required: Iterable[str]) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file in one step: a reader, or a run after a kill, sees the old content or the new, never a part."""
+    """Write a file in one step.
+
+    A reader, or a run after a kill, sees the old content or the new, never a part.
+    """
     with replacing(path) as file:  # never through a link
         file.write(
             content.encode(errors="backslashreplace") if isinstance(content, str) else content
@@ -219,7 +232,10 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if missing; an error before any work where it cannot be written, or a file not grow to 1 MiB."""
+    """The folder, made if missing.
+
+    It is an error before any work if it cannot be written, or if a file in it cannot grow to 1 MiB.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".writable", bytes(MEBIBYTE))
@@ -233,7 +249,10 @@ def writable(folder: Path) -> Path:
 
 
 def read_costs(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in `costs.json`, `{}` where there is no such file; ValueError where it is something else."""
+    """The object in `costs.json`, `{}` where there is no such file.
+
+    Raises ValueError where it is something else.
+    """
     if not Path(path).exists():
         return {}
     with open_file(path) as file:

@@ -1,9 +1,8 @@
-"""Forecasts that no optimizer has a part in, which a network must beat: persistence and a linear
-autoregression.
+"""Forecasts without an optimizer, which a network must beat.
 
-A task's records hold them as measures, `persistence` and `linear_ar`, one for each test part. They
-are a property of the series, so a report shows them once, and names the methods that end above
-them.
+They are persistence and a linear autoregression. A task's records hold them as measures,
+`persistence` and `linear_ar`, one for each test part. They are a property of the series, so a
+report shows them once, and names the methods that end above them.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ def is_reference(measure: str) -> bool:
 
 
 def reference_rows(cells: Cells) -> list[tuple[str, list[str]]]:
-    """A row for each test part of a task: the measure that it is the same as, and the texts of
-    three cells.
+    """A row for each test part of a task: the measure that equals it, and the texts of three cells.
 
-    They are the errors of the two references, and the methods whose median ends above the linear
-    autoregression. A task without references has no rows.
+    The cells are the errors of the two references, and the methods whose median ends above the
+    linear autoregression. A task without references has no rows.
     """
     runs = [run for each in cells.values() for run in each]
     measures = dict.fromkeys(name for run in runs for name in run.get("metrics", {}))

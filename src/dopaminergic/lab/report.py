@@ -1,4 +1,7 @@
-"""The report: one self-contained HTML page, a summary for programs, and the figures, from the records of a folder."""
+"""The report from the records of a folder.
+
+It is one self-contained HTML page, a summary for programs, and the figures.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +54,13 @@ def write_report(
     out: str | os.PathLike[str] | None = None,
     commands: Sequence[str] = (),
 ) -> Path:
-    """Judge, tabulate and draw what is in a folder; write `report.html`, `summary.json` and
-    `figures/*.png`.
+    """Judge, tabulate and draw the data of a folder.
+
+    Writes `report.html`, `summary.json` and `figures/*.png`.
 
     Args:
         folder: with `records.jsonl` and, if they were made, `pictures.jsonl` and `costs.json`.
-        out: folder of what is written, created if missing; `folder` itself by default.
+        out: folder of these files, created if missing; `folder` itself by default.
         commands: command lines that made the records, to be shown.
 
     Returns:
@@ -92,8 +96,9 @@ def write_report(
 
 
 def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """Medians, interquartile means, intervals and n of every task and method, and the verdicts, as
-    JSON types.
+    """Medians, interquartile means, intervals and n of every task and method, and the verdicts.
+
+    All are JSON types.
 
     Args:
         records: any; those of role "report" count.
@@ -124,10 +129,18 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
                 )._asdict()
             rows.append(row)
     claims = [
-        {"claim": each.claim, "title": each.statement, "verdict": each.verdict, "n": each.n, "rule": each.rule,
-         "provisional": each.provisional, "evidence": each.evidence[0], "details": each.evidence[1:]}
+        {
+            "claim": each.claim,
+            "title": each.statement,
+            "verdict": each.verdict,
+            "n": each.n,
+            "rule": each.rule,
+            "provisional": each.provisional,
+            "evidence": each.evidence[0],
+            "details": each.evidence[1:],
+        }
         for each in verdicts
-    ]  # fmt: skip
+    ]
     return {"schema": 1, "claims": claims, "results": rows}
 
 
@@ -135,7 +148,7 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
 
 
 def lead(records: Sequence[Record]) -> str:
-    """What was done, in two sentences."""
+    """The experiments, in two sentences."""
     shown = [record for record in records if record["role"] == "report"]
     names = sorted(
         {record["optimizer"] for record in records}, key=lambda name: rank_of((name, ""))
@@ -174,7 +187,7 @@ def missing(
     drawings: Sequence[Drawing],
     damaged: int,
 ) -> list[str]:
-    """What a reader must know is absent or thin."""
+    """The data that are absent or thin, as a reader must know."""
     tasks = by_task(records)
     notes = []
     if not tasks:
@@ -206,7 +219,10 @@ def missing(
 
 
 def _few_seeds(tasks: dict[str, Cells], verdicts: Sequence[Verdict]) -> list[str]:
-    """Which tasks have groups of fewer than 20 seeds, and which verdicts would be others without them."""
+    """The tasks that have groups of fewer than 20 seeds.
+
+    It names the verdicts that would be others without them, too.
+    """
     smallest = {title: min(map(len, cells.values())) for title, cells in tasks.items()}
     few = [f"{title} (n = {size})" for title, size in smallest.items() if size < ENOUGH_SEEDS]
     if not few:
@@ -225,7 +241,7 @@ def _few_seeds(tasks: dict[str, Cells], verdicts: Sequence[Verdict]) -> list[str
 
 
 def of_paper(records: Iterable[Record]) -> bool:
-    """Whether any task is of the two kinds that the paper's claims are about: chaotic series and XOR."""
+    """Whether any task is of the two kinds in the paper's claims: chaotic series and XOR."""
     return any(is_forecasting(record["task"]) or is_xor(record["task"]) for record in records)
 
 
@@ -252,7 +268,7 @@ def _words(settings: dict[str, Any]) -> str:
 def environment_rows(
     records: Sequence[Record], costs: dict[str, Any], commands: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """(name, value) of what a reader needs to repeat the runs."""
+    """(name, value) of the facts that a reader needs to repeat the runs."""
     versions: dict[str, list[str]] = {}
     for record in records:
         for name, version in record.get("versions", {}).items():
@@ -272,8 +288,13 @@ def environment_rows(
         if dates
         else []
     )
-    rows += [("runs", f"{sum(one['role'] == 'report' for one in records)} for results, "
-              f"{sum(one['role'] == 'tuning' for one in records)} for tuning")]  # fmt: skip
+    rows += [
+        (
+            "runs",
+            f"{sum(one['role'] == 'report' for one in records)} for results, "
+            f"{sum(one['role'] == 'tuning' for one in records)} for tuning",
+        )
+    ]
     rows += [("numbers", ", ".join(sorted({record.get("dtype", "unknown") for record in records})))]
     rows += [("training time", f"{compact(fleets)} s in all")]
     budgets = {
@@ -347,5 +368,11 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
     with Image.open(drawing.path) as image:
         width, height = image.size
     data = base64.b64encode(drawing.path.read_bytes()).decode()
-    return {"title": drawing.title, "caption": drawing.caption, "wide": drawing.wide, "width": width, "height": height,
-            "source": f"data:image/png;base64,{data}"}  # fmt: skip
+    return {
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "wide": drawing.wide,
+        "width": width,
+        "height": height,
+        "source": f"data:image/png;base64,{data}",
+    }

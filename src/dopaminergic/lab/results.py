@@ -1,4 +1,4 @@
-"""What records of runs say: scores, groups, and names for readers."""
+"""The content of records of runs: scores, groups, and names for readers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ TITLES = {
 
 
 def final_error(record: Mapping[str, Any]) -> float:
-    """Test error at the end of the run; infinity where the run diverged or the error is not finite."""
+    """Test error at the end of the run.
+
+    It is infinity where the run diverged or the error is not finite.
+    """
     errors = record["curve"]["error"]
     last = errors[-1] if errors else None
     return (
@@ -48,13 +51,16 @@ def final_error(record: Mapping[str, Any]) -> float:
 
 
 def solved_at(record: Mapping[str, Any]) -> float:
-    """Forward passes when the task's threshold was first met; infinity for a run that never met it."""
+    """Forward passes when the task's threshold was first met; infinity if it never was."""
     passes = record.get("solved_at")
     return math.inf if passes is None else float(passes)
 
 
 def metric_name(records: Iterable[Mapping[str, Any]]) -> str:
-    """Name of the metric that the curves show: the one whose final value is the curve's; "error" if none is."""
+    """Name of the metric that the curves show: the one whose final value is the curve's.
+
+    It is "error" if there is none.
+    """
     for record in records:
         last = final_error(record)
         values = {
@@ -96,10 +102,10 @@ def metric_title(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
-    """Records without repetitions of the same run (task and its settings, method, role, budget,
-    seed, settings).
+    """Records without repetitions of the same run.
 
-    The last of each is kept, in the place of the first.
+    A run is the same if task and task settings, method, role, budget, seed and settings are. The
+    last of each is kept, in the place of the first.
     """
     keys = ("task", "task_settings", "optimizer", "variant", "role", "budget", "seed", "settings")
     found = {
@@ -109,11 +115,10 @@ def unique(records: Iterable[Record]) -> list[Record]:
 
 
 def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str, Cells]:
-    """Records of a role by title of the task, then by (optimizer, variant), in the order of tables
-    and legends.
+    """Records of a role by title of the task, then by (optimizer, variant).
 
-    Tasks that share a name but differ in their settings or budget are kept apart and say in the
-    title how they differ.
+    The order is that of tables and legends. Tasks that share a name but differ in their settings or
+    budget are kept apart. Their titles say how they differ.
 
     Args:
         records: any records.
@@ -130,14 +135,15 @@ def by_task(records: Iterable[Record], role: str | None = "report") -> dict[str,
 
 
 def titles(records: Sequence[Record]) -> list[str]:
-    """The title of each record's task, which says how it differs from others of that name, if it
-    does.
+    """The title of each record's task.
+
+    It says how the task differs from others of that name, if it does.
 
     Args:
         records: runs, or pictures of runs.
     """
-    # Few records differ in what they are runs of: comparing each with each other would take minutes
-    # for a large run.
+    # Few records differ in their task: comparing each with each other would take minutes for a
+    # large run.
     settings: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         known = settings.setdefault(record["task"], [])
@@ -159,7 +165,7 @@ def _distinguishing(record: Record) -> dict[str, Any]:
 
 
 def task_rank(task: str) -> tuple[int, int, str]:
-    """By what tasks are ordered in tables and figures: forecasting, XOR, others."""
+    """The key that orders tasks in tables and figures: forecasting, XOR, others."""
     stem = next(
         (rank for rank, name in enumerate(FORECASTING) if task.startswith(name)), len(FORECASTING)
     )
@@ -177,7 +183,10 @@ def _method_rank(record: Record) -> tuple[int, str, str]:
 
 
 def task_title(task: str) -> str:
-    """A task's name for readers: `mackey-glass` becomes Mackey-Glass with a dash, `xor-2-2-1` becomes XOR 2-2-1."""
+    """A task's name for readers.
+
+    For example, `mackey-glass` becomes Mackey-Glass with a dash, `xor-2-2-1` becomes XOR 2-2-1.
+    """
     for name in FORECASTING:
         if task.startswith(name):
             rest = [TITLES.get(word, word) for word in task[len(name) :].split("-") if word]
@@ -190,7 +199,10 @@ def task_title(task: str) -> str:
 
 
 def method_title(method: Method, bare: bool = False) -> str:
-    """A method's name for readers; the variant is said where an optimizer has two, unless `bare`."""
+    """A method's name for readers.
+
+    It has the variant where an optimizer has two, unless `bare`.
+    """
     optimizer, variant = method
     name = LABELS.get(optimizer, optimizer)
     return f"{name}, {variant}" if optimizer.startswith("dopamine") and not bare else name
@@ -207,16 +219,22 @@ def is_xor(task: str) -> bool:
 
 
 def has_threshold(records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether any of the runs met a threshold, that is, whether passes to a threshold mean anything here."""
+    """Whether any of the runs met a threshold.
+
+    If not, passes to a threshold mean nothing here.
+    """
     return any(record.get("solved_at") is not None for record in records)
 
 
 def compact(value: float, digits: int = 3) -> str:
-    """A number for readers: three significant digits, thousands in groups, powers of ten where it
-    is far from 1.
+    """A number for readers: three significant digits, thousands in groups.
 
-    >>> compact(0.033412), compact(20000), compact(1.2e-5), compact(float("inf")), compact(float("nan"))
-    ('0.0334', '20,000', '1.20 × 10⁻⁵', '∞', '–')
+    Numbers far from 1 have powers of ten.
+
+    >>> compact(0.033412), compact(20000), compact(1.2e-5)
+    ('0.0334', '20,000', '1.20 × 10⁻⁵')
+    >>> compact(float("inf")), compact(float("nan"))
+    ('∞', '–')
     """
     if math.isnan(value):
         return "–"  # noqa: RUF001

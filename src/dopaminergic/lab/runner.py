@@ -1,7 +1,7 @@
 """Runs a fleet to the end of its budget, and writes a record for each replica.
 
-Nothing that was done is lost: finished runs are lines in `records.jsonl`, unfinished ones are
-checkpoints beside it, and a rerun of the same plan skips the first and continues the second.
+No finished work is lost: finished runs are lines in `records.jsonl`, unfinished ones are
+checkpoints beside it. A rerun of the same plan skips the first and continues the second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRACED = ("dopamine", "dopamine2", "vector")
 
 
 class Replica(NamedTuple):
-    """One run: its seed, its learning rate, and what it is for."""
+    """One run: its seed, its learning rate, and its role."""
 
     seed: int
     lr: float
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
     Attributes:
         task: name in `TASKS`.
-        task_settings: the settings that differ from the task's defaults.
+        task_settings: those that differ from the task's defaults, such as `{"hidden": 64}`.
         optimizer: name in `METHODS`.
         budget: forward passes of each run.
         replicas: the runs.
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, machine: what a record says of where it was made."""
+    """Versions, commit and machine, for the origin of a record."""
     versions = {
         "dopaminergic": __version__,
         "torch": torch.__version__,
@@ -85,7 +85,10 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this library's own checkout; None where it is installed, within the repository of a user say."""
+    """The commit of this library's own checkout.
+
+    It is None where it is installed, for example within the repository of a user.
+    """
     here = Path(__file__).resolve().parent
     root = here.parents[2]
     try:
@@ -110,13 +113,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 class Finished(NamedTuple):
-    """What a job leaves: lines for `records.jsonl` and for `pictures.jsonl`."""
+    """The output of a job: lines for `records.jsonl` and for `pictures.jsonl`."""
 
     records: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
 
     def keep(self, folder: Path, known: Container[str] = ()) -> None:
-        """Append the lines, without records whose key is `known`: those a kill in the midst of writing had left."""
+        """Append the lines, without records whose key is `known`.
+
+        A kill in the midst of writing had left those.
+        """
         # Pictures first: a kill between the two repeats the job, and a repeated picture replaces
         # the first.
         if self.pictures:
@@ -137,7 +143,7 @@ def run_job(
     """Run one fleet from its checkpoint, if it has one.
 
     Args:
-        job: what to run.
+        job: the job to run.
         checkpoints: folder for the checkpoint; a damaged one is named in the log, and the run
             starts over.
         report: called every so often with the forward passes so far.
@@ -224,7 +230,10 @@ def _traces(fleet: Fleet) -> dict[str, list[float]]:
 
 
 def _short(values: Iterable[float]) -> list[float]:
-    """Six significant digits are more than any figure shows, and keep the records small."""
+    """Numbers with six significant digits, for small records.
+
+    Any figure shows fewer.
+    """
     return [float(f"{value:.6g}") for value in values]
 
 
@@ -278,7 +287,10 @@ def unfinished(jobs: Iterable[Job], folder: Path) -> list[Job]:
 
 
 def checkpoint_folder(folder: Path) -> Path:
-    """Where the checkpoints of a folder lie; made if missing, and without what a kill has left half written."""
+    """The folder where the checkpoints of a folder lie.
+
+    It is made if missing, and cleared of files that a kill has left half written.
+    """
     checkpoints = within(folder, "checkpoints")
     checkpoints.mkdir(parents=True, exist_ok=True)
     discard_leftovers(checkpoints)

@@ -1,7 +1,7 @@
-"""What a line of `records.jsonl`, `pictures.jsonl` and `costs.json` may hold: files of others are
-read by this alone.
+"""The keys and values of a line of `records.jsonl`, `pictures.jsonl` and `costs.json`.
 
-A checksum says that a line is as it was written, not that it was written by us.
+Files of others are read by this alone. A checksum shows that a line is as it was written, not that
+it was written by us.
 """
 
 from __future__ import annotations
@@ -175,11 +175,13 @@ def check(
     required: Iterable[str],
     where: str,
 ) -> None:
-    """Raise unless a record holds what it must, and all that a schema knows is of the right kind.
+    """Raise unless a record has all required keys, and values of the right kind.
+
+    Keys that the schema does not know may have any value.
 
     Args:
         record: as it was read.
-        schema: for each key a test, and in words whatever passes it.
+        schema: for each key a test, and in words the values that pass it.
         required: keys that must be there.
         where: file and line, for the message.
 
@@ -212,7 +214,10 @@ def check_picture(record: Mapping[str, Any], where: str) -> None:
 
 
 def cleaned(value: Any) -> Any:
-    """The value with all text in it, keys too, as a terminal or a page may show it; see `files.shown`."""
+    """The value with all text in it, keys too, as a terminal or a page may show it.
+
+    See `files.shown`.
+    """
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, dict):

@@ -55,7 +55,10 @@ class PairedDifferences(NamedTuple):
 
 
 def as_errors(values: ArrayLike) -> Array:
-    """Errors as float64 of the same shape, with every value that is not finite (None too) replaced by infinity."""
+    """Errors as float64 of the same shape.
+
+    Every value that is not finite (None too) is replaced by infinity.
+    """
     errors = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(errors), errors, np.inf)
 
@@ -69,7 +72,10 @@ def median(values: ArrayLike, axis: int = -1) -> Array:
 
 
 def interquartile_mean(values: ArrayLike, axis: int = -1) -> Array:
-    """Mean of the middle half along `axis`: floor(n / 4) values are cut at either end (Agarwal et al. 2021)."""
+    """Mean of the middle half along `axis`.
+
+    floor(n / 4) values are cut at either end, for example two of ten (Agarwal et al. 2021).
+    """
     errors = np.sort(as_errors(values), axis=axis)
     count = errors.shape[axis]
     if count == 0:
@@ -79,7 +85,10 @@ def interquartile_mean(values: ArrayLike, axis: int = -1) -> Array:
 
 
 def interval(replicates: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap replicates; ends are replicates themselves, so infinities are allowed."""
+    """Percentile interval of bootstrap replicates.
+
+    Ends are replicates themselves, so infinities are allowed.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}; give .95 for 95 %")
     ordered = np.sort(np.asarray(replicates, dtype=np.float64))
@@ -94,8 +103,9 @@ def estimate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of all runs with its percentile bootstrap interval, resampled within each
-    stratum.
+    """A statistic of all runs with its percentile bootstrap interval.
+
+    Runs are resampled within each stratum.
 
     Args:
         *strata: errors of the runs, 1-d, one array per task (a single task is a single array).
@@ -133,8 +143,9 @@ def _estimate(
 
 
 def performance_profile(strata: list[ArrayLike], thresholds: ArrayLike) -> Array:
-    """Share of runs whose error is at most each threshold, tasks weighted equally; shape of
-    `thresholds`.
+    """Share of runs whose error is at most each threshold, tasks weighted equally.
+
+    It has the shape of `thresholds`.
 
     Args:
         strata: errors of the runs, one 1-d array per task, on a common scale (divided by a
@@ -157,12 +168,11 @@ def probability_of_improvement(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Probability that a run of the first has a lower error than a run of the second, ties counted
-    half.
+    """Probability that a run of the first has a lower error than a run of the second.
 
-    It is Mann and Whitney's U / (n m), averaged over tasks (Agarwal et al. 2021, eq. 2); its
-    bootstrap resamples both groups of each task. Where every run of one beats every run of the
-    other the interval shrinks to a point: look at n.
+    Ties count half. It is Mann and Whitney's U / (n m), averaged over tasks (Agarwal et al. 2021,
+    eq. 2). Its bootstrap resamples both groups of each task. Where every run of one beats every run
+    of the other the interval shrinks to a point: look at n.
 
     Args:
         *pairs: (errors of the first, errors of the second), 1-d, one pair per task.
@@ -224,8 +234,9 @@ def _signed_median(differences: Array) -> Array:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (1927), sound for few runs and for shares of
-    0 and 1.
+    """Share of successes with Wilson's score interval (1927).
+
+    It is sound for few runs and for shares of 0 and 1.
 
     Raises:
         ValueError: unless 0 <= successes <= n.

@@ -1,4 +1,7 @@
-"""Tables of a report: medians of all methods on all tasks, the shares that met a threshold, what needs no network."""
+"""Tables of a report.
+
+They show medians of all methods on all tasks, the shares that met a threshold, and the references.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ FIRST_COLUMNS = ("vector", "adam")
 
 
 class Cell(NamedTuple):
-    """A number of a table: its text, the smaller text below it, and whether it is the best of its row."""
+    """A number of a table: its text, the smaller text below, and whether it is its row's best."""
 
     text: str
     below: str = ""
@@ -40,7 +43,10 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of methods in columns: heading, note, names of the columns, rows of (name, unit, cells)."""
+    """A table of methods in columns.
+
+    It has a heading, a note, names of the columns, and rows of (name, unit, cells).
+    """
 
     title: str
     note: str
@@ -59,10 +65,10 @@ def _range(found: statistics.Estimate) -> str:
 def _marked(
     cells: Sequence[Cell | None], ranks: Sequence[float], methods: Sequence[Method]
 ) -> list[Cell]:
-    """The cells of a row with the best marked, the lowest rank being best; NaN is never best, None
-    an empty cell.
+    """The cells of a row with the best marked, the lowest rank being best.
 
-    Numbers that look equal are equal: of cells that show the best one's text all are marked.
+    NaN is never best, and None is an empty cell. Numbers that look equal are equal: of cells that
+    show the best one's text all are marked.
     """
     shown = [Cell("") if cell is None else cell for cell in cells]
     forward = [
@@ -148,7 +154,7 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 
 def rank_of(method: Method) -> tuple[int, str, str]:
-    """By what columns are ordered: VectorDopamine, Adam, then the others in the order of every legend."""
+    """The key that orders columns: VectorDopamine, Adam, then the order of legends."""
     order = [*FIRST_COLUMNS, *(name for name in LABELS if name not in FIRST_COLUMNS), method[0]]
     return (order.index(method[0]), *method)
 
@@ -163,7 +169,7 @@ def _column(method: Method, methods: Sequence[Method]) -> str:
 
 
 def first_of(cells: Cells, describe: Callable[[list[Record]], Any]) -> Any:
-    """What a function of records says of all runs of a task."""
+    """The value of a function of records for all runs of a task."""
     return describe([run for runs in cells.values() for run in runs])
 
 
@@ -172,8 +178,15 @@ def _error_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
         statistics.estimate([final_error(run) for run in cells[each]]) if each in cells else None
         for each in methods
     ]
-    shown = [None if each is None else Cell("diverges" if math.isinf(each.value) else compact(each.value),
-             "" if math.isinf(each.value) else _range(each)) for each in found]  # fmt: skip
+    shown = [
+        None
+        if each is None
+        else Cell(
+            "diverges" if math.isinf(each.value) else compact(each.value),
+            "" if math.isinf(each.value) else _range(each),
+        )
+        for each in found
+    ]
     return _marked(shown, [math.nan if each is None else each.value for each in found], methods)
 
 

@@ -1,4 +1,4 @@
-"""Text for terminals: what others wrote is shown and never obeyed, whatever signs the terminal knows."""
+"""Text for terminals: the text of others is shown and never obeyed, on any terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def clean(text: str) -> str:
 
 
 def show_all_signs() -> None:
-    """Lets standard output and error show a sign they do not know by one that is like it, instead of failing."""
+    """Lets standard output and error show an unknown sign by one that is like it.
+
+    Otherwise they would fail.
+    """
     codecs.register_error("dopaminergic.like", _like)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

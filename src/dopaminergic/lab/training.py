@@ -22,18 +22,22 @@ from dopaminergic.lab.tasks import Task, make_task
 def default_optimizer(task: str) -> str:
     """The optimizer of `train` where none is named.
 
-    On series of one's own it is Dopamine2. Of seven, untuned, with 5,000 passes and 3 seeds, its
-    median error was the least on changes of El Nino and CO2, and within 5 % of it on yearly
-    sunspots; it never diverged. It is not the best
-    everywhere: VectorDopamine had .007 on Lorenz where it had .104 (linear .057), and .564 on raw
-    CO2 where it had .752 (linear .043). These are errors on the test rows, so the choice has seen
-    them.
+    On series of one's own it is Dopamine2. Seven were compared untuned, with 5,000 passes and 3
+    seeds. Its median error was the least on changes of El Nino and CO2, and within 5 % of the least
+    on yearly sunspots. It never diverged.
+
+    It is not the best everywhere. For example, VectorDopamine had .007 on Lorenz where it had .104
+    (linear .057). On raw CO2 VectorDopamine had .564 where it had .752 (linear .043). These are
+    errors on the test rows, so the choice has seen them.
     """
     return "dopamine2" if task == "series" else "dopamine"
 
 
 def check_budget(task: Task, optimizer: str, budget: int) -> None:
-    """Raises ValueError where the budget is less than the first step takes, so that nothing would be learned."""
+    """Raises ValueError where the budget is less than the first step takes.
+
+    Nothing would be learned then.
+    """
     method = find_method(optimizer)
     made = method.make(task.build([0]).parameters(), torch.ones(1, dtype=torch.float64), [0])
     if budget < made.next_passes:
@@ -67,7 +71,7 @@ def train(
         budget: forward passes; None for the task's.
         folder: makes and returns the folder, once everything else is known to be right.
         resume: continue from the checkpoint there, if there is one, and run nothing again that has
-            a record there; else it is an error that there is a checkpoint.
+            a record there. If it is false, a checkpoint there is an error.
         progress: called with a title, the passes done and in all, and details.
 
     Returns:
@@ -140,7 +144,10 @@ def _has_other_contents(folder: Path, task: str, built: Task) -> bool:
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that Ctrl-C puts something into, so that a run ends between two steps; a second Ctrl-C is final."""
+    """A list that Ctrl-C adds to, so that a run ends between two steps.
+
+    A second Ctrl-C is final.
+    """
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

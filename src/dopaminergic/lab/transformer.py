@@ -1,7 +1,7 @@
 """A small causal transformer, one model or R replicas like those of `dopaminergic.lab.networks`.
 
-Blocks of attention and of a dense network, each added to what it reads (Vaswani et al. 2017), with
-the norm before each rather than after (Xiong et al. 2020):
+A block has attention and a dense network, each added to its input (Vaswani et al. 2017), with the
+norm before each rather than after (Xiong et al. 2020):
 
     x <- x + softmax(q k^T / sqrt(width / heads), no later position) v Wo,   q, k, v = norm(x) Wqkv
     x <- x + relu(norm(x) W1 + b1) W2 + b2
@@ -23,23 +23,24 @@ from dopaminergic.lab.networks import Seeds, Stackable, whole
 
 EXPANSION = 4  # units of a dense network for each number of its input
 
-# Larger pieces of the activations of 128 replicas exceed what the allocator keeps, and are paged in
-# anew in every pass.
+# Larger pieces of the activations of 128 replicas exceed the memory that the allocator keeps. They
+# are paged in anew in every pass.
 SEQUENCES_AT_ONCE = 16
 
 
 class Transformer(Stackable):
     """Token numbers in, logits of the next token out, at every position from those up to it.
 
-    Parameters, with one more leading dimension R in a stacked network: `embedding`
-    `(tokens, width)`, `position` `(length, width)`, `readout` `(width, tokens)`, `readout_bias`
-    `(tokens,)`, and for block i `query_key_value_i` `(width, 3 width)`, `attention_output_i`
-    `(width, width)`, `dense_in_i` `(width, 4 width)`, `dense_in_bias_i`, `dense_out_i`
-    `(4 width, width)`, `dense_out_bias_i`. The norms `attention_norm`, `dense_norm` of block i and
-    `readout_norm` have a `..._gain` and a `..._shift` of shape `(width,)`.
+    The parameters have one more leading dimension R in a stacked network. They are `embedding`
+    `(tokens, width)`, `position` `(length, width)`, `readout` `(width, tokens)` and `readout_bias`
+    `(tokens,)`. Block i has `query_key_value_i` `(width, 3 width)`, `attention_output_i` `(width,
+    width)`, `dense_in_i` `(width, 4 width)`, `dense_in_bias_i`, `dense_out_i` `(4 width, width)`
+    and `dense_out_bias_i`. The norms `attention_norm`, `dense_norm` of block i and `readout_norm`
+    have a `..._gain` and a `..._shift` of shape `(width,)`.
 
-    Initial weights are normal: variance 1/2 (embedding and position), 1/fan_in (matrices), that
-    over 2 blocks (matrices whose product is added, as in Radford et al. 2019); the others are 0.
+    Initial weights are normal. Their variance is 1/2 for embedding and position, and 1/fan_in for
+    matrices. It is that over 2 blocks for matrices whose product is added (Radford et al. 2019).
+    The others are 0.
 
     Args:
         tokens: how many different ones there are, at least 1.
@@ -138,7 +139,10 @@ class Transformer(Stackable):
         return logits.view(*sequences.shape, self.tokens)
 
     def _attention(self, i: int, x: Tensor) -> Tensor:
-        """What the heads of block i read, side by side: shape `(R, b length, width)`, like `x`."""
+        """The outputs of the heads of block i, side by side.
+
+        The shape is `(R, b length, width)`, like that of `x`.
+        """
         replicas = x.shape[0]
         size = self.width // self.heads
         projected = torch.bmm(

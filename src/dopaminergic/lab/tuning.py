@@ -1,4 +1,7 @@
-"""Choosing a learning rate: the same grid effort for every optimizer, on seeds that are never reported."""
+"""Choosing a learning rate: the same grid effort for every optimizer.
+
+The seeds are never reported.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,9 @@ def score(records: list[Record], solvable: bool) -> float:
 
     Args:
         records: its runs, one for each tuning seed.
-        solvable: whether the task has a threshold: then the mean number of passes to it counts,
-            where an unsolved run has taken twice the budget; else the median final error.
+        solvable: whether the task has a threshold. If it has, the mean number of passes to it
+            counts, and an unsolved run has taken twice the budget. If not, the median final error
+            counts.
     """
     if solvable:
         return float(np.mean([min(solved_at(r), UNSOLVED * r["budget"]) for r in records]))
@@ -86,10 +90,10 @@ def report_jobs(
     seeds: range,
     budget: int,
 ) -> list[Job]:
-    """The runs that are reported: the default learning rate and the tuned one, where the optimizer
-    has them.
+    """The runs that are reported: the default learning rate and the tuned one.
 
-    They are one fleet, or several where one would be larger than serves the optimizer.
+    An optimizer may have only one of them. They are one fleet, or several where one would be larger
+    than serves the optimizer.
     """
     method = find_method(optimizer)
     replicas = (

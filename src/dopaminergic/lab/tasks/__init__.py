@@ -78,7 +78,7 @@ def make_task(name: str, **settings: object) -> Task:
 
 
 def describe() -> list[dict[str, object]]:
-    """What there is to learn, for listings: name, title, metric, budget in forward passes, settings."""
+    """The tasks for listings: name, title, metric, budget in forward passes, settings."""
     listing: list[dict[str, object]] = []
     for name, maker in TASKS.items():
         settings = [

@@ -1,4 +1,7 @@
-"""Cells as numbers: decimal points or commas, thousands in groups; a cell with two readings is refused."""
+"""Cells as numbers: decimal points or commas, thousands in groups.
+
+A cell with two readings, such as `1,234`, is refused.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def numbers_of(
         column: the cells.
         lines: the line of each, None where the file has none.
         comma: whether other cells of the file have decimal commas.
-        notes: how the numbers are written is added, where it is not the plain way.
+        notes: gets a note on how the numbers are written, where it is not the plain way.
 
     Raises:
         ValueError: a cell is not a number, has two readings, is missing, infinite, or too large or

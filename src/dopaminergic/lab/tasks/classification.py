@@ -1,4 +1,4 @@
-"""What tasks share in which a network tells classes apart under the softmax cross-entropy."""
+"""The common part of tasks whose network tells classes apart under the softmax cross-entropy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from dopaminergic.outcomes import Outcome, cross_entropy
 
 
 class Classification(Task):
-    """Cross-entropy to minimise, and to rank by on `test`, beside the accuracy; base of tasks with
-    classes.
+    """Base of tasks with classes: cross-entropy to minimise, and to rank by on `test`.
+
+    The accuracy stands beside it.
 
     Attributes:
         test: inputs `(B, ...)` and classes `(B, ...)`, the same for all replicas.
@@ -24,7 +25,7 @@ class Classification(Task):
     test: Batch
 
     def logits(self, model: Model, inputs: Tensor) -> Tensor:
-        """What the model answers: shape `(..., classes)`, with a leading R for a stacked model."""
+        """The model's answer: shape `(..., classes)`, with a leading R for a stacked model."""
         return model(inputs)
 
     def outcome(self, model: Model, batch: Batch) -> Outcome:  # noqa: D102

@@ -16,7 +16,10 @@ TRAIN_ROWS = 1297
 
 
 class DigitImages(Classification):
-    """1,297 images to train on, 500 to test, in minibatches; base of the tasks that differ in their network."""
+    """Base of the tasks on digits: 1,297 images to train on, 500 to test, in minibatches.
+
+    The tasks differ in their network.
+    """
 
     train: Batch
     draws: Draws

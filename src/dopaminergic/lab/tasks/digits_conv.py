@@ -12,8 +12,9 @@ from dopaminergic.lab.tasks.task import counted
 
 
 class ConvolutionalDigits(DigitImages):
-    """Classify digits by two convolutions and two dense layers, 21,738 weights; 1,297 images to
-    train on, 500 to test.
+    """Classify digits by two convolutions and two dense layers, 21,738 weights.
+
+    There are 1,297 images to train on and 500 to test.
 
     Args:
         channels: of each of the two convolutions.

@@ -1,5 +1,6 @@
-"""Forecasting by recurrent networks, one step ahead: the quick protocol on chaotic series, and
-sequences of any series.
+"""Forecasting by recurrent networks, one step ahead, on chaotic series and any others.
+
+The quick protocol is for chaotic series, and sequences are cut from any series.
 
 A network answers directly with the next state, or (`output="delta"`) with the change of the state
 in units of the change's standard deviation. Errors are always those of the state, in the units of
@@ -38,8 +39,7 @@ TITLES = {
 
 
 class SequenceTask(Task):
-    """One step ahead on sequences cut from a normalised series; the shared base of the forecasting
-    tasks.
+    """Base of the forecasting tasks: one step ahead on sequences cut from a normalised series.
 
     Attributes:
         series: the normalised series, shape `(n, columns)`.
@@ -102,23 +102,28 @@ class SequenceTask(Task):
     def predict(
         self, model: Model, inputs: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """The next state after every time step, in the units of the series, and the network's state after the last."""
+        """The next state after every time step, in the units of the series.
+
+        The network's state after the last one comes with it.
+        """
         out, final = model(inputs, state)
         return (out if self.settings["output"] == "direct" else inputs + self.change * out), final
 
     def squared_errors(self, model: Model, batch: Batch) -> Tensor:
-        """Squared errors of the predicted states after the washout, shape `([R,] B, length - washout, columns)`."""
+        """Squared errors of the predicted states after the washout.
+
+        They have shape `([R,] B, length - washout, columns)`.
+        """
         prediction = self.predict(model, batch[0])[0]
         return ((prediction - batch[1]) ** 2)[..., self.washout :, :]
 
     def one_step_errors(
         self, model: Model, first: int, last: int, *, warm_up: int = 100, piece: int = 500
     ) -> Tensor:
-        """Errors of the one-step predictions of rows `first` to `last - 1`, shape
-        `([R,] last - first, columns)`.
+        """Errors of the one-step predictions of rows `first` to `last - 1`.
 
-        The rows are predicted in pieces side by side, each after `warm_up` samples (or as many as
-        there are).
+        They have shape `([R,] last - first, columns)`. The rows are predicted in pieces side by
+        side, each after `warm_up` samples (or as many as there are).
         """
         warm_up = min(warm_up, first - 1)
         piece = min(piece, last - first)
@@ -131,11 +136,11 @@ class SequenceTask(Task):
 
 
 class QuickForecasting(SequenceTask):
-    """The quick protocol on a chaotic series of 4,000 samples, normalised as a whole, 70 % of it
-    for training.
+    """The quick protocol on a chaotic series of 4,000 samples, 70 % of it for training.
 
-    Test error: the root mean square of one-step errors over 48 sequences of 50 steps after the
-    training part, the first 5 not scored; the series has unit variance, so it is the NRMSE.
+    The series is normalised as a whole. The test error is the root mean square of one-step errors
+    over 48 sequences of 50 steps after the training part. The first 5 steps are not scored. The
+    series has unit variance, so it is the NRMSE.
 
     Args:
         name: a name of `quick_series`.

@@ -1,10 +1,9 @@
-"""The field's protocol on chaotic series: train on one step ahead, then forecast freely, on nothing
-but own forecasts.
+"""The field's protocol on chaotic series: train on one step ahead, then forecast freely.
 
-Where training shows true states alone, it never tells a network what to do when it is a little off
-the attractor, and data on a thin attractor do not, either: errors may then grow in a direction in
-which the system itself shrinks them. So a network sees some of its own forecasts in training,
-unless `forcing` is 1.
+A free forecast sees nothing but own forecasts. Training on true states alone never tells a network
+the way back when it is a little off the attractor. Data on a thin attractor do not, either. Errors
+may then grow in a direction in which the system itself shrinks them. So a network sees a part of
+its own forecasts in training, unless `forcing` is 1.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ FORCING = 1
 
 
 class LongForecasting(SequenceTask):
-    """The field's protocol: train on 5,000 samples, then forecast freely from 50 starts in 12,000
-    test samples.
+    """The field's protocol: train on 5,000 samples, then forecast freely from 50 starts.
 
-    The series is normalised by its training part; 3,000 validation samples lie between the two.
-    `evaluate` gives the one-step NRMSE on 32 test sequences. `finish` gives over the whole test
-    part:
+    There are 12,000 test samples. The series is normalised by its training part; 3,000 validation
+    samples lie between the two. `evaluate` gives the one-step NRMSE on 32 test sequences. `finish`
+    gives over the whole test part:
 
     - `test_nrmse`: one step ahead, teacher-forced;
-    - `vpt`: the valid prediction time in Lyapunov times, mean over the starts: after 100 samples of
+    - `vpt`: the valid prediction time in Lyapunov times, mean over the starts. After 100 samples of
       warm-up the network runs on its own predictions until |prediction - truth| / sqrt(mean
-      |truth|²) first exceeds 0.4; at most 15;
+      |truth|²)
+      first exceeds 0.4; at most 15;
     - `nrmse_one_lyapunov_time`: of the free runs over the first Lyapunov time;
     - `diverged_share`: of the starts, those whose free run leaves 10 standard deviations within 15
       Lyapunov times.
@@ -59,9 +58,9 @@ class LongForecasting(SequenceTask):
         input_noise: standard deviation of the normal noise added to the inputs in training, at
             least 0.
         forcing: share in [0, 1] of the inputs after the washout that are true states in training,
-            drawn at random; each of the others is the network's own forecast (Bengio, Vinyals,
-            Jaitly and Shazeer, "Scheduled sampling for sequence prediction with recurrent neural
-            networks", 2015, at a constant share). 1 is teacher forcing.
+            drawn at random. Each of the others is the network's own forecast. 1 is teacher forcing.
+            The source is Bengio, Vinyals, Jaitly and Shazeer, "Scheduled sampling for sequence
+            prediction with recurrent neural networks", 2015, at a constant share.
         batch_size: sequences of 100 steps in a batch.
         washout: first outputs of a sequence that are not scored.
         dtype: `"float32"` or `"float64"`.
@@ -161,7 +160,10 @@ class LongForecasting(SequenceTask):
         return squared_error(error, torch.zeros_like(error))
 
     def spread(self, n: int, room: int) -> Tensor:
-        """Row numbers of n starts spread evenly over the test part, each with `room` more rows after it."""
+        """Row numbers of n starts spread evenly over the test part.
+
+        Each has `room` more rows after it.
+        """
         first = self.first_test + self.WARM_UP
         return torch.linspace(first, len(self.series) - room - 1, n, dtype=torch.float64).long()
 
@@ -190,7 +192,10 @@ class LongForecasting(SequenceTask):
         return torch.cat(forecast, -2)
 
     def forecast_metrics(self, forecast: Tensor) -> dict[str, Tensor]:
-        """The metrics of free runs from all starts, shape `([R,] starts, steps, columns)`; see the class."""
+        """The metrics of free runs from all starts; see the class.
+
+        The runs have shape `([R,] starts, steps, columns)`.
+        """
         difference = (forecast - self.truth()).to(torch.float64)
         distance = difference.square().sum(-1)
         # Written so that NaN counts as wrong.

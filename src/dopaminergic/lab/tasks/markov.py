@@ -1,10 +1,9 @@
-"""Sequences of tokens from a fixed random Markov chain of second order, whose entropy is known
-exactly.
+"""Sequences of tokens from a fixed random Markov chain of second order.
 
-The token after a, b is a ball drawn from the urn of (a, b). Half of its balls were named at random
-for b alone and half for the pair, so that there is something to learn at every stage: how often
-each token comes, what follows the last one, what follows the last two. The last stage takes
-attention, since a position is given its own token alone.
+Its entropy is known exactly. The token after a, b is a ball drawn from the urn of (a, b). Half of
+its balls were named at random for b alone and half for the pair. So there is something to learn at
+every stage: first the share of each token, then the token after one, then the token after two. The
+last stage takes attention, since a position is given its own token alone.
 """
 
 from __future__ import annotations
@@ -28,7 +27,10 @@ URNS_OF_LAST, URNS_OF_PAIRS, TEST = 1, 2, 3
 
 
 def make_urns(tokens: int) -> Tensor:
-    """The balls of every urn: int64 in `[0, tokens)` of shape `(tokens, tokens, BALLS)`, the older token first."""
+    """The balls of every urn: int64 in `[0, tokens)` of shape `(tokens, tokens, BALLS)`.
+
+    The older token comes first.
+    """
     half = BALLS // 2
     last = integers(tokens * half, tokens, seed=0, step=0, parameter=URNS_OF_LAST).view(
         1, tokens, half
@@ -40,7 +42,10 @@ def make_urns(tokens: int) -> Tensor:
 
 
 def mean_entropy(urns: Tensor, steps: int) -> float:
-    """The mean entropy in nats of the first `steps` tokens after two uniform ones, each given the two before it."""
+    """The mean entropy in nats of the first `steps` tokens after two uniform ones.
+
+    Each is given the two before it.
+    """
     chances = functional.one_hot(urns, len(urns)).to(torch.float64).mean(-2)
     entropies = -torch.special.xlogy(chances, chances).sum(-1)
     pairs = torch.full_like(entropies, 1 / entropies.numel())
@@ -52,8 +57,9 @@ def mean_entropy(urns: Tensor, steps: int) -> float:
 
 
 class Markov(Classification):
-    """Foretell each token of a Markov chain of second order, from the third on, by a causal
-    transformer.
+    """Foretell each token of a Markov chain of second order, by a causal transformer.
+
+    The first token to foretell is the third.
 
     Args:
         tokens: how many different ones there are, at least 1.
@@ -125,8 +131,9 @@ class Markov(Classification):
         return self._sequences(self.draws(seeds, step))
 
     def _sequences(self, drawn: Tensor) -> Batch:
-        """Inputs `(..., B, length)`, and the tokens from the third on as targets
-        `(..., B, length - 1)`.
+        """Inputs, and the tokens from the third on as targets.
+
+        The inputs have shape `(..., B, length)`, and the targets have `(..., B, length - 1)`.
 
         Args:
             drawn: int64 in `[0, tokens BALLS)`, shape `(..., B (length + 1))`.
@@ -141,5 +148,5 @@ class Markov(Classification):
         return whole_sequence[..., :-1], whole_sequence[..., 2:]
 
     def logits(self, model: Model, inputs: Tensor) -> Tensor:
-        """At the second position and later: the first sees one token alone."""
+        """The logits at the second position and later: the first sees one token alone."""
         return model(inputs)[..., 1:, :]

@@ -1,4 +1,7 @@
-"""The order of the rows of a series in time, told by its dates; what is out of order is not learned unseen."""
+"""The order of the rows of a series in time, told by its dates.
+
+Rows out of order are not learned unseen.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,7 @@ DATE = re.compile(r"(?=.*\d)[\w .:/,+-]*[-/.: ][\w .:/,+-]*|\d{4}-?[QqWw]\d+")
 def check_order(
     where: str, others: dict[str, Sequence[Any]], lines: Sequence[int] | None, notes: list[str]
 ) -> bool:
-    """Whether the rows are in the opposite order of their dates, so that they are to be turned
-    round.
+    """Whether the rows are in the opposite order of their dates, so that they must be turned round.
 
     Args:
         where: the file, for messages.
@@ -62,7 +64,7 @@ def check_order(
 
 
 def _check_totals(where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None) -> None:
-    """The last rows alone: a word in the midst of a column of words says nothing."""
+    """Check the last rows alone: a word in the midst of a column of words says nothing."""
     for row in range(max(1, len(cells) - 3), len(cells)):
         cell = cells[row]
         rare = (
@@ -94,7 +96,10 @@ def _are_dates(cells: Sequence[Any]) -> bool:
 
 
 def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
-    """Numbers in the order of time, or None and the first row that is no date; half of one format is no date either."""
+    """Numbers in the order of time, or None and the first row that is no date.
+
+    Half of one format is no date either.
+    """
     import pandas
 
     with warnings.catch_warnings():
@@ -157,7 +162,10 @@ def _direction(
 def _check_descent(
     where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None
 ) -> None:
-    """A column of times or years that are numbers; those of a month or a day of the week may return."""
+    """Check a column of times or years that are numbers.
+
+    Those of a month or a day of the week may return.
+    """
     import pandas
 
     keys = pandas.Series(pandas.to_numeric(pandas.Series(cells), errors="coerce"))

@@ -1,4 +1,7 @@
-"""The user's own series from CSV and Parquet files: read as written, or refused with the place and the way out."""
+"""The user's own series from CSV and Parquet files.
+
+They are read as written, or refused with the place and the way out.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Data(NamedTuple):
         names: the columns as they were asked for, or the one that was chosen.
         values: float64, shape `(rows, columns)`, read-only.
         contents: a hash of the values.
-        notes: what a reader of the results should know of how the file was read.
+        notes: for a reader of the results, on how the file was read.
     """
 
     names: list[str]
@@ -58,8 +61,8 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
     """Columns of numbers from a CSV or Parquet file.
 
     Args:
-        path: a file that ends in `.csv` or `.tsv`, or one of these and `.gz`, `.bz2` or `.xz`, or
-            in `.parquet`; the first line of a CSV file names its columns.
+        path: a file that ends in `.csv`, `.tsv` or `.parquet`. A CSV file may be compressed, and
+            end in `.gz`, `.bz2` or `.xz` too; its first line names its columns.
         columns: one name, or several.
         least: the number of rows that are needed.
 
@@ -68,9 +71,9 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another ending, a missing column, a row with more or fewer cells than names, a
-            cell that is not a number or has two readings, a missing or infinite value, dates that
-            go back or repeat, too few rows.
+        ValueError: another ending, a missing column, or too few rows; a row with more or fewer
+            cells than names. A cell that is not a number or has two readings; a missing or infinite
+            value; dates that go back or repeat.
     """
     return read_data(path, columns, least=least).values
 
@@ -101,7 +104,10 @@ def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: i
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when the file does: device, number, size, and times of its contents and of itself."""
+    """The facts that change when the file does.
+
+    They are device, number, size, and times of its contents and of itself.
+    """
     if not _is_text(path) and path.suffix.lower() != ".parquet":
         raise ValueError(
             "path: expected a file that ends in .csv or .parquet (or .tsv, or .csv.gz, .bz2, "
@@ -198,7 +204,7 @@ def _open_parquet(path: Path) -> Source:
 
 
 def _plain(name: str) -> str:
-    """A name without what cannot be seen: another normal form of accents, blanks around."""
+    """A name without its invisible parts: another normal form of accents, blanks around."""
     return unicodedata.normalize("NFC", name).strip().removeprefix("\ufeff")
 
 
@@ -225,7 +231,7 @@ def _listed(known: list[str]) -> str:
 
 
 def _choose(path: Path, source: Source) -> list[int]:
-    """The column where no name was given: the only one."""
+    """The number of the only column, where no name was given."""
     [*more] = range(len(source.names))
     if len(more) == 1 and source.names[0].strip() and not source.names[0].isdigit():
         return more
@@ -283,7 +289,7 @@ def check_changes(path: str | Path, names: Sequence[str], values: Series, train_
 def normalised(path: str | Path, names: Sequence[str], values: Series, train_rows: int) -> Series:
     """The values in units of the standard deviation of each column's training part, from its mean.
 
-    Huge and tiny values are multiplied by a power of two first, which changes no digit.
+    Huge and tiny values are multiplied by a power of two first. That changes no digit.
 
     Raises:
         ValueError: a later value is so far out that a network could not be shown it.

@@ -1,4 +1,7 @@
-"""Forecasting of real series: yearly sunspots, and the user's own, beside persistence and a linear autoregression."""
+"""Forecasting of real series: yearly sunspots, and the user's own.
+
+Beside them stand persistence and a linear autoregression.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,11 @@ RIVALS = {"linear_ar": "a linear autoregression", "persistence": "persistence, t
 
 
 class RealForecasting(SequenceTask):
-    """One step ahead on a measured series, normalised by its training part; test parts follow one
-    another.
+    """One step ahead on a measured series, normalised by its training part.
 
-    `evaluate` gives the network's error on each test part, `finish` the same error of two rivals
-    beside it: `persistence` (tomorrow is like today) and `linear_ar` (a linear autoregression,
-    `linear_errors`).
+    Test parts follow one another. `evaluate` gives the network's error on each test part. `finish`
+    gives the same error of two rivals beside it: `persistence` (tomorrow is like today) and
+    `linear_ar` (a linear autoregression, `linear_errors`).
     """
 
     parts: dict[str, tuple[int, int]]
@@ -91,10 +93,10 @@ class RealForecasting(SequenceTask):
 
 
 class Sunspots(RealForecasting):
-    """Yearly sunspot numbers: fitted to 1700-1920, tested on 1921-55, 1956-79 and 1980-2008
-    (statsmodels' series).
+    """Yearly sunspot numbers of statsmodels: fitted to 1700-1920, tested on three later parts.
 
-    Errors are mean squares over the variance of the whole series.
+    The parts are 1921-55, 1956-79 and 1980-2008. Errors are mean squares over the variance of the
+    whole series.
 
     Args:
         cell: `"tanh"`, `"gru"` or `"lstm"`.
@@ -123,8 +125,12 @@ class Sunspots(RealForecasting):
         choose("cell", cell, tuple(GATES))
         choose("output", output, OUTPUTS)
         # The longest sequence leaves one start in the 221 years of training.
-        for name, value, least, most in (("hidden", hidden, 1, MOST), ("batch_size", batch_size, 1, MOST),
-                                         ("length", length, 11, 218), ("order", order, 1, 100)):  # fmt: skip
+        for name, value, least, most in (
+            ("hidden", hidden, 1, MOST),
+            ("batch_size", batch_size, 1, MOST),
+            ("length", length, 11, 218),
+            ("order", order, 1, 100),
+        ):
             counted(name, value, least=least, most=most)
         settings: dict[str, Any] = {
             "cell": cell,
@@ -153,10 +159,10 @@ class Sunspots(RealForecasting):
 
 
 class UserSeries(RealForecasting):
-    """The user's own series from a CSV or Parquet file: trained on the first 70 % of its rows,
-    tested on the rest.
+    """The user's own series from a CSV or Parquet file.
 
-    Errors are root mean squares in units of the training part's standard deviation.
+    The task trains on the first 70 % of its rows, and tests on the rest. Errors are root mean
+    squares in units of the training part's standard deviation.
 
     Args:
         path: the file; see `read_series`.
@@ -241,7 +247,7 @@ class UserSeries(RealForecasting):
 
 
 def compare_with_rivals(task: Task, metrics: Mapping[str, float | None]) -> list[str]:
-    """What the metrics of a real series mean, and plainly which rivals of the network are better.
+    """Sentences on the metrics of a real series, and plainly the rivals that beat the network.
 
     Args:
         task: the task; of others than `RealForecasting` there is nothing to say.

@@ -74,7 +74,7 @@ def runge_kutta(
 ) -> Series:
     """Samples of a flow by the classical fourth-order method, after a transient.
 
-    Plain floats: for three numbers they are about thirty times as fast as arrays.
+    Plain floats are used: for three numbers they are about thirty times as fast as arrays.
 
     Args:
         field: the time derivative.
@@ -125,9 +125,10 @@ def _iterate(
 def quick_series(name: str, n: int = 4000) -> Series:
     """A series of the quick protocol, not normalised.
 
-    Lorenz every 0.05 and Rössler every 0.25 (Runge–Kutta, steps 0.005 and 0.01); Mackey–Glass
-    (delay 17, beta 0.2, gamma 0.1, power 10; Euler, step 0.1) every 6; every iterate of the map of
-    Hénon (1976; a 1.4, b 0.3; both coordinates) and of the logistic map with r 3.9.
+    Lorenz is sampled every 0.05 and Rössler every 0.25 (Runge–Kutta, steps 0.005 and 0.01).
+    Mackey–Glass (delay 17, beta 0.2, gamma 0.1, power 10; Euler, step 0.1) is sampled every 6.
+    Every iterate is kept of the map of Hénon (1976; a 1.4, b 0.3; both coordinates) and of the
+    logistic map with r 3.9.
 
     Args:
         name: `"lorenz"`, `"rossler"`, `"mackey-glass"`, `"henon"` or `"logistic"`.
@@ -149,10 +150,10 @@ def quick_series(name: str, n: int = 4000) -> Series:
 def _mackey_glass_steps(n: int, skip: int, per_unit: int = 20) -> Series:
     """Mackey–Glass by the method of steps.
 
-    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known, at grid points
-    and, by cubic Hermite interpolation of x, between them. What is left is linear, x' = p - 0.1 x,
-    and is solved by Simpson's rule in its exact exponential solution: order four, over the whole
-    delay at once.
+    Over one delay the production p(t) = 0.2 x(t - 17) / (1 + x(t - 17)^10) is known at grid points.
+    Between them it follows from cubic Hermite interpolation of x. The rest is linear, x' = p -
+    0.1 x. It is solved by Simpson's rule in its exact exponential solution: order four, over the
+    whole delay at once.
     """
     h = 1 / per_unit
     delay = 17 * per_unit
@@ -210,9 +211,9 @@ def taylor(
     """Samples of a flow by its Taylor series, to the last bit the same on every machine.
 
     Automatic differentiation gives the coefficients one by one (Moore 1966; Jorba and Zou 2005).
-    Only sums, products and quotients of floats are used, which IEEE 754 rounds alike everywhere:
-    numerical libraries choose their loops by processor, and chaos makes another trajectory of
-    another last bit within some 37 Lyapunov times.
+    Only sums, products and quotients of floats are used, which IEEE 754 rounds alike everywhere.
+    Numerical libraries choose their loops by processor. Chaos makes another trajectory of another
+    last bit within about 37 Lyapunov times.
 
     Args:
         terms: takes the coefficients up to order k of the three states and returns those of order k
@@ -247,8 +248,9 @@ def taylor(
 def long_series(name: str, n: int = 20_000, skip: int = 1000) -> Series:
     """A series of the long protocol, not normalised, in float64.
 
-    Lorenz every 0.02 and Rössler every 0.1 by Taylor series of order 24, Mackey–Glass every 1.0 by
-    the method of steps at 20 steps a unit; each to the last bit the same on every machine.
+    Lorenz is sampled every 0.02 and Rössler every 0.1, by Taylor series of order 24. Mackey–Glass
+    is sampled every 1.0, by the method of steps at 20 steps a unit. Each is to the last bit the
+    same on every machine.
 
     Args:
         name: a key of `SYSTEMS`.

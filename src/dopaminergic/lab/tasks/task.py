@@ -1,8 +1,9 @@
-"""What a learning task is: initial networks, batches as a pure function of seed and step, a loss,
-and test metrics.
+"""A learning task: initial networks, batches, a loss, and test metrics.
+
+Batches are a pure function of seed and step.
 
 A task serves one model and a stack of R models (see `dopaminergic.lab.networks`) by the same calls.
-It draws batches from the counter-based noise of the library, so a run resumes exactly, and every
+It draws batches from the counter-based noise of the library, so a run resumes exactly. Every
 optimizer that is given one seed sees the same initial weights and the same batches.
 """
 
@@ -24,7 +25,7 @@ from dopaminergic.outcomes import Outcome
 Model = Stackable
 Batch = tuple[Tensor, Tensor]
 
-MOST = 1 << 20  # of whatever is counted: a typing error shall not ask for a terabyte
+MOST = 1 << 20  # bound of every count: a typing error shall not ask for a terabyte
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -57,21 +58,21 @@ def counted(name: str, value: int, *, least: int = 1, most: int = MOST) -> int:
 
 
 class Task(ABC):
-    """A learning problem with fixed data; see the module for what it promises.
+    """A learning problem with fixed data; see the module for its promises.
 
     Attributes:
         name: the key in `TASKS`.
         title: for headings.
         metric: the key of `evaluate()` by which runs are ranked; lower is better.
         metric_label: for the axes of figures.
-        threshold: a run has solved the task when its metric is below this; None if the task has no
-            such mark.
+        threshold: a run has solved the task when its metric is below this. For example, it is
+            0.01 on the four patterns of XOR. None if the task has no such mark.
         budget: forward passes of a full run.
         evaluate_every: forward passes between two evaluations.
         settings: everything that defines the task beside its name, as JSON.
         loss_floor: the least loss that can be reached.
         dtype: of the data and the parameters.
-        notes: what a user should know of the data as they were read.
+        notes: for a user, on the data as they were read.
         pinned: settings that tie a run to the data as they are now.
     """
 
@@ -91,7 +92,10 @@ class Task(ABC):
     def _define(
         self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]
     ) -> None:
-        """Sets the attributes common to all tasks; `settings["dtype"]` is `"float32"` or `"float64"`."""
+        """Sets the attributes common to all tasks.
+
+        `settings["dtype"]` is `"float32"` or `"float64"`.
+        """
         self.name = name
         self.title = title
         self.budget = budget
@@ -121,18 +125,30 @@ class Task(ABC):
 
     @abstractmethod
     def outcome(self, model: Model, batch: Batch) -> Outcome:
-        """The predictions on a batch and their losses; for a stacked model both keep the leading R."""
+        """The predictions on a batch and their losses.
+
+        For a stacked model both keep the leading R.
+        """
 
     @abstractmethod
     def evaluate(self, model: Model) -> dict[str, Tensor]:
-        """Test metrics cheap enough for learning curves: float64, 0-d, or `(R,)` for a stacked model."""
+        """Test metrics cheap enough for learning curves.
+
+        They are float64, 0-d, or `(R,)` for a stacked model.
+        """
 
     def finish(self, model: Model) -> dict[str, Tensor]:
-        """Metrics too costly for curves, wanted once at the end of a run; shapes as in `evaluate`."""
+        """Metrics too costly for curves, wanted once at the end of a run.
+
+        Shapes are as in `evaluate`.
+        """
         return {}
 
     def picture(self, model: Model) -> list[dict[str, Any]]:
-        """Data for figures of a plain model or a stack of one, each a JSON-able dict with a `name`."""
+        """Data for figures of a plain model or a stack of one.
+
+        Each is a JSON-able dict with a `name`.
+        """
         return []
 
     def parameter_count(self) -> int:
@@ -141,12 +157,11 @@ class Task(ABC):
 
 
 class Draws:
-    """`integers(n, high, seed=..., step=...)` for many steps at once: the same numbers, at a
-    twentieth of the cost.
+    """`integers(n, high, seed=..., step=...)` for many steps at once: the same numbers, cheaper.
 
-    Calling Philox on the few counters of one step costs as much as a small network. The last block
-    of steps is kept; whatever the order of the calls, the result depends on the seeds and the step
-    alone.
+    Calling Philox on the few counters of one step costs as much as a small network. For many steps
+    at once it is a twentieth of that. The last block of steps is kept. For any order of the calls,
+    the result depends on the seeds and the step alone.
 
     Args:
         n: how many numbers a step.
@@ -181,7 +196,10 @@ class Draws:
 
 
 def mean_over_samples(values: Tensor, model: Model) -> Tensor:
-    """The mean in float64 over all dimensions except the replicas: 0-d, or `(R,)` for a stacked model."""
+    """The mean in float64 over all dimensions except the replicas.
+
+    It is 0-d, or `(R,)` for a stacked model.
+    """
     lead = 0 if model.replicas is None else 1
     return values.to(torch.float64).flatten(lead).mean(-1)
 

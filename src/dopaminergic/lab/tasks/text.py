@@ -1,4 +1,7 @@
-"""The text of a CSV file: decompressed, decoded, and split into cells; every odd line is named and none is skipped."""
+"""The text of a CSV file: decompressed, decoded, and split into cells.
+
+Every odd line is named and none is skipped.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class Table(NamedTuple):
         frame: strings, the columns numbered from 0.
         names: of the columns, as the first line has them.
         lines: the line of the file in which each row ends.
-        notes: what a reader of the results should know of how the file was read.
+        notes: for a reader of the results, on how the file was read.
     """
 
     frame: pandas.DataFrame
@@ -63,7 +66,7 @@ class Table(NamedTuple):
 
 
 def unpack(path: Path) -> bytes:
-    """The content of a file, decompressed where it is compressed, whatever its name says.
+    """The content of a file, decompressed where it is compressed, for any name of the file.
 
     Raises:
         ValueError: it is larger than 256 MiB, damaged, or of another kind.
@@ -133,11 +136,11 @@ def _without_mark(content: bytes) -> str:
 
 
 def split(path: Path) -> Table:
-    """The cells of a CSV file, compressed or not, whatever its separator.
+    """The cells of a CSV file, compressed or not, with any separator.
 
     Raises:
         ValueError: a row is longer or shorter than the first line, there are two separators, names
-            are missing, or the text is damaged; the message has the line.
+            are missing, or the text is damaged. The message has the line.
     """
     import pandas
 
@@ -161,7 +164,10 @@ def split(path: Path) -> Table:
 
 
 def _after_preamble(text: str, notes: list[str]) -> tuple[str, int, str | None]:
-    """The text from the names on, the number of lines before, and the separator that Excel's `sep=;` names."""
+    """The text from the names on, the number of lines before, and the named separator.
+
+    It is the one that Excel's line `sep=;` names.
+    """
     skipped = 0
     given = None
     while match := re.match(r"(?:#[^\r\n]*|sep=(.)|[ \t]*)(?:\r\n|\r|\n)", text):
@@ -206,7 +212,10 @@ def _bare(line: str) -> str:
 def _check(
     path: Path, text: str, separator: str, skipped: int, notes: list[str]
 ) -> tuple[list[str], list[int]]:
-    """The names, and the line of every row, once each row is known to have as many cells as there are names."""
+    """The names, and the line of every row.
+
+    Each row is known to have as many cells as there are names then.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     lines: list[int] = []
@@ -261,7 +270,10 @@ def _start(cells: list[str]) -> str:
 
 
 def _check_names(path: Path, names: list[str], line: int) -> None:
-    """Raises ValueError where the line of names is one of numbers, which would be lost as names."""
+    """Raises ValueError where the line of names is one of numbers.
+
+    The numbers would be lost as names.
+    """
     counted = [[str(first + i) for i in range(len(names))] for first in (0, 1)]
     if names in counted or not all(
         re.fullmatch(r"\s*[+-]?[\d.,]+(?:[eE][+-]?\d+)?\s*", name) for name in names

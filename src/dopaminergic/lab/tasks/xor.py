@@ -46,7 +46,10 @@ def binary_cross_entropy(logits: Tensor, classes: Tensor) -> Outcome:
 
 
 def error_rate(logits: Tensor, classes: Tensor, model: Model) -> Tensor:
-    """The share of samples on the wrong side of 0, in [0, 1]; a logit of 0 or NaN counts as wrong."""
+    """The share of samples on the wrong side of 0, in [0, 1].
+
+    A logit of 0 or NaN counts as wrong.
+    """
     wrong = ~(logits * (2 * classes - 1) > 0)
     return mean_over_samples(wrong, model)
 
@@ -59,7 +62,10 @@ def deviations(hidden: int) -> list[float]:
 def boundary(
     model: Model, half_width: float, dtype: torch.dtype, points: int = 40
 ) -> list[dict[str, Any]]:
-    """The probability of class 1 on a square grid: row i is the i-th smallest y, column j the j-th smallest x."""
+    """The probability of class 1 on a square grid.
+
+    Row i is the i-th smallest y, column j the j-th smallest x.
+    """
     single(model)
     axis = torch.linspace(-half_width, half_width, points, dtype=dtype)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -76,13 +82,14 @@ def boundary(
 
 
 class Xor(Task):
-    """The four patterns of XOR, inputs +1 and -1, every batch all of them; solved when the MSE is
-    below 0.01.
+    """The four patterns of XOR, inputs +1 and -1, every batch all of them.
+
+    It is solved when the MSE is below 0.01.
 
     Args:
         hidden_units: units of the hidden layer.
         hidden: their activation.
-        loss: what is minimised, `"mse"` or `"bce"`; the metric is the MSE in both cases.
+        loss: the loss to minimise, `"mse"` or `"bce"`; the metric is the MSE in both cases.
         dtype: `"float32"` or `"float64"`.
     """
 
@@ -133,7 +140,10 @@ class Xor(Task):
 
 
 class PlaneXor(Task):
-    """A fixed training set in the plane, minibatches of it, and a large test set; base of the next two tasks."""
+    """Base of the next two tasks: a fixed training set in the plane, and a large test set.
+
+    Batches are minibatches of the training set.
+    """
 
     metric: ClassVar[str] = "error_rate"
     metric_label: ClassVar[str] = "error rate on the test points"
@@ -170,8 +180,9 @@ class PlaneXor(Task):
 
 
 class ContinuousXor(PlaneXor):
-    """Points drawn evenly from [-1, 1]², of class 1 where x y > 0: 256 to train on, 1,000 to test;
-    tanh 2-16-1.
+    """Points drawn evenly from [-1, 1]², of class 1 where x y > 0; the network is tanh 2-16-1.
+
+    There are 256 points to train on and 1,000 to test.
 
     Args:
         hidden: units of the hidden layer.
@@ -201,17 +212,17 @@ class ContinuousXor(PlaneXor):
 
 
 class ClusterXor(PlaneXor):
-    """Gaussian clusters at (±1, ±1), of class 1 where the centre's x y > 0; few points to train on,
-    10,000 to test.
+    """Gaussian clusters at (±1, ±1), of class 1 where the centre's x y > 0.
 
-    `bayes_error` is what the best classifier errs: 1 - (p² + (1 - p)²), p = Phi(1/sd).
+    There are few points to train on, and 10,000 to test. `bayes_error` is the error of the best
+    classifier: 1 - (p² + (1 - p)²), p = Phi(1/sd).
 
     Args:
         sd: standard deviation of a cluster in each coordinate.
         train_points: points to train on, a multiple of 4, as many from each cluster.
         hidden: units of the hidden layer.
         batch_size: training points in a batch, drawn with replacement.
-        data_seed: which training points; the test points stay.
+        data_seed: seed of the training points; the test points stay.
         dtype: `"float32"` or `"float64"`.
     """
 
@@ -264,8 +275,9 @@ class ClusterXor(PlaneXor):
 
 
 class TemporalXor(Task):
-    """Streams of random signs; after each, the class of the product of the sign and the one `delay`
-    steps before.
+    """Streams of random signs; after each, the class of a product of two signs.
+
+    They are the sign and the one `delay` steps before.
 
     Args:
         delay: steps between the two signs, at least 1; the network must remember as many signs.
