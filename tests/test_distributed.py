@@ -18,7 +18,8 @@ import torch.distributed as dist
 import rank_scenarios
 from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.channel import FRAME
-from dopaminergic.distributed import CHUNK, Ranks, fingerprint
+from dopaminergic.distributed import Ranks
+from dopaminergic.fingerprint import CHUNK, fingerprint
 from launching import SIZE, found_by_ranks, start
 from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, Shards, large, trained, vector_closures

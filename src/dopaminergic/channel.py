@@ -24,6 +24,7 @@ import hashlib
 import os
 import time
 import weakref
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -49,6 +50,45 @@ _owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 class _Refused(Exception):  # noqa: N818  (it never leaves this file)
     """All ranks know why, or this one is closed."""
+
+
+# Bits of a NaN that no arithmetic makes: this rank has no number here.
+MISSING = 0x7FF8_DEAD_0000_0001
+
+
+class Message:
+    """Numbers that one rank hands to all others, and those of all.
+
+    Attributes:
+        bits: int64 `(length,)`, the bits of what is sent; `MISSING` where nothing was.
+        rows: float64 `(size, length)`, one row for each rank, once the block has ended.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.bits = np.full(length, MISSING)
+        self.rows = np.zeros((0, length))
+        self._sent = 0
+
+    def send(self, numbers: Sequence[float] | np.ndarray) -> None:
+        """Add numbers to the message."""
+        found = np.asarray(numbers, np.float64).reshape(-1)
+        place = slice(self._sent, self._sent + len(found))
+        self.bits.view(np.float64)[place] = np.where(np.isnan(found), np.nan, found)  # one NaN
+        self._sent += len(found)
+
+
+class SharedLosses:
+    """The losses of all ranks.
+
+    Attributes:
+        units: those that no rank is missing, all without a deadline.
+        found: float64 `(len(units), width)`, once the block has ended.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self.send = message.send
+        self.units: list[int] = []
+        self.found = np.zeros((0, 0))
 
 
 class Channel:

@@ -16,7 +16,6 @@ travels too, so that all ranks stop at the same step with the weights they had b
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 import warnings
@@ -30,10 +29,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dopaminergic import checks
-from dopaminergic.channel import Channel
+from dopaminergic.channel import MISSING, Channel, Message, SharedLosses
+from dopaminergic.fingerprint import digest
 from dopaminergic.weights import Weights
 from dopaminergic.weights.modes import rewind
-from dopaminergic.weights.sharding import first_element, is_sharded, local
+from dopaminergic.weights.sharding import is_sharded
 
 if dist.is_available():
     # The defaults of its functions are the process group there is when it is imported. torch.optim
@@ -41,11 +41,6 @@ if dist.is_available():
     # of gloo, which may abort the process where they wake while Python shuts down.
     import torch.distributed.nn.functional
 
-MISSING = (
-    0x7FF8_DEAD_0000_0001  # bits of a NaN that no arithmetic makes: this rank has no number here
-)
-CHUNK = 1 << 20  # weights that are hashed at once
-EXACT = 1 << 52  # integers below it are float64 numbers
 CHECKS = 3  # numbers that a check sends
 COMPARED = ", compared"  # what such a message says of itself
 ALONE = "alone"  # as `process_group`: other ranks have nothing to do with this optimizer
@@ -53,44 +48,8 @@ ALONE = "alone"  # as `process_group`: other ranks have nothing to do with this 
 Check = Callable[[], Sequence[float]]
 
 
-class Message:
-    """Numbers that one rank hands to all others, and those of all.
-
-    Attributes:
-        bits: int64 `(length,)`, the bits of what is sent; `MISSING` where nothing was.
-        rows: float64 `(size, length)`, one row for each rank, once the block has ended.
-    """
-
-    def __init__(self, length: int) -> None:
-        self.bits = np.full(length, MISSING)
-        self.rows = np.zeros((0, length))
-        self._sent = 0
-
-    def send(self, numbers: Sequence[float] | np.ndarray) -> None:
-        """Add numbers to the message."""
-        found = np.asarray(numbers, np.float64).reshape(-1)
-        place = slice(self._sent, self._sent + len(found))
-        self.bits.view(np.float64)[place] = np.where(np.isnan(found), np.nan, found)  # one NaN
-        self._sent += len(found)
-
-
-class SharedLosses:
-    """The losses of all ranks.
-
-    Attributes:
-        units: those that no rank is missing, all without a deadline.
-        found: float64 `(len(units), width)`, once the block has ended.
-    """
-
-    def __init__(self, message: Message) -> None:
-        self.send = message.send
-        self.units: list[int] = []
-        self.found = np.zeros((0, 0))
-
-
 class Ranks:
-    """How the ranks of a process group share the work of a step; to be passed as an optimizer's
-    `process_group`.
+    """How the ranks of a process group share the work of a step; an optimizer's `process_group`.
 
     Rank r sees shard `r mod data_parallel` of the data and tries share `r div data_parallel` of the
     directions. Losses are averaged over shards, each shard counting the same (in `VectorDopamine`,
@@ -204,13 +163,12 @@ class Ranks:
     def seeded(
         self, closure: Callable[[], Any], weights: Weights, seed: Any, step: int
     ) -> Callable[[], Any]:
-        """The closure, whose draws from torch's generators start from (seed, step, shard); they are
-        left as they were.
+        """The closure, with draws from torch's generators that start from (seed, step, shard).
 
-        Ranks evaluate different numbers of directions, so what a closure draws must not depend on
-        what was drawn before.
+        The generators are left as they were. Ranks evaluate different numbers of directions, so the
+        draws of a closure must not depend on those before.
         """
-        number = _digest((seed, step, self.shard))
+        number = digest((seed, step, self.shard))
         states: list[list[tuple[torch.Generator, Tensor]]] = []
 
         def call() -> Any:
@@ -285,8 +243,9 @@ class Ranks:
         self._handed = True
 
     def average(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`, summed in the order of
-        ranks.
+        """Mean over shards, of each share: `(size, ...)` to `(shares, ...)`.
+
+        Sums are taken in the order of ranks.
 
         Args:
             rows: one for each rank.
@@ -336,8 +295,9 @@ class Ranks:
     # ---- what is checked -------------------------------------------------------------------------
 
     def compare(self, rows: np.ndarray) -> None:
-        """Raise unless all ranks sent the same `fingerprint` (of the weights: those that hold the
-        same part of them).
+        """Raise unless all ranks sent the same `fingerprint`.
+
+        Hashes of weights are compared among the ranks that hold the same part of them.
 
         Raises:
             RuntimeError: two ranks differ; all ranks raise it.
@@ -366,74 +326,12 @@ class Ranks:
                 )
 
 
-def fingerprint(identity: Any, parameters: Iterable[Tensor]) -> list[float]:
-    """What must be equal on all ranks, as three integers below 2^52: of settings, of places of
-    shards, of weights.
-
-    Args:
-        identity: anything made of numbers, strings, tensors, lists and dicts.
-        parameters: of which this rank's part is read once.
-    """
-    parameters = list(parameters)
-    places = [(first_element(p), local(p).numel()) for p in parameters if is_sharded(p)]
-    return [
-        float(_digest(_plain(identity)) % EXACT),
-        float(_digest(places) % EXACT),
-        float(_hash(parameters) % EXACT),
-    ]
-
-
-def _hash(parameters: list[Tensor]) -> int:
-    """Of the sum of the weights' bits times odd numbers, mod 2^64, which every change of one weight changes."""
-    total = 0
-    for p in map(local, parameters):
-        p = torch.view_as_real(p) if p.is_complex() else p  # frozen ones may be anything
-        p = p.int_repr() if p.is_quantized else p
-        if p.is_meta:
-            continue
-        bits = p.reshape(-1).view(
-            {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[p.element_size()]
-        )
-        factors = _factors(min(CHUNK, bits.numel())).to(p.device)
-        for start in range(0, bits.numel(), CHUNK):
-            chunk = bits[start : start + CHUNK].to(torch.int64)
-            chunk = chunk ^ (
-                chunk >> 32
-            )  # or two signs of float64 that change would leave the sum as it was
-            total = (total * 0x9E3779B97F4A7C15 + int((chunk * factors[: len(chunk)]).sum())) % (
-                1 << 64
-            )
-    return _digest(total)
-
-
-def _factors(count: int) -> Tensor:
-    """Odd numbers, as good as random (the finalizer of splitmix64, Steele et al. 2014)."""
-    x = torch.arange(1, count + 1, dtype=torch.int64, device="cpu") * -0x61C8864680B583EB
-    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
-    return (x ^ (x >> 31)) | 1
-
-
-def _digest(value: Any) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=7).digest(), "little")
-
-
-def _plain(value: Any) -> Any:
-    """Without tensors, whose text leaves digits out."""
-    if isinstance(value, Tensor | np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return [(key, _plain(v)) for key, v in value.items()]
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def _keep_gloo_from_interrupting() -> None:
-    """Let the threads of gloo run while this process waits, not in place of the thread that hands
-    them its numbers.
+    """Let the threads of gloo run while this process waits, and not before.
 
-    They poll for a lock. Where every core is busy with a rank, they interrupt the thread that holds
-    it, and poll until their time slice of some milliseconds ends; batch threads interrupt nobody
-    (`man 7 sched`).
+    They poll for a lock that another thread of this process holds. Where every core is busy with a
+    rank, they interrupt that thread, and poll until their time slice of some milliseconds ends.
+    Batch threads interrupt nobody (`man 7 sched`).
     """
     if not hasattr(os, "SCHED_BATCH"):  # other systems than Linux
         return
@@ -444,7 +342,10 @@ def _keep_gloo_from_interrupting() -> None:
 
 
 def ranks_of(process_group: Any) -> Ranks | None:
-    """What an optimizer's `process_group` stands for: a bare group is data-parallel, `"alone"` is no group."""
+    """The `Ranks` of an optimizer's `process_group`: a bare group is data-parallel.
+
+    `"alone"` is no group.
+    """
     if process_group is None:
         _warn_of_others()
     elif isinstance(process_group, str) and process_group != ALONE:

@@ -10,37 +10,34 @@ What is perturbed, and how a change follows from outcomes, is the business of su
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.optimizer import (
     Optimizer,
-    ParamsT,
     _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
-from dopaminergic import checks, crowd, silence, states
-from dopaminergic.buffers import Buffers
-from dopaminergic.distributed import Check, Ranks, fingerprint, ranks_of
+from dopaminergic import checks, crowd, silence
+from dopaminergic.distributed import Check
+from dopaminergic.fingerprint import fingerprint
 from dopaminergic.outcomes import Closure
-from dopaminergic.plain import plain
 from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Losses
-from dopaminergic.scalars import Scalar, as_array, as_tensor
+from dopaminergic.scalars import Scalar, as_tensor
+from dopaminergic.stateful import Stateful
 from dopaminergic.tracing import keep_tracers_out
-from dopaminergic.weights.interruption import uninterrupted
+from dopaminergic.weights.interruption import room_on_the_stack, uninterrupted
 
 Listener = Callable[[Change], None]
 
 
-class ForwardOptimizer(Optimizer):
+class ForwardOptimizer(Stateful):
     """Base of all optimizers that learn from forward passes alone; use a subclass.
 
     Args:
@@ -72,71 +69,7 @@ class ForwardOptimizer(Optimizer):
 
     _thread: int | None = None  # which thread is within a step
 
-    def __init__(
-        self,
-        params: ParamsT,
-        *,
-        lr: Any,
-        sigma: float | None = None,
-        directions: int = 1,
-        noise: str = "rademacher",
-        seed: int | Sequence[int] = 0,
-        weight_decay: float = 0.0,
-        batched: bool = False,
-        process_group: Any = None,
-        **settings: Any,
-    ) -> None:
-        self._rule_name = rule = type(self).__name__
-        given = {
-            "directions": directions,
-            "noise": noise,
-            "seed": seed,
-            "batched": batched,
-            **settings,
-        }
-        self.settings = checks.settings(rule, given)
-        self._fleet = isinstance(self.settings["seed"], list)
-        self._ranks: Ranks | None = ranks_of(process_group)
-        self._agreed = False  # whether the ranks have been compared since the start
-        params = checks.parameters(rule, params)
-        chosen = 0.0
-        if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
-            sigma = chosen = self._default_sigma(params)
-        given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
-        super().__init__(params, checks.rates(rule, given, self._replicas))
-        checks.some_trainable(rule, self.param_groups)
-        skipped = (
-            torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu")
-            if self._fleet
-            else 0
-        )
-        self._progress = Progress(self.start(), skipped_steps=skipped, chosen_sigma=chosen)
-        self._pending: Change | None = None
-        self._listeners: list[Listener] = []
-        self._floor = self.settings.get("loss_floor", -math.inf)
-        self._told_of: set[str] = set()  # warnings that are given once
-        self._buffers = Buffers()
-        self._casts: set[torch.dtype] = set()  # 16-bit dtypes in which the closure computes
-        self._prepare(None)
-
     # ---- the subclass ----------------------------------------------------------------------------
-
-    def start(self) -> Any:
-        """The rule's state before the first step: a NamedTuple of numbers made from `zero()`, or None."""
-        return None
-
-    def _is_abstract(self) -> NotImplementedError:
-        return NotImplementedError(
-            f"{type(self).__name__} is a base class; use a subclass such as Dopamine"
-        )
-
-    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
-        """The perturbation scale for these parameters, in a closure that computes in some 16-bit dtypes."""
-        raise self._is_abstract()
-
-    def _prepare(self, loaded: states.Loaded | None) -> None:
-        """Make what depends on settings and parameters: at first, and when a state has been loaded."""
-        raise self._is_abstract()
 
     def _get_ready(self) -> None:
         """What comes before a step, and must not be taken back with it."""
@@ -146,7 +79,10 @@ class ForwardOptimizer(Optimizer):
         raise self._is_abstract()
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
-        """Call the closure at all points of a step, and say what follows; something may be left perturbed."""
+        """Call the closure at all points of a step, and find the change that follows.
+
+        Weights may be left perturbed.
+        """
         raise self._is_abstract()
 
     def _write(self, change: Change, commit: Callable[[], None]) -> None:
@@ -176,43 +112,6 @@ class ForwardOptimizer(Optimizer):
     def _may_look_farther(self) -> bool:
         """Whether sigma may be doubled where no loss answers."""
         return False
-
-    def _found_out(self) -> dict[str, Any]:
-        """What a state keeps of the ways in which a closure can be evaluated."""
-        return {}
-
-    # ---- a fleet or one model --------------------------------------------------------------------
-
-    @property
-    def _replicas(self) -> int | None:
-        """R of a fleet; None for one model."""
-        return len(self.settings["seed"]) if self._fleet else None
-
-    def zero(self) -> Scalar:
-        """0, in the form of this optimizer's losses: a float, or float64 zeros of shape `(R,)`."""
-        return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
-
-    # ---- what users read -------------------------------------------------------------------------
-
-    @property
-    def forward_passes(self) -> int:
-        """Evaluations of the closure that count towards a step (those of an interrupted step do not)."""
-        return self._progress.forward_passes
-
-    @property
-    def skipped_steps(self) -> Any:
-        """Steps without an update because an outcome was not finite; for a fleet an int64 tensor of shape `(R,)`."""
-        return self._progress.skipped_steps
-
-    @property
-    def last_rpe(self) -> Any:
-        """Reward prediction error of the last step; for a fleet a tensor of shape `(R,)`."""
-        return self._progress.last_rpe
-
-    @property
-    def last_learning_rate(self) -> Any:
-        """Learning rate of gradient descent that the last update amounts to, in the first group."""
-        return self._progress.last_learning_rate
 
     # ---- the loop --------------------------------------------------------------------------------
 
@@ -254,8 +153,9 @@ class ForwardOptimizer(Optimizer):
         )
 
     def probe(self, closure: Closure) -> Any:
-        """First half of a step, for loops that call `step()` themselves: evaluate, and leave the
-        weights as they were.
+        """First half of a step, for loops that call `step()` themselves.
+
+        It evaluates the closure, and leaves the weights as they were.
 
         Args:
             closure: as for `step`.
@@ -284,7 +184,7 @@ class ForwardOptimizer(Optimizer):
         except BaseException as error:
             # Once more, since Ctrl-C may come while the first exception is dealt with; harmless if
             # all is undone.
-            with _room_on_the_stack():
+            with room_on_the_stack():
                 self._undo(before)
             if self._ranks is not None and self._progress is before:
                 self._ranks.stop(error)
@@ -298,7 +198,7 @@ class ForwardOptimizer(Optimizer):
             self._thread = None
 
     def _refuse_within_a_step(self, name: str) -> None:
-        """Raise if a step of this optimizer is in progress: in this thread's frames, or in another thread."""
+        """Raise if a step of this optimizer is in progress, in this thread or in another."""
         thread = self._thread
         if thread is None:
             return
@@ -411,12 +311,6 @@ class ForwardOptimizer(Optimizer):
                 "needs none (for example for rewards)",
             )
 
-    def _tell(self, subject: str, text: str) -> None:
-        """Warn once of each subject."""
-        if subject not in self._told_of:
-            self._told_of.add(subject)
-            warnings.warn(text, RuntimeWarning, stacklevel=checks.levels_up())
-
     def _mean(self, losses: Losses) -> Any:
         if not self._fleet:
             return losses.mean()
@@ -469,7 +363,10 @@ class ForwardOptimizer(Optimizer):
         return end
 
     def _check(self, step: int) -> Check | None:
-        """What all ranks compare in this step, if they do; in the first one frozen parameters too."""
+        """Makes the numbers that ranks compare in this step, if they do.
+
+        In the first step they compare frozen parameters too.
+        """
         ranks: Any = self._ranks
         if self._agreed and step % ranks.check_every:
             return None
@@ -500,116 +397,6 @@ class ForwardOptimizer(Optimizer):
             "is not; the step was skipped, the weights are as before. More are counted in "
             "`skipped_steps`.",
         )
-
-    # ---- saving and loading ----------------------------------------------------------------------
-
-    def _identity(self) -> dict[str, Any]:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        return {
-            "optimizer": self._rule_name,
-            "shapes": [list(p.shape) for p in parameters],
-            "dtypes": [str(p.dtype) for p in parameters],
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but the weights that a run needs to continue bit for bit; `torch.load(weights_only=True)` reads it."""
-        saved = super().state_dict()
-        # Schedulers and users may have put anything there.
-        groups = [plain(group) for group in saved["param_groups"]]
-        return {**saved, "param_groups": groups, "forward": self._forward()}
-
-    def _forward(self) -> dict[str, Any]:
-        progress = self._progress._asdict()
-        rule = progress.pop("rule")
-        memory = [as_tensor(x) for x in rule] if rule else None
-        forward = {
-            "settings": plain(self.settings),
-            "rule": plain(memory),
-            "progress": plain(progress),
-        }
-        return {**self._identity(), **forward, **self._found_out()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where another optimizer of the same kind, over a model of the same shape,
-        stopped.
-
-        Raises:
-            ValueError: it is the state of another optimizer, model or dtype, of parameters in
-                another order, or holds what no optimizer could have saved; nothing has changed
-                then.
-        """
-        self._refuse_within_a_step("load_state_dict")
-        start = self.start()
-        loaded = self._read(state_dict)
-        before = self.__dict__.copy()
-        try:
-            self._load(state_dict, loaded, start)
-        except BaseException:  # of a hook, or Ctrl-C
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
-    def _read(self, state_dict: Any) -> states.Loaded:
-        """What `load_state_dict` would take; raise where it would, and change nothing."""
-        own = states.Own(
-            self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas
-        )
-        return states.read(state_dict, own)
-
-    def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
-        self._undo(self._progress)  # whatever a step could not take back, while it is known
-        known = {key: value for key, value in state_dict.items() if key != "forward"}
-        super().load_state_dict({**known, "param_groups": loaded.groups})
-        for group in self.param_groups:  # once more, since a hook may have exchanged them
-            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
-        self.settings = loaded.settings
-        rule = loaded.rule
-        if rule is not None and isinstance(start[0], np.ndarray):
-            rule = [as_array(x) for x in rule]
-        self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
-        self._floor = self.settings.get("loss_floor", -math.inf)
-        self._pending = None
-        self._agreed = False
-        self._prepare(loaded)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Buffers and addresses belong to this process and these tensors, the `step` that a
-        # scheduler puts here and whoever listens to this optimizer; a copy makes its own.
-        own = ("_weights", "_pending", "_listeners", "_thread", "step")
-        return {key: value for key, value in self.__dict__.items() if key not in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "settings" in self.__dict__:
-            self._pending = None
-            # `load_state_dict` comes here too, and has some.
-            self.__dict__.setdefault("_listeners", [])
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with their own `lr`, `sigma` and `weight_decay` if given."""
-        self._refuse_within_a_step("add_param_group")
-        before = len(self.param_groups)
-        try:
-            super().add_param_group(param_group)
-            checks.group(self._rule_name, self.param_groups[-1], self._replicas)
-            checks.apart(self._rule_name, self.param_groups)
-            if self._ranks is not None:
-                self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
-        except BaseException:
-            del self.param_groups[before:]
-            raise
-        self._pending = None  # a probe knew nothing of the new group
-
-
-@contextlib.contextmanager
-def _room_on_the_stack() -> Iterator[None]:
-    """Let cleaning up go deeper than the code whose recursion has reached the limit."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(limit + 200)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.

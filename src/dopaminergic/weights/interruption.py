@@ -7,6 +7,7 @@ from __future__ import annotations
 import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -73,3 +74,14 @@ def _pass_on(received: list[tuple[int, Any]], handlers: dict[int, Any]) -> None:
 def _handle(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
         _signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def room_on_the_stack() -> Iterator[None]:
+    """Let cleaning up go deeper than the code whose recursion has reached the limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 200)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
