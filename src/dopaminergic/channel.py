@@ -1,7 +1,8 @@
-"""Messages between ranks that cannot be mistaken for others: each begins with a frame of a fixed
-size.
+"""Messages between ranks that cannot be mistaken for others.
 
-    frame = state, step, length, digest | what is done, as text | the first 28 numbers
+Each message begins with a frame of a fixed size:
+
+    frame = state, step, length, digest | the work, as text | the first 28 numbers
 
 A collective whose ranks hand over different lengths is undefined: gloo aborts the process. So the
 lengths are compared first, in a message whose size nothing changes, together with all else that
@@ -9,11 +10,11 @@ must be equal. For up to 28 numbers the frame is the whole message, and the comp
 latency. More numbers follow in a second message, where all frames agree; it begins with the frame
 again.
 
-A rank that is interrupted while it waits does not know whether the others have its numbers, and may
-have gone on. So it leaves for good: its next frame says so, and the process group makes no further
-step, here or there. Frames that differ close the group as well, so that the length of the next
-message follows from the frames of this rank alone: a rank can say that it leaves though it has not
-heard the others.
+A rank that is interrupted while it waits does not know whether the others have its numbers. They
+may have gone on. So it leaves for good: its next frame says so, and the process group makes no
+further step, here or there. Frames that differ close the group as well, so that the length of the
+next message follows from the frames of this rank alone. For example, a rank can say that it leaves
+though it has not heard the others.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ _owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class _Refused(Exception):  # noqa: N818  (it never leaves this file)
-    """All ranks know why, or this one is closed."""
+    """An exchange fails; all ranks know why, or this one is closed."""
 
 
 class Channel:
-    """What the ranks of a process group tell each other.
+    """The messages between the ranks of a process group.
 
     Attributes:
-        rank: of this process in the group.
+        rank: the number of this process in the group.
         size: number of ranks.
         bytes_sent: bytes that this rank has handed to collectives.
     """
@@ -89,8 +90,8 @@ class Channel:
         """Hand numbers to all ranks, if all are about to do the same.
 
         Args:
-            step: of the optimizer.
-            what: is done; the same text on all ranks.
+            step: the step of the optimizer.
+            what: names the work that is done; the same text on all ranks.
             numbers: int64, of the same length on all ranks.
             raised: whether this rank has no numbers, since it raised an exception.
 
@@ -144,7 +145,7 @@ class Channel:
         return found
 
     def _gather(self, sent: np.ndarray, due: int) -> np.ndarray:
-        """Hand a message to all, after which they expect one of another length."""
+        """Hand a message to all ranks; the next one that they expect may have another length."""
         if due == self._due:
             work, rows = self._post(sent)
         else:
@@ -171,7 +172,10 @@ class Channel:
         return work, rows
 
     def _wait(self, work: Any) -> RuntimeError | None:
-        """Wait for all; an error of torch is returned, those of handlers of signals are raised."""
+        """Wait for all ranks.
+
+        An error of torch is returned, those of handlers of signals are raised.
+        """
         until = time.monotonic() + POLL
         # A thread that sleeps leaves its core to others, and is back late.
         while not work.is_completed() and time.monotonic() < until:
@@ -184,7 +188,10 @@ class Channel:
         return None
 
     def _refuse(self, rows: np.ndarray, frame: np.ndarray) -> None:
-        """Close unless all ranks do the same; each rank sees the same rows, so all raise or none."""
+        """Close unless all ranks do the same.
+
+        Each rank sees the same rows, so all raise or none.
+        """
         differ = (rows[:, 1:HEAD] != frame[1:HEAD]).any(1)
         left = rows[:, 0] == LEFT
         if left.any():
@@ -228,7 +235,10 @@ def _error_of(work: Any, *limit: timedelta) -> RuntimeError | None:
 
 
 def _told_apart(*frames: np.ndarray) -> list[str]:
-    """Each frame in words; with the number of numbers only where nothing else is different."""
+    """Each frame in words.
+
+    The number of numbers is named only where nothing else is different.
+    """
     texts = [f"step {frame[1]}, {_text(frame[HEAD:BEGIN])}"[:88] for frame in frames]
     if len(set(texts)) == 1:
         return [
@@ -239,7 +249,7 @@ def _told_apart(*frames: np.ndarray) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _words(text: str) -> np.ndarray:
-    """As many numbers as a frame has room for."""
+    """A text as numbers, as many as a frame has room for."""
     words = np.frombuffer(text.encode()[: 8 * TEXT].ljust(8 * TEXT, b"\0"), np.int64).copy()
     words.flags.writeable = False
     return words

@@ -250,7 +250,7 @@ def dopamine(
         beta: decay of the running means.
 
     Returns:
-        `Errors`, whose `level` is R.
+        `Errors`, with R as `level`.
     """
     memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
     loss = beta * state.loss + (1.0 - beta) * base
@@ -325,7 +325,7 @@ def dopamine2(
         beta: decay of the running means.
 
     Returns:
-        `Errors`, whose `level` is g.
+        `Errors`, with g as `level`.
     """
     before = Memory(*state[:5])
     memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)

@@ -38,7 +38,7 @@ class Arrangement:
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
-        keep_copies: of all weights during a step, however many there are.
+        keep_copies: keep copies of all weights during a step, however many there are.
         found_out: large 16-bit weights are perturbed on use, as far as this allows; None: they are
             copied.
         rule: the optimizer's name, for errors.

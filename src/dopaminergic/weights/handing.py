@@ -115,7 +115,7 @@ class Handing(TorchFunctionMode):
         return [p for p, _, _ in self.places.values()]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make the tensors that the operation needs, forget the others, and call it."""
+        """Make the tensors that the operation needs, forget the others, and call the operation."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.now.terms is None:
@@ -213,7 +213,7 @@ def _stream(p: Tensor) -> Any:
 
 
 def _holders(room: Tensor) -> int:
-    """How many hold a piece of memory."""
+    """The number of holders of a piece of memory."""
     return _modes._storage_Use_Count(room.untyped_storage()._cdata)
 
 

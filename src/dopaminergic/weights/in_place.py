@@ -5,10 +5,10 @@
 | Rademacher | exact to the bit for |w| < 2^17 sigma                         |
 | Gaussian   | to a unit in the last place of the weight, for each direction |
 
-For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. An
-update leaves them there, and the first step brings them there, by at most half a unit in the last
-place of |w| + sigma. The trial step of VectorDopamine is taken back like Gaussian directions.
-Signals wait while the arithmetic runs, since it must not be done twice.
+For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. The
+first step brings them there, by at most half a unit in the last place of |w| + sigma. An update
+leaves them there. The trial step of VectorDopamine is taken back like Gaussian directions. Signals
+wait while the arithmetic runs, since it must not be done twice.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Piece:
     Each block has a displacement of its own, since an exception may come between two of them.
 
     Attributes:
-        combine: writes to them.
-        owners: the parameters whose memory it writes to.
+        combine: writes to these weights.
+        owners: the parameters that own the memory.
         displacement: terms and scales by which they differ from the weights at `begin`.
         waiting: terms that are still to be added, before all else.
     """

@@ -138,8 +138,8 @@ class OnUse(Way):
             generators: from which it may draw.
 
         Returns:
-            What the closure returned, and "". Or None, and a reason why the weights must be copied
-            for it; generators are then as they were.
+            The returned value of the closure, and "". Or None, and a reason why the weights must be
+            copied for it; generators are then as they were.
         """
         if self._now.terms is None:
             return self._evaluate(closure)[0], ""
@@ -156,7 +156,7 @@ class OnUse(Way):
             if not why and not (self.found_out.checked and known):
                 rewind(states)
                 why = self._check(closure, found, handing)
-        except Exception as error:  # whatever a closure does that does not bear with this
+        except Exception as error:  # some closures do not bear with this
             if self.found_out.checked or not is_complaint(error):
                 raise
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -183,7 +183,7 @@ class OnUse(Way):
         )
 
     def leave(self) -> None:
-        """End an evaluation, whatever interrupted it; harmless at any time."""
+        """End an evaluation that may have been interrupted; harmless at any time."""
         leave_modes(self._depth)
         self._depth = None
         with uninterrupted():
