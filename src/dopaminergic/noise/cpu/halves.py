@@ -1,4 +1,7 @@
-"""16-bit weights, which numba does not know: their bits come as uint16 (bfloat16) and int16 (float16)."""
+"""16-bit weights, which numba does not know.
+
+Their bits come as uint16 (bfloat16) and int16 (float16).
+"""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ INFINITE = np.int32(0x7F800000)
 
 
 def widen(x, words):
-    """X <- the numbers whose bits are in memory."""
+    """X <- the numbers that have these bits."""
     raise NotImplementedError
 
 
