@@ -28,7 +28,7 @@ from dopaminergic.weights.modes import RandomStates, leave_modes, random_states,
 
 MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at once, by default
 MOST = 32  # copies at once: more fill the caches without making the products any faster
-WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
+WORTH_IT = 4  # copies at once; with fewer, evaluating in place costs no more
 
 _modes: Any = torch._C
 Read = Callable[[Any], Tensor]  # makes one tensor of a returned value
@@ -122,7 +122,7 @@ class Batched:
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies belong to the weights of this process.
+        # A pickle leaves the copies out, since they belong to the weights of this process.
         return {**self.__dict__, "_copies": None, "_layout": None, "_hidden": [], "_used": None}
 
     def __call__(

@@ -38,13 +38,13 @@ SENT, RAISED, LEFT = 0, 1, 2  # states of a rank
 HEAD, TEXT, ROOM = 4, 12, 28  # numbers of 8 bytes
 BEGIN = HEAD + TEXT
 FRAME = BEGIN + ROOM
-POLL = 0.002  # seconds for which an answer is asked for again and again
+POLL = 0.002  # seconds of asking for an answer without sleep
 SLICE = timedelta(seconds=0.1)  # after which a rank that waits looks at its signals
 RESTART = "End all ranks and start them again from a checkpoint, as torchrun --max-restarts does"
 
-# Process groups, and why.
+# The reason for each process group that is closed.
 _closed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-# Process groups, and their processes.
+# The process that each process group belongs to.
 _owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
@@ -128,7 +128,7 @@ class Channel:
                 f"{why} interrupted rank {self.rank} in step {step}, which others may have "
                 "completed"
             )
-            self._farewell = self._post(message)  # not waited for: they come when they come
+            self._farewell = self._post(message)  # nobody waits for it here
 
     # ---- how -------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Channel:
             rest = self._gather(np.concatenate([frame, numbers[ROOM:]]), FRAME)
             self._refuse(rest, frame)
             found = np.concatenate([found, rest[:, FRAME:]], axis=1)
-        # Only now, so that the number of messages is the same as if none had raised.
+        # This comes last, so that the number of messages is the same as if none had raised.
         self._stop_with_others(rows)
         return found
 
@@ -181,7 +181,7 @@ class Channel:
         while not work.is_completed() and time.monotonic() < until:
             os.sched_yield()
         if self._device.type != "cpu":
-            return _error_of(work)  # with a limit NCCL would end the group
+            return _error_of(work)  # without a limit, at which NCCL would end the group
         while _error_of(work, SLICE) is not None:
             if work.is_completed():  # with an error, or just after the slice of time
                 return _error_of(work)

@@ -76,7 +76,7 @@ class Exchange(TorchFunctionMode):
         # An operation may return a tensor that it was handed, as x.double() of a float64 tensor.
         self.table.clear()
         alive = {id(t): t for ref in self._made if (t := ref()) is not None}
-        # A tensor can only be made another one where nobody has a weak reference to it.
+        # `swap_tensors` refuses a tensor to which somebody has a weak reference.
         self._made = []
         return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
 

@@ -105,7 +105,7 @@ class ScalarRule(WeightOptimizer):
         losses = Losses.at(there, values)
         if not self._fleet:
             return losses, self._decide(before, losses, groups, there, values, extra)
-        with np.errstate(all="ignore"):  # a replica may have lost its way
+        with np.errstate(all="ignore"):  # a replica may have diverged
             return losses, self._decide(before, losses, groups, there, values, extra)
 
     def _values(

@@ -38,7 +38,7 @@ def serves(optimizer: ScalarRule, before: Progress) -> bool:
         return False
     if optimizer.takes_infinite or optimizer.points() not in PLANS:
         return False
-    # Some closures need care in each evaluation, and silence must be counted: not here.
+    # Buffers and silence need care in each evaluation, which the general path takes.
     if optimizer._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
         return False
     weights = optimizer._weights

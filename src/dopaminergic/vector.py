@@ -213,7 +213,7 @@ class VectorDopamine(WeightOptimizer):
         self._seen_any = True  # unless the directions tell otherwise
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
-        # Here, since later the weights may be perturbed.
+        # The squares are taken here, since later the weights may be perturbed.
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
         rewind(random_states)
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
@@ -289,7 +289,7 @@ class VectorDopamine(WeightOptimizer):
         def values(returned: Any) -> Tensor:
             returned = readable(returned, self._rule_name)
             if self._replicas:
-                mean_losses(returned, self._rule_name, self._replicas)  # raises what is no loss
+                mean_losses(returned, self._rule_name, self._replicas)  # raises if it is no loss
             elif not isinstance(returned, Outcome | Tensor):
                 mean_loss(returned, self._rule_name)
             found = read(returned, self._replicas or 1)
@@ -325,8 +325,7 @@ class VectorDopamine(WeightOptimizer):
         used = regrets.isfinite().all(-1, keepdim=True)
         regrets = torch.where(used, regrets, 0.0)
         if loss.black_box and regrets.shape[1] >= FEWEST:
-            # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a
-            # slope.
+            # The expected regret of each sample is about sigma^2 tr(H) / 2d. It is no slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
         space = subspace(
@@ -355,7 +354,7 @@ class VectorDopamine(WeightOptimizer):
         if not loss.saturates:
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
-        # Weights without a copy come back from a trial only as exactly as it was short.
+        # Weights without a copy come back from a trial with an error that grows with its length.
         return state, proposal if self._weights.saved_all else proposal.within(
             LONGEST / max(self._weights.sigmas)
         )

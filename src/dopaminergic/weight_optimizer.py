@@ -27,7 +27,7 @@ class WeightOptimizer(ForwardOptimizer):
 
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._unchanged = False  # the weights lie as the last step saw them
-        self._chosen_casts: set[torch.dtype] | None = None  # for which sigma was chosen
+        self._chosen_casts: set[torch.dtype] | None = None  # those that sigma was chosen for
         self._chosen_doublings = 0
         self._found_on_use = FoundOut(**(loaded.on_use if loaded else {}))
         self._weights = self._make_weights()
@@ -59,8 +59,8 @@ class WeightOptimizer(ForwardOptimizer):
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
         seeds = np.array(seeds, np.uint64)
-        # Gaussian directions are taken back in place only to rounding, and each rank takes back
-        # others.
+        # In place, Gaussian directions are taken back only up to rounding. Each rank takes back
+        # other directions, so its weights would differ.
         keep = (
             self.settings["noise"] == "gaussian"
             and self._ranks is not None

@@ -200,7 +200,7 @@ class Journal:
             self._waiting += START
             self._put(HEADER, header)
             self._snapshot()
-            appear(new, self.path)  # to one of several that begin it at once
+            appear(new, self.path)  # if several begin it at once, to one of them
         except FileExistsError:
             self._file.close()
             raise self._exists() from None

@@ -227,7 +227,7 @@ class Combination:
         scale = 1.0 if scales is None else scales[group]
         if self.one is not None and len(terms) == 1 and not undo and grids is None:
             ((direction, multiples),) = terms
-            # A fleet of one has arrays.
+            # A fleet of one has arrays, which `one` does not take.
             if isinstance(multiples[group], float) and isinstance(scale, float):
                 self.one(scale, multiples[group], direction, step, rounding)
                 return
@@ -364,7 +364,7 @@ class Combination:
         draw = reference.rademacher if self.signs else reference.gaussian
         seed = torch.from_numpy(self.seeds.astype(np.int64)).to(target.device)
         place = {"seed": seed, "step": change.step, "parameter": parameter}
-        # A view where the memory allows it, else one tensor's copy that is written back at the end.
+        # These are views where the memory allows it, else copies of one tensor, written back below.
         old = source.reshape(len(self.seeds), -1)
         new = target.reshape(len(self.seeds), -1)
         for start in range(0, old.shape[1], CHUNK):
@@ -418,7 +418,7 @@ def _round_stochastically(
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
         exact = x * 2.0**24
         units = torch.floor(exact)
-        # Compared, since a sum would be rounded itself.
+        # They are compared, since a sum would be rounded itself.
         up = exact - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
         rounded = torch.where(
             x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded

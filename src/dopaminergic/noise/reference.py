@@ -34,7 +34,7 @@ WITHOUT_DOUBLE = ("mps",)  # devices that do not know float64
 # The uses of a counter. Streams never share a number, in no step and along no direction.
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
-GOLDEN = 40503  # 2^16 over the golden ratio, and odd, so that a threshold takes all values in turn
+GOLDEN = 40503  # 2^16 / golden ratio, and odd, so that a threshold takes all values in turn
 SIGNS_PER_BLOCK = 128
 NORMALS_PER_BLOCK = 4
 HALVES_PER_BLOCK = 8
@@ -98,7 +98,7 @@ def words(
     key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
     block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
     fixed = [
-        # Filled there: a copy would wait for a GPU.
+        # The number is filled in on the device, since a copy would wait for a GPU.
         torch.full((), word, dtype=torch.int64, device=seeds.device)
         for word in (parameter, step, direction + (stream << 28))
     ]

@@ -7,9 +7,9 @@ it is finished, since there is no way back.
 
 Code that reads a weight past torch's operations would not see it perturbed. Examples are a view
 made before, compiled code, and another thread. The first evaluation is therefore repeated while all
-bits of the weights are turned over, which `Handing` allows for and nobody else. If the outcome is
-not the very same, weights are copied from then on, and the log says so once. The check is repeated
-when a weight that was used is used no longer.
+bits of the weights are turned over. Only `Handing` allows for that. If the outcome is not the very
+same, weights are copied from then on, and the log says so once. The check is repeated when a weight
+that was used is used no longer.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class OnUse(Way):
             if not why and not (self.found_out.checked and known):
                 rewind(states)
                 why = self._check(closure, found, handing)
-        except Exception as error:  # some closures do not bear with this
+        except Exception as error:  # some closures cannot be evaluated so
             if self.found_out.checked or not is_complaint(error):
                 raise
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

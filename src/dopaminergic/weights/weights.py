@@ -56,7 +56,7 @@ class Weights(Arrangement):
         not lie there.
         """
         if self._in_place.pieces and self._in_place.displaced:
-            self.restore(self.step)  # the last step could not, for want of memory for example
+            self.restore(self.step)  # the last step could not, for example for lack of memory
         self.step = step
         if not self._is_arranged():
             self._arrange()

@@ -1,8 +1,8 @@
 """Weights and directions put together, in one pass over memory.
 
 One call serves every parameter of a group, since on a tiny network the calls cost more than the
-arithmetic. Weights are taken a tile at a time, which stays in the first-level cache with its noise
-however many directions are added to it.
+arithmetic. Weights are taken a tile at a time. A tile stays in the first-level cache with its
+noise, for any number of directions.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
@@ -34,7 +34,7 @@ from dopaminergic.noise.cpu.memory import (
 from dopaminergic.noise.cpu.normals import BLOCKS, add_normals, make_normals, step_normals
 from dopaminergic.noise.cpu.philox import LOW, MANY, SHIFT, turn_blocks, turn_each
 
-SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, whole blocks
+SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, in whole blocks
 
 
 @compiled

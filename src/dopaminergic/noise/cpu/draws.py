@@ -72,7 +72,7 @@ def step_signs(x, words, offset, undo, scale, coefficient, grid):
 @compiled
 def _interleave(out, rows, blocks):
     """Element e of block b <- rows[e, b]."""
-    # One dimension and rows of their own, or the loop does not become vector instructions.
+    # Each row is an array of one dimension, or the loop does not become vector instructions.
     a = rows[0, :blocks]
     b = rows[1, :blocks]
     c = rows[2, :blocks]

@@ -34,8 +34,7 @@ def _widen_by_type(x, words):
 
     def float16(x, words):
         for i in range(x.size):
-            # The exponent's offset is that of float32 after a product, which the smallest numbers
-            # go through too.
+            # A product gives the exponent the offset of float32, also for the smallest numbers.
             h = np.int32(words[i]) & np.int32(0x7FFF)
             bits = np.int32(h << np.int32(13))
             value = as_real(bits) * F(2.0**112)

@@ -139,7 +139,7 @@ def squares(size):
                 for x, pitch in ((of, of_pitch), (to, to_pitch))
             ]
             rows = [Lanes.load(builder, place, kind, size) for place in places[0]]
-            # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column
+            # Perfect shuffles, as of a deck of cards (Stone 1971): each takes a bit of the column
             # to the row.
             orders = [
                 [i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)

@@ -17,7 +17,7 @@ from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
 _MARK = b"\0whole\0"  # before the checksum of a file of machine code
-_said = []  # why nothing is kept, each time
+_said = []  # the reasons why nothing is kept
 
 
 def kept(function, nogil=True):
@@ -28,7 +28,7 @@ def kept(function, nogil=True):
     settings = {"nogil": nogil, "error_model": "numpy"}
     try:
         dispatcher = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # all that numba looks at is read-only, as in many containers
+    except RuntimeError:  # numba's directories are read-only, as in many containers
         _say_that_nothing_is_kept("finds no directory that it may write to")
         return numba.njit(**settings)(function)
     _guard(dispatcher._cache)
@@ -80,7 +80,7 @@ def _guard(cache):
             content = file.read()
         body = content[: max(0, len(content) - len(_MARK) - 4)]
         if content[len(body) :] != end_of(name, body):
-            # Machine code, which would be run.
+            # Otherwise the damaged machine code would be run.
             raise ValueError(f"{files._data_path(name)} is not as it was written")
         return read(name)
 

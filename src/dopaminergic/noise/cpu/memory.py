@@ -20,7 +20,7 @@ from dopaminergic.noise.cpu.instructions import compiled, pointer, squares
 STRIP_ROWS = 64
 STRIP_COLUMNS = 1024
 STRIP_PITCH = 1040
-FEWEST_ROWS = 16  # that a tile should have
+FEWEST_ROWS = 16  # a tile should have at least so many
 large_squares = squares(16)
 small_squares = squares(8)
 

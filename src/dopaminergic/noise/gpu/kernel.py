@@ -28,7 +28,7 @@ TURN = tl.constexpr(2.0**-24 * 2 * math.pi)
 # both strides of each dimension, the last first.
 FIELDS = tl.constexpr(6)
 STRIDES = tl.constexpr(3)
-# Where the numbers of a call lie.
+# The places of the numbers of a call.
 STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))
 
 
@@ -119,7 +119,7 @@ def _round_stochastically(x, noise, dtype: tl.constexpr):
 @triton.jit
 def _pointers(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
     start = address.to(tl.pointer_type(dtype))
-    if aligned:  # which lets a thread move 16 bytes at once
+    if aligned:  # a thread can then move 16 bytes at once
         start = tl.multiple_of(start, 16)
     return start + offsets
 

@@ -15,8 +15,7 @@ from dopaminergic.noise.gpu.kernel import GRID, combine
 from dopaminergic.noise.pieces import layout_of
 
 TILE = 4096  # weights of a program; a multiple of every block
-# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and
-# differ.
+# bfloat16 is float32's upper half, taken as bits. The compiler's conversions would differ.
 DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
