@@ -248,8 +248,7 @@ class Batched:
             revive(leaked)
             self._refuse(
                 f"it keeps {len(leaked)} tensors of an evaluation, a hidden state or a logged loss "
-                "for example; keep "
-                "loss.item(), or values that step() returns"
+                "for example; keep loss.item(), or values that step() returns"
             )
         if self._used is not None and not self._used <= exchange.table.used:
             self.checked = False  # a weight is read in another way now
@@ -272,8 +271,7 @@ class Batched:
         else:
             self._refuse(
                 "it gives other results there (does it give another outcome each time, of a batch "
-                "that is drawn inside "
-                "for example, or keep copies of the weights?)"
+                "that is drawn inside for example, or keep copies of the weights?)"
             )
 
     def _alone_as_batched(
@@ -314,8 +312,7 @@ class Batched:
         self._copies = None
         logging.getLogger(__name__).warning(
             "%s: the closure cannot be evaluated as a batch, so directions are tried one by one, "
-            "which is slower for "
-            "small models and gives the same results; the reason: %s",
+            "which is slower for small models and gives the same results; the reason: %s",
             self.rule,
             why,
         )

@@ -80,8 +80,8 @@ class Channel:
         if owner != os.getpid():
             raise RuntimeError(
                 f"Ranks: they belong to process {owner}, and this is its child {os.getpid()}, "
-                "which shares its "
-                "connections; call init_process_group and make the optimizer anew in the child"
+                "which shares its connections; call init_process_group and make the optimizer "
+                "anew in the child"
             )
         if self.group in _closed:
             raise RuntimeError(f"Ranks: closed for good, since {_closed[self.group]}. {RESTART}")
@@ -159,9 +159,8 @@ class Channel:
         said = str(error).split("] ")[-1].splitlines()[0][:50] if str(error) else ""
         raise _Refused(
             f"rank {self.rank} of {self.size} got no answer from the others: one has died, or "
-            "hangs longer than "
-            f"the timeout of init_process_group. The weights are those before the step. {RESTART}. "
-            f"torch: {said}"
+            "hangs longer than the timeout of init_process_group. The weights are those before "
+            f"the step. {RESTART}. torch: {said}"
         ) from error
 
     def _post(self, sent: np.ndarray) -> tuple[Any, torch.Tensor]:
@@ -201,8 +200,8 @@ class Channel:
             _closed[self.group] = f"rank {first} has left in step {step} ({why[:40]})"
             raise _Refused(
                 f"rank {first} of {self.size} was interrupted in step {step} by {why[:40]} and has "
-                "left; its weights "
-                f"may be a step behind. Rank {self.rank} stops before step {frame[1]}. {RESTART}"
+                f"left; its weights may be a step behind. Rank {self.rank} stops before step "
+                f"{frame[1]}. {RESTART}"
             )
         if differ.any():
             other = int((rows[:, 1:HEAD] != rows[0, 1:HEAD]).any(1).argmax())
@@ -210,8 +209,7 @@ class Channel:
             _closed[self.group] = f"rank {other} and rank 0 were about to do different things"
             raise _Refused(
                 f"rank {other} is at [{there}], rank 0 at [{here}]; make the same model, optimizer "
-                "and Ranks, load the "
-                "same state on all, and start all again"
+                "and Ranks, load the same state on all, and start all again"
             )
 
     def _stop_with_others(self, rows: np.ndarray) -> None:
@@ -219,8 +217,8 @@ class Channel:
         if raised:
             raise _Refused(
                 f"rank {', '.join(map(str, raised[:8]))} of {self.size} raised an exception in "
-                "this step, see its own "
-                f"message; rank {self.rank} stops with it, its weights are those before the step"
+                f"this step, see its own message; rank {self.rank} stops with it, its weights are "
+                "those before the step"
             )
 
 

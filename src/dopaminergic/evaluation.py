@@ -104,8 +104,7 @@ class Evaluation:
             return returned
         logging.getLogger(__name__).warning(
             "%s: the closure writes to weights in its forward pass (max_norm, clipping, a "
-            "quantiser?), so a copy of "
-            "them is kept during a step",
+            "quantiser?), so a copy of them is kept during a step",
             self._rule,
         )
         stopped = weights.displaced

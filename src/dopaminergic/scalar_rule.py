@@ -173,9 +173,8 @@ class ScalarRule(WeightOptimizer):
         ):
             warnings.warn(
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; "
-                "if it is one "
-                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, "
-                "reshard_after_forward=True)",
+                "if it is one of FSDP2, its root keeps the gathered weights: use "
+                "fully_shard(model, reshard_after_forward=True)",
                 RuntimeWarning,
                 stacklevel=checks.levels_up(),
             )

@@ -296,9 +296,8 @@ class VectorDopamine(WeightOptimizer):
             if found.shape != loss.values.shape:
                 raise ValueError(
                     f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at "
-                    "first and "
-                    f"{found.shape[1]} at perturbed weights of the same step; it must use the same "
-                    "batch each time"
+                    f"first and {found.shape[1]} at perturbed weights of the same step; it must "
+                    "use the same batch each time"
                 )
             return found
 

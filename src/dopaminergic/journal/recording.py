@@ -263,8 +263,7 @@ class Journal:
             except OSError as error:
                 raise JournalError(
                     f"{self.path} is being written by another journal, here or in another process; "
-                    "close that first "
-                    "(of several ranks, let one record)"
+                    "close that first (of several ranks, let one record)"
                 ) from error
 
     def _check_same(self, header: Header) -> None:
@@ -280,8 +279,7 @@ class Journal:
                 mine = shown(str(own[name]), 60)
                 raise JournalError(
                     f"{self.path} is the journal of another {name.removesuffix('s')}: it has "
-                    f"{said}, the optimizer "
-                    f"{mine}; build the same model and optimizer first"
+                    f"{said}, the optimizer {mine}; build the same model and optimizer first"
                 )
 
     def _state(self, contents: Contents, snapshot: Snapshot) -> dict[str, Any]:
@@ -337,16 +335,14 @@ class Journal:
         if self._process != os.getpid():
             raise JournalError(
                 f"{shown(str(self.path), 100)} is written by process {self._process}, of which "
-                "this one is a fork: the "
-                "step has happened, unrecorded, and the journal is whole. Here, call close() and "
-                "begin another journal"
+                "this one is a fork: the step has happened, unrecorded, and the journal is whole. "
+                "Here, call close() and begin another journal"
             )
         if not self._follows(self._first + self.steps + 1):
             raise JournalError(
                 f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a "
-                "step was lost, after "
-                f"{self.steps} recorded steps; this one has happened, unrecorded. Close the "
-                "journal and begin another"
+                f"step was lost, after {self.steps} recorded steps; this one has happened, "
+                "unrecorded. Close the journal and begin another"
             )
         self._note_settings(step, weights.blocks is not self._blocks)
         self._blocks = weights.blocks
@@ -376,8 +372,8 @@ class Journal:
             if new[: len(old)] != old:
                 raise JournalError(
                     f"{self.path} cannot go on: parameters have another shape or dtype since step "
-                    f"{self.steps}. Close "
-                    "the journal and begin another, whose base are the weights as they are now"
+                    f"{self.steps}. Close the journal and begin another, whose base are the "
+                    "weights as they are now"
                 )
             self._noted, self._sigmas = groups, self._current_sigmas()
             self._put(HEADER, self._header("", step))
@@ -424,9 +420,8 @@ class Journal:
             raise type(error)(
                 error.errno,
                 f"the step has happened, but {len(self._waiting)} bytes of the journal are not "
-                "written "
-                f"({error.strerror}); they are kept and will be written with the next step, or by "
-                "close()",
+                f"written ({error.strerror}); they are kept and will be written with the next "
+                "step, or by close()",
                 str(self.path),
             ) from error
 

@@ -77,8 +77,7 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., Non
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
             "numba is not installed: noise comes from the slower torch reference, with the same "
-            "bits "
-            "(pip install 'dopaminergic[fast]')"
+            "bits (pip install 'dopaminergic[fast]')"
         )
         return None
     from dopaminergic.noise.cpu.kernels import combine, combine_one
@@ -95,9 +94,8 @@ def triton_launch() -> Callable[..., Any] | None:
     """
     if importlib.util.find_spec("triton") is None:
         logging.getLogger(__name__).warning(
-            "triton is not installed: noise on the GPU comes from the slower torch reference, with "
-            "the same bits "
-            "(torch's CUDA builds bring it; else: pip install triton)"
+            "triton is not installed: noise on the GPU comes from the slower torch reference, "
+            "with the same bits (torch's CUDA builds bring it; else: pip install triton)"
         )
         return None
     from dopaminergic.noise.gpu.launch import Launch

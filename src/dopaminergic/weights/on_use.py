@@ -176,8 +176,8 @@ class OnUse(Way):
         """
         self._stock = Stock([], {})
         logging.getLogger(__name__).warning(
-            "%s: 16-bit weights are copied during a step, with the same results, since the closure "
-            "cannot be given perturbed weights when it uses them; the reason: %s",
+            "%s: 16-bit weights are copied during a step, with the same results, since the "
+            "closure cannot be given perturbed weights when it uses them; the reason: %s",
             rule,
             why,
         )

@@ -51,9 +51,8 @@ def first_element(p: Any) -> int:
     if others or type(place).__name__ != "Shard" or place.dim != 0:
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} is placed as {p.placements}: only Replicate() "
-            "and one Shard(0) can "
-            "be perturbed, of which a rank holds a range of rows; shard by rows, as fully_shard "
-            "does by default"
+            "and one Shard(0) can be perturbed, of which a rank holds a range of rows; shard by "
+            "rows, as fully_shard does by default"
         )
     ranks = p.device_mesh.size(shards[0])
     own = p.device_mesh.get_local_rank(shards[0])

@@ -108,8 +108,8 @@ def _forget(cache, error):
 def _say_that_nothing_is_kept(why):
     if not _said:
         logging.getLogger(__name__).warning(
-            "numba %s: each process compiles anew, some seconds in its first step "
-            "(set NUMBA_CACHE_DIR to a directory with some MiB of room)",
+            "numba %s: each process compiles anew, some seconds in its first step (set "
+            "NUMBA_CACHE_DIR to a directory with some MiB of room)",
             why,
         )
     _said.append(why)
