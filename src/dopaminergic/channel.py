@@ -10,11 +10,11 @@ must be equal. For up to 28 numbers the frame is the whole message, and the comp
 latency. More numbers follow in a second message, where all frames agree; it begins with the frame
 again.
 
-A rank that is interrupted while it waits does not know whether the others have its numbers. They
-may have gone on. So it leaves for good: its next frame says so, and the process group makes no
-further step, here or there. Frames that differ close the group as well, so that the length of the
-next message follows from the frames of this rank alone. For example, a rank can say that it leaves
-though it has not heard the others.
+A rank that is interrupted while it waits does not know whether the others have its numbers. The
+others may have gone on. So it leaves for good: its next frame says so, and the process group makes
+no further step, here or there. Frames that differ close the group as well, so that the length of
+the next message follows from the frames of this rank alone. For example, a rank can say that it
+leaves though it has not heard the others.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, in whole blocks
 
 @compiled
 def _aligned(count):
-    """Room for numbers of 32 bits, from the begin of a cache line on.
+    """Room for numbers of 32 bits, from the beginning of a cache line on.
 
     Otherwise vectors would lie across two lines.
     """

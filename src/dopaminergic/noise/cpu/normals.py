@@ -88,7 +88,7 @@ def _points(words):
 def _turn_to_normals(typing_context, words, pitch):
     """Turn two rows of `MANY` words into normals.
 
-    The first row is at an address and holds radii, the second one holds angles.
+    The first row, at an address, is for radii; the second one is for angles.
     """
 
     def generate(context, builder, signature, arguments):
