@@ -1,11 +1,12 @@
-"""K perturbed models evaluated as one batch: vmap over a closure whose parameters are exchanged
-while it runs.
+"""K perturbed models evaluated as one batch: vmap over a closure whose parameters are exchanged.
 
 A closure knows nothing of batches: it calls a model that holds its parameters. `Exchange` watches
-every torch operation inside the closure and hands it another tensor wherever a parameter would go,
-so that `torch.func.vmap` can run the closure once for many perturbed copies of the parameters. What
-cannot be run so (a closure that leaves torch, asks for a number, writes to memory of its own) is
-evaluated in place, one direction after the other, with the same results.
+every torch operation inside the closure, and hands it another tensor wherever a parameter would go.
+So `torch.func.vmap` can run the closure once for many perturbed copies of the parameters.
+
+Some closures cannot run so, for example one that leaves torch, asks for a number, or writes to
+memory of its own. They are evaluated in place, one direction after the other, with the same
+results.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from dopaminergic.weights.modes import RandomStates, leave_modes, random_states,
 
 MEMORY = 1 << 26  # bytes of perturbed copies and outcomes that may exist at once, by default
 MOST = 32  # copies at once: more fill the caches without making the products any faster
-WORTH_IT = 4  # copies at once, below which evaluating in place costs no more
+WORTH_IT = 4  # copies at once; with fewer, evaluating in place costs no more
 
 _modes: Any = torch._C
-Read = Callable[[Any], Tensor]  # what to keep of that which a closure returns, as one tensor
+Read = Callable[[Any], Tensor]  # makes one tensor of a returned value
 
 
 class Copies:
-    """Perturbed copies of all trainable parameters, of which each holds
-    `parameter + sum of multiples of directions`.
+    """Perturbed copies of all trainable parameters.
+
+    Each copy holds `parameter + sum of multiples of directions`.
 
     Args:
-        weights: whose parameters; not perturbed while copies are written.
+        weights: those that are copied; they are not perturbed while copies are written.
         count: number C of copies.
 
     Attributes:
@@ -70,7 +72,10 @@ class Copies:
 
 
 class Trials(NamedTuple):
-    """What one call of `Batched` evaluates; its arguments, and the states of torch's generators before it."""
+    """The evaluations that one call of `Batched` makes.
+
+    They are its arguments, and the states of torch's generators before it.
+    """
 
     weights: Weights
     closure: Callable[[], Any]
@@ -81,7 +86,10 @@ class Trials(NamedTuple):
     states: RandomStates
 
     def alone(self, k: int, prepare: Callable[[], None] = lambda: None) -> Tensor:
-        """Number k of the outcomes, in place, after `prepare` at the perturbed weights, which stay perturbed."""
+        """Number k of the outcomes, evaluated in place.
+
+        `prepare` is called at the perturbed weights, which stay perturbed afterwards.
+        """
         self.weights.move([(self.numbers[k], self.multiples)])
         prepare()
         rewind(self.states)
@@ -89,7 +97,7 @@ class Trials(NamedTuple):
 
 
 class Batched:
-    """Evaluates a closure at perturbed weights, as batches where that is possible, else in place.
+    """Evaluates a closure at perturbed weights: as batches where that is possible, else in place.
 
     Args:
         rule: the optimizer's name, for the log.
@@ -114,7 +122,7 @@ class Batched:
         self._layout: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies belong to the weights of this process.
+        # A pickle leaves the copies out, since they belong to the weights of this process.
         return {**self.__dict__, "_copies": None, "_layout": None, "_hidden": [], "_used": None}
 
     def __call__(
@@ -127,21 +135,20 @@ class Batched:
         multiples: list[Multiple],
         step: int,
     ) -> tuple[Tensor, int]:
-        """What `read` keeps of the closure at weights + multiples z_k, for each k, and the number
-        of evaluations.
+        """The readings of a closure at weights + multiples z_k, and the number of evaluations.
 
         Args:
             weights: unperturbed, and unperturbed again afterwards unless evaluated in place.
             closure: see `ForwardOptimizer.step`; every evaluation gets the random numbers that
                 torch would give next.
-            read: a tensor of what the closure returned, of the same shape each time.
-            base: the same at the unperturbed weights.
+            read: makes one tensor of a returned value, of the same shape each time.
+            base: that tensor at the unperturbed weights.
             numbers: of the K directions, at least one.
             multiples: of each direction, one for each group.
             step: step number.
 
         Returns:
-            Shape `(K, *shape of what is read)`, and K, or K + 1 where one direction was tried both
+            Shape `(K, *shape of a reading)`, and K, or K + 1 where one direction was tried both
             ways.
         """
         states = random_states(weights.generators)
@@ -184,7 +191,10 @@ class Batched:
             self._hidden.pop()
 
     def _attempt(self, trials: Trials, first: int, size: int) -> Tensor:
-        """The next outcomes: as a batch or, where torch cannot follow the closure in one, one in place."""
+        """The next outcomes, as a batch.
+
+        Where torch cannot follow the closure in a batch, it is one outcome, evaluated in place.
+        """
         try:
             return self._batch(trials, first, size)
         except Exception as error:
@@ -228,21 +238,27 @@ class Batched:
         return found
 
     def _look_after(self, exchange: Exchange) -> None:
-        """Find tensors of a batch that are still held, and weights that are read without being handed over."""
+        """Look at the tensors and weights of a batch that has run.
+
+        Tensors that somebody still holds are made plain ones. If a weight is no longer handed over,
+        the next batch is checked again.
+        """
         leaked = exchange.leaked()
         if leaked:
             revive(leaked)
             self._refuse(
                 f"it keeps {len(leaked)} tensors of an evaluation, a hidden state or a logged loss "
-                "for example; keep "
-                "loss.item(), or values that step() returns"
+                "for example; keep loss.item(), or values that step() returns"
             )
         if self._used is not None and not self._used <= exchange.table.used:
             self.checked = False  # a weight is read in another way now
         self._used = exchange.table.used
 
     def _check(self, batched: Tensor, alone: Tensor, base: Tensor, weights: Weights) -> None:
-        """Compare the regrets of one direction, and refuse batches where they differ by more than rounding."""
+        """Compare the regrets of one direction.
+
+        Batches are refused if they differ by more than rounding.
+        """
         self.checked = True
         dtypes = {base.dtype, *(p.dtype for p in weights.parameters)}
         eps = max(torch.finfo(dtype).eps for dtype in dtypes)
@@ -255,8 +271,7 @@ class Batched:
         else:
             self._refuse(
                 "it gives other results there (does it give another outcome each time, of a batch "
-                "that is drawn inside "
-                "for example, or keep copies of the weights?)"
+                "that is drawn inside for example, or keep copies of the weights?)"
             )
 
     def _alone_as_batched(
@@ -265,8 +280,8 @@ class Batched:
         """The first outcome in place, to compare a batch with, and the evaluations that it took.
 
         Weights that no operation of the batch was given are NaN meanwhile. An outcome that reads
-        them, in scripted code for example, shows it whatever comes after. (Where the batch saw no
-        perturbation at all, the comparison tells.)
+        them, in scripted code for example, is not finite. Where the batch saw no perturbation at
+        all, the comparison tells, and no weight is NaN.
         """
         unseen = [p for p in trials.weights.parameters if id(p) not in (self._used or ())]
         if torch.equal(batched[0], base):
@@ -283,7 +298,8 @@ class Batched:
     def _hide(self, parameters: list[Tensor]) -> None:
         for p in parameters:
             self._hidden.append((p, p.detach().clone()))
-            p.data.fill_(torch.nan)  # of which torch counts no version: the closure has not written
+            # Torch counts no version of this write, since the closure has not written.
+            p.data.fill_(torch.nan)
 
     def _room(self, weights: Weights) -> Copies:
         if self._copies is None or self._layout is not weights.blocks:
@@ -296,19 +312,17 @@ class Batched:
         self._copies = None
         logging.getLogger(__name__).warning(
             "%s: the closure cannot be evaluated as a batch, so directions are tried one by one, "
-            "which is slower for "
-            "small models and gives the same results; the reason: %s",
+            "which is slower for small models and gives the same results; the reason: %s",
             self.rule,
             why,
         )
 
 
 def _alike(one: Tensor, other: Tensor, base: Tensor, eps: float) -> bool:
-    """Whether two regrets of the same weights agree but for the order of sums, whose rounding is
-    that of the outcome.
+    """Whether two regrets of the same weights agree but for the order of sums.
 
-    The outcome itself would not tell: next to it regrets are small, and none at all would seem
-    alike.
+    The rounding of those sums is that of the outcome. The outcome itself would not tell: next to it
+    regrets are small, and none at all would seem alike.
     """
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return False

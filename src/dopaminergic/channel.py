@@ -1,7 +1,8 @@
-"""Messages between ranks that cannot be mistaken for others: each begins with a frame of a fixed
-size.
+"""Messages between ranks that cannot be mistaken for others.
 
-    frame = state, step, length, digest | what is done, as text | the first 28 numbers
+Each message begins with a frame of a fixed size:
+
+    frame = state, step, length, digest | the work, as text | the first 28 numbers
 
 A collective whose ranks hand over different lengths is undefined: gloo aborts the process. So the
 lengths are compared first, in a message whose size nothing changes, together with all else that
@@ -9,11 +10,11 @@ must be equal. For up to 28 numbers the frame is the whole message, and the comp
 latency. More numbers follow in a second message, where all frames agree; it begins with the frame
 again.
 
-A rank that is interrupted while it waits does not know whether the others have its numbers, and may
-have gone on. So it leaves for good: its next frame says so, and the process group makes no further
-step, here or there. Frames that differ close the group as well, so that the length of the next
-message follows from the frames of this rank alone: a rank can say that it leaves though it has not
-heard the others.
+A rank that is interrupted while it waits does not know whether the others have its numbers. The
+others may have gone on. So it leaves for good: its next frame says so, and the process group makes
+no further step, here or there. Frames that differ close the group as well, so that the length of
+the next message follows from the frames of this rank alone. For example, a rank can say that it
+leaves though it has not heard the others.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ SENT, RAISED, LEFT = 0, 1, 2  # states of a rank
 HEAD, TEXT, ROOM = 4, 12, 28  # numbers of 8 bytes
 BEGIN = HEAD + TEXT
 FRAME = BEGIN + ROOM
-POLL = 0.002  # seconds for which an answer is asked for again and again
+POLL = 0.002  # seconds of asking for an answer without sleep
 SLICE = timedelta(seconds=0.1)  # after which a rank that waits looks at its signals
 RESTART = "End all ranks and start them again from a checkpoint, as torchrun --max-restarts does"
 
-# Process groups, and why.
+# The reason for each process group that is closed.
 _closed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-# Process groups, and their processes.
+# The process that each process group belongs to.
 _owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class _Refused(Exception):  # noqa: N818  (it never leaves this file)
-    """All ranks know why, or this one is closed."""
+    """An exchange fails; all ranks know why, or this one is closed."""
 
 
 # Bits of a NaN that no arithmetic makes: this rank has no number here.
@@ -92,10 +93,10 @@ class SharedLosses:
 
 
 class Channel:
-    """What the ranks of a process group tell each other.
+    """The messages between the ranks of a process group.
 
     Attributes:
-        rank: of this process in the group.
+        rank: the number of this process in the group.
         size: number of ranks.
         bytes_sent: bytes that this rank has handed to collectives.
     """
@@ -119,8 +120,8 @@ class Channel:
         if owner != os.getpid():
             raise RuntimeError(
                 f"Ranks: they belong to process {owner}, and this is its child {os.getpid()}, "
-                "which shares its "
-                "connections; call init_process_group and make the optimizer anew in the child"
+                "which shares its connections; call init_process_group and make the optimizer "
+                "anew in the child"
             )
         if self.group in _closed:
             raise RuntimeError(f"Ranks: closed for good, since {_closed[self.group]}. {RESTART}")
@@ -129,8 +130,8 @@ class Channel:
         """Hand numbers to all ranks, if all are about to do the same.
 
         Args:
-            step: of the optimizer.
-            what: is done; the same text on all ranks.
+            step: the step of the optimizer.
+            what: names the work that is done; the same text on all ranks.
             numbers: int64, of the same length on all ranks.
             raised: whether this rank has no numbers, since it raised an exception.
 
@@ -167,7 +168,7 @@ class Channel:
                 f"{why} interrupted rank {self.rank} in step {step}, which others may have "
                 "completed"
             )
-            self._farewell = self._post(message)  # not waited for: they come when they come
+            self._farewell = self._post(message)  # nobody waits for it here
 
     # ---- how -------------------------------------------------------------------------------------
 
@@ -179,12 +180,12 @@ class Channel:
             rest = self._gather(np.concatenate([frame, numbers[ROOM:]]), FRAME)
             self._refuse(rest, frame)
             found = np.concatenate([found, rest[:, FRAME:]], axis=1)
-        # Only now, so that the number of messages is the same as if none had raised.
+        # This comes last, so that the number of messages is the same as if none had raised.
         self._stop_with_others(rows)
         return found
 
     def _gather(self, sent: np.ndarray, due: int) -> np.ndarray:
-        """Hand a message to all, after which they expect one of another length."""
+        """Hand a message to all ranks; the next one that they expect may have another length."""
         if due == self._due:
             work, rows = self._post(sent)
         else:
@@ -198,9 +199,8 @@ class Channel:
         said = str(error).split("] ")[-1].splitlines()[0][:50] if str(error) else ""
         raise _Refused(
             f"rank {self.rank} of {self.size} got no answer from the others: one has died, or "
-            "hangs longer than "
-            f"the timeout of init_process_group. The weights are those before the step. {RESTART}. "
-            f"torch: {said}"
+            "hangs longer than the timeout of init_process_group. The weights are those before "
+            f"the step. {RESTART}. torch: {said}"
         ) from error
 
     def _post(self, sent: np.ndarray) -> tuple[Any, torch.Tensor]:
@@ -211,20 +211,26 @@ class Channel:
         return work, rows
 
     def _wait(self, work: Any) -> RuntimeError | None:
-        """Wait for all; an error of torch is returned, those of handlers of signals are raised."""
+        """Wait for all ranks.
+
+        An error of torch is returned, those of handlers of signals are raised.
+        """
         until = time.monotonic() + POLL
         # A thread that sleeps leaves its core to others, and is back late.
         while not work.is_completed() and time.monotonic() < until:
             os.sched_yield()
         if self._device.type != "cpu":
-            return _error_of(work)  # with a limit NCCL would end the group
+            return _error_of(work)  # without a limit, at which NCCL would end the group
         while _error_of(work, SLICE) is not None:
             if work.is_completed():  # with an error, or just after the slice of time
                 return _error_of(work)
         return None
 
     def _refuse(self, rows: np.ndarray, frame: np.ndarray) -> None:
-        """Close unless all ranks do the same; each rank sees the same rows, so all raise or none."""
+        """Close unless all ranks do the same.
+
+        Each rank sees the same rows, so all raise or none.
+        """
         differ = (rows[:, 1:HEAD] != frame[1:HEAD]).any(1)
         left = rows[:, 0] == LEFT
         if left.any():
@@ -234,8 +240,8 @@ class Channel:
             _closed[self.group] = f"rank {first} has left in step {step} ({why[:40]})"
             raise _Refused(
                 f"rank {first} of {self.size} was interrupted in step {step} by {why[:40]} and has "
-                "left; its weights "
-                f"may be a step behind. Rank {self.rank} stops before step {frame[1]}. {RESTART}"
+                f"left; its weights may be a step behind. Rank {self.rank} stops before step "
+                f"{frame[1]}. {RESTART}"
             )
         if differ.any():
             other = int((rows[:, 1:HEAD] != rows[0, 1:HEAD]).any(1).argmax())
@@ -243,8 +249,7 @@ class Channel:
             _closed[self.group] = f"rank {other} and rank 0 were about to do different things"
             raise _Refused(
                 f"rank {other} is at [{there}], rank 0 at [{here}]; make the same model, optimizer "
-                "and Ranks, load the "
-                "same state on all, and start all again"
+                "and Ranks, load the same state on all, and start all again"
             )
 
     def _stop_with_others(self, rows: np.ndarray) -> None:
@@ -252,8 +257,8 @@ class Channel:
         if raised:
             raise _Refused(
                 f"rank {', '.join(map(str, raised[:8]))} of {self.size} raised an exception in "
-                "this step, see its own "
-                f"message; rank {self.rank} stops with it, its weights are those before the step"
+                f"this step, see its own message; rank {self.rank} stops with it, its weights are "
+                "those before the step"
             )
 
 
@@ -268,7 +273,10 @@ def _error_of(work: Any, *limit: timedelta) -> RuntimeError | None:
 
 
 def _told_apart(*frames: np.ndarray) -> list[str]:
-    """Each frame in words; with the number of numbers only where nothing else is different."""
+    """Each frame in words.
+
+    The number of numbers is named only where nothing else is different.
+    """
     texts = [f"step {frame[1]}, {_text(frame[HEAD:BEGIN])}"[:88] for frame in frames]
     if len(set(texts)) == 1:
         return [
@@ -279,7 +287,7 @@ def _told_apart(*frames: np.ndarray) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _words(text: str) -> np.ndarray:
-    """As many numbers as a frame has room for."""
+    """A text as numbers, as many as a frame has room for."""
     words = np.frombuffer(text.encode()[: 8 * TEXT].ljust(8 * TEXT, b"\0"), np.int64).copy()
     words.flags.writeable = False
     return words

@@ -1,4 +1,4 @@
-"""One evaluation of a closure, and all that is looked after around it.
+"""One evaluation of a closure, and all that must be in order around it.
 
     forget autocast's casts -> call -> keep the buffers of the first call, put them back after each
     other one
@@ -28,10 +28,10 @@ class Evaluation:
     """The closure of one step; a call evaluates it.
 
     Args:
-        closure: the user's.
-        weights: which it may write to.
-        buffers: of its modules.
-        tell_casts: told of the 16-bit dtypes in which it computes, in the first call of all.
+        closure: the user's closure.
+        weights: those that the closure may write to.
+        buffers: those of its modules.
+        tell_casts: called in the first step, with the 16-bit dtypes in which the closure computes.
         rule: the optimizer's name, for the log.
     """
 
@@ -53,7 +53,7 @@ class Evaluation:
             buffers.begin()
 
     def __call__(self) -> Any:
-        """What the closure returns."""
+        """Call the closure, and return its result."""
         autocast.forget_casts()
         first = not self._buffers.kept
         try:
@@ -80,7 +80,10 @@ class Evaluation:
         return self._closure()
 
     def _call_and_look_for_writes(self) -> Any:
-        """Where the closure writes to weights that are perturbed in place, keep copies of them instead."""
+        """Call the closure, and look whether it writes to weights that are perturbed in place.
+
+        If it does, copies of them are kept from now on.
+        """
         weights = self._weights
         states = random_states(weights.generators)
         watch = WriteWatch(
@@ -94,15 +97,14 @@ class Evaluation:
         except Exception as error:
             if not is_complaint(error):
                 raise
-            # Code that torch cannot watch, compiled as one graph say, is taken on trust.
+            # Code that torch cannot watch, for example compiled as one graph, is trusted.
             rewind(states)
             return self._closure()
         if not watch.seen:
             return returned
         logging.getLogger(__name__).warning(
             "%s: the closure writes to weights in its forward pass (max_norm, clipping, a "
-            "quantiser?), so a copy of "
-            "them is kept during a step",
+            "quantiser?), so a copy of them is kept during a step",
             self._rule,
         )
         stopped = weights.displaced

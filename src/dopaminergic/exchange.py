@@ -38,7 +38,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     return x * kept.div_(1.0 - p)
 
 
-# By the name of the operation.
+# Operations that behave differently under vmap, by name.
 REPLACED: dict[str, Callable[..., Any]] = {**RECURRENT, "dropout": _dropout}
 
 
@@ -72,11 +72,11 @@ class Exchange(TorchFunctionMode):
                 self._note(entry)
 
     def leaked(self) -> list[Tensor]:
-        """Tensors of the batch that code of others still holds, to be asked when it is over."""
+        """Tensors of the batch that code of others still holds; ask when the batch is over."""
         # An operation may return a tensor that it was handed, as x.double() of a float64 tensor.
         self.table.clear()
         alive = {id(t): t for ref in self._made if (t := ref()) is not None}
-        # A tensor can only be made another one where nobody has a weak reference to it.
+        # `swap_tensors` refuses a tensor to which somebody has a weak reference.
         self._made = []
         return [t for t in alive.values() if _modes._functorch.is_batchedtensor(t)]
 
@@ -93,7 +93,7 @@ class Table(dict[int, Tensor]):
         self.used: set[int] = set()
 
     def get(self, key: int, default: Any = None) -> Any:
-        """As of any dict; what is found counts as used."""
+        """Get an entry as from any dict; an entry that is found counts as used."""
         found = super().get(key, default)
         if found is not default:
             self.used.add(key)
@@ -101,7 +101,7 @@ class Table(dict[int, Tensor]):
 
 
 def revive(tensors: list[Tensor]) -> None:
-    """Make tensors that have outlived a batch plain ones, those of its first copy."""
+    """Turn tensors that have outlived a batch into plain ones, those of its first copy."""
     functorch = _modes._functorch
     for t in tensors:
         with contextlib.suppress(RuntimeError):  # torch holds some of them itself

@@ -18,7 +18,7 @@ class Point(NamedTuple):
 
     Attributes:
         direction: number k of the direction z_k; None: at the weights themselves.
-        side: W + side sigma z_k: 1 or -1; 0 at the weights.
+        side: 1 or -1, for W + side sigma z_k; 0 at the weights.
     """
 
     direction: int | None
@@ -66,7 +66,7 @@ def directions(plan: Sequence[Point]) -> list[int]:
 
 
 def by_direction(plan: Plan) -> list[list[Point]]:
-    """The points that can be used only together: those of one direction, and the weights alone."""
+    """The points of each direction, which are only of use together, and the weights alone."""
     found: dict[int | None, list[Point]] = {}
     for point in plan:
         found.setdefault(point.direction, []).append(point)

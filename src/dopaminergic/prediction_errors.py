@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
 
-# Regrets below this share of the present loss are rounding, and must not be taken for precise.
+# Regrets below this share of the present loss are rounding, and not precise.
 RESOLUTION = 1e-8
 # Bound on Dopamine's errors, in units of their scale. Errors of a normal distribution stay within
 # it, and those of outliers do not.
@@ -22,9 +22,9 @@ CLIP2 = 2.0  # bound on Dopamine2's errors
 # A regret or a loss of more than so many times the usual size is an outlier, or the first of a new
 # scale.
 STRANGE = 5.0
-# A scale that rests on one trial is believed within 1 + 10 times that, on n trials 1 + 10 / n.
+# A scale from n trials may be too small by a factor of 1 + 10 / n.
 FEW = 10.0
-FIRST_TRIALS = 4.5  # as few may all have been outliers, if the next loss is a tenth of them
+FIRST_TRIALS = 4.5  # so few may all be outliers, if the next loss is a tenth of them
 CALM = 0.99  # decay of the doubt that an outlier leaves
 
 
@@ -250,7 +250,7 @@ def dopamine(
         beta: decay of the running means.
 
     Returns:
-        `Errors`, whose `level` is R.
+        `Errors`, with R as `level`.
     """
     memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
     loss = beta * state.loss + (1.0 - beta) * base
@@ -325,7 +325,7 @@ def dopamine2(
         beta: decay of the running means.
 
     Returns:
-        `Errors`, whose `level` is g.
+        `Errors`, with g as `level`.
     """
     before = Memory(*state[:5])
     memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)

@@ -3,7 +3,7 @@
     for point in points: displace the weights, evaluate the closure   ->  losses
     decide: the rule makes signals of losses                          ->  a change of the weights
 
-Subclasses bring a rule and nothing else; whatever guards the step is in `optimizer.py`.
+Subclasses bring a rule and nothing else; `optimizer.py` guards the step.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from dopaminergic.weights.modes import rewind
 class ScalarRule(WeightOptimizer):
     """Base of the rules that learn from losses; for its arguments see `ForwardOptimizer`.
 
-    A subclass defines `rule`, and if need be `start` and `points`; `CONTRIBUTING.md` has a complete
-    one.
+    A subclass defines `rule`, and `start` and `points` where it needs other ones. `CONTRIBUTING.md`
+    has a complete example.
     """
 
-    # The rule makes something of a loss of +inf, if any loss is finite; never of NaN.
+    # Whether the rule can use a loss of +inf, if any loss is finite; never one of NaN.
     takes_infinite = False
 
     # ---- for subclasses --------------------------------------------------------------------------
 
     def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-        """What follows from the losses of a step: a pure function of its arguments and of
-        `settings`.
+        """The decision that follows from the losses of a step.
+
+        It is a pure function of its arguments and of `settings`.
 
         Args:
             state: from `start`, or of the last decision.
@@ -51,7 +52,10 @@ class ScalarRule(WeightOptimizer):
         raise self._is_abstract()
 
     def points(self) -> Plan:
-        """Where a step evaluates the closure: `one_sided(K)`, `two_sided(K)`, or different points of one's own."""
+        """The points at which a step evaluates the closure.
+
+        They are `one_sided(K)`, `two_sided(K)`, or different points of a rule's own.
+        """
         directions = self.settings["directions"]
         return (
             points.two_sided(directions)
@@ -60,11 +64,12 @@ class ScalarRule(WeightOptimizer):
         )
 
     def _choose_sides(self, two_sided: bool | None) -> None:
-        """Ask for losses to both sides, or for that at the weights; None: to both if any weights
-        have 16 bits.
+        """Ask for losses to both sides of each direction, or to one side and at the weights.
+
+        None asks for both sides if any weights have 16 bits.
 
         Raises:
-            TypeError: it is neither a bool nor None.
+            TypeError: `two_sided` is neither a bool nor None.
         """
         if not isinstance(two_sided, bool | None):
             raise TypeError(
@@ -77,7 +82,10 @@ class ScalarRule(WeightOptimizer):
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take; the first one with large 16-bit weights, one more."""
+        """The most forward passes that the next step may take.
+
+        The first step with large 16-bit weights may take one more.
+        """
         return len(self.points())
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
@@ -97,13 +105,17 @@ class ScalarRule(WeightOptimizer):
         losses = Losses.at(there, values)
         if not self._fleet:
             return losses, self._decide(before, losses, groups, there, values, extra)
-        with np.errstate(all="ignore"):  # a replica may have lost its way
+        with np.errstate(all="ignore"):  # a replica may have diverged
             return losses, self._decide(before, losses, groups, there, values, extra)
 
     def _values(
         self, closure: Closure, plan: Sequence[Point], step: int
     ) -> tuple[list[Scalar], list[Group], int]:
-        """The losses at some points, in their order, the groups, and the number of evaluations beyond the points."""
+        """The losses at some points, the groups, and the number of further evaluations.
+
+        The losses come in the order of the points. Further evaluations are those beyond one for
+        each point.
+        """
         weights = self._weights
         weights.begin(step)
         if not any(weights.sizes):
@@ -135,7 +147,7 @@ class ScalarRule(WeightOptimizer):
     def _values_on_all_ranks(
         self, closure: Closure, plan: Plan, step: int
     ) -> tuple[list[Point], list[Scalar], list[Group]]:
-        """The points at which all ranks have evaluated the closure, the losses there, and the groups."""
+        """The points that all ranks have evaluated, the losses there, and the groups."""
         ranks: Any = self._ranks
         replicas = self._replicas or 1
         units = points.by_direction(plan)
@@ -161,9 +173,8 @@ class ScalarRule(WeightOptimizer):
         ):
             warnings.warn(
                 f"{self._rule_name}: no perturbation has changed the loss of this sharded model; "
-                "if it is one "
-                "of FSDP2, its root keeps the gathered weights: use fully_shard(model, "
-                "reshard_after_forward=True)",
+                "if it is one of FSDP2, its root keeps the gathered weights: use "
+                "fully_shard(model, reshard_after_forward=True)",
                 RuntimeWarning,
                 stacklevel=checks.levels_up(),
             )
@@ -178,13 +189,17 @@ class ScalarRule(WeightOptimizer):
         groups: list[Group],
         step: int,
     ) -> tuple[list[Scalar], int]:
-        """The losses at some points along directions, and how many evaluations they took beyond their number."""
+        """The losses at some points along directions, and the number of further evaluations.
+
+        Further evaluations are those beyond one for each point.
+        """
         extra = 0
         random_states = [
             (generator, generator.get_state()) for generator in self._weights.generators
         ]
         if not base and not (self._batched.checked or self._batched.refused):
-            base, extra = [self._loss(closure)], 1  # what the first batch is compared by
+            # The first batch is compared by this loss.
+            base, extra = [self._loss(closure)], 1
         first = base[0] if base else 0.0
         reference = torch.as_tensor(first, dtype=torch.float64, device="cpu").reshape(-1)
         found: dict[Point, Scalar] = {}
@@ -211,7 +226,7 @@ class ScalarRule(WeightOptimizer):
         return mean_loss(closure(), self._rule_name)
 
     def _groups(self) -> list[Group]:
-        """What the rule is told of the parameter groups."""
+        """The parameter groups as the rule sees them."""
         rates = [as_array(group["lr"]) for group in self.param_groups]
         return list(map(Group, rates, self._weights.sigmas, self._weights.sizes))
 
@@ -224,7 +239,10 @@ class ScalarRule(WeightOptimizer):
         values: list[Scalar],
         extra: int,
     ) -> Change:
-        """Ask the rule. Replicas with an outcome or an update that is not finite keep their state and weights."""
+        """Ask the rule for a change.
+
+        Replicas with an outcome or an update that is not finite keep their state and weights.
+        """
         usable = can_be_ranked(values) if self.takes_infinite else finite(sum(values))
         passes = len(values) + extra
         if usable is False:
@@ -262,14 +280,17 @@ class ScalarRule(WeightOptimizer):
 
 
 def _multiples(groups: list[Group], side: int) -> list[Multiple]:
-    """How far one side of a direction is from the weights."""
+    """The distance of one side of a direction from the weights, for each group."""
     return [side * group.sigma for group in groups]
 
 
 def _in_units(
     values: list[Scalar], units: list[list[Point]], widest: int, replicas: int
 ) -> np.ndarray:
-    """Losses as float64 `(units, widest, replicas)`, filled up with 0; units that are late are missing."""
+    """Losses as float64 `(units, widest, replicas)`, filled up with 0.
+
+    Units that are late are missing.
+    """
     rows = np.array(values, np.float64).reshape(-1, replicas)
     filled = np.zeros((len(units), widest, replicas))
     done = 0

@@ -1,8 +1,8 @@
 """A step of one model with one parameter group and one direction, in fewer lines of Python.
 
 Without this file, and the two lines of `ScalarRule` that call it, everything is the same but the
-time of a step. With a network of 33 weights each call on the way around costs as much as a
-hundredth of a forward pass.
+time of a step. For example, with a network of 33 weights each further call costs a hundredth of a
+forward pass.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def serves(optimizer: ScalarRule, before: Progress) -> bool:
         return False
     if optimizer.takes_infinite or optimizer.points() not in PLANS:
         return False
-    # What must be looked after in each evaluation is looked after elsewhere, and silence is counted
-    # there.
+    # Buffers and silence need care in each evaluation, which the general path takes.
     if optimizer._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
         return False
     weights = optimizer._weights

@@ -4,9 +4,12 @@
     expected-versus-actual trust
 
 A perturbed pass returns n outcomes, and the scalar rules keep one number of them. Here the regrets
-of K directions are kept whole, which makes the loss a known quadratic function of K coefficients;
-its damped minimum is the step. Two prediction errors are its only controllers: actual against
-expected improvement on the same batch sets the damping, on the next batch the length of the step.
+of K directions are kept whole. So the loss is a known quadratic function of K coefficients, and its
+damped minimum is the step.
+
+Two prediction errors are the only controllers. Actual against expected improvement on the same
+batch sets the damping. On the next batch it sets the length of the step.
+
 Defined in algorithms.md; vector-valued dopamine errors: Lee, Sagiv, Engelhard, Witten and Daw, "A
 feature-specific prediction error model explains dopaminergic heterogeneity" (Nature Neuroscience
 2024).
@@ -58,14 +61,13 @@ GRAM_WORTH_IT = 16
 
 
 class VectorDopamine(WeightOptimizer):
-    """Gauss-Newton steps in the span of random directions, steered by prediction errors; nothing to
-    tune.
+    """Gauss-Newton steps in the span of random directions, with nothing to tune.
 
-    A step costs K + 2 forward passes: the weights, K perturbed copies of them (as one batch where
-    that is possible), and a check of the step on the same batch. Give it predictions, not only
-    their loss: a closure that returns `squared_error(prediction, target)`,
-    `cross_entropy(logits, labels)` or `outcome(values, loss)`. Losses of single samples, shape
-    `(n,)`, serve too; a lone number leaves it little to learn from.
+    Prediction errors steer the steps. A step costs K + 2 forward passes: one at the weights, K at
+    perturbed copies, and one that checks the step on the same batch. The copies are one batch where
+    possible. Give it predictions, not only their loss: a closure that returns
+    `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`.
+    Losses of single samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
 
     Few samples say little about others. Where the next batch surprises, steps from few samples are
     short. Fresh batches of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples
@@ -75,20 +77,21 @@ class VectorDopamine(WeightOptimizer):
         params: parameters, named parameters, or groups with their own `lr`, `sigma` and
             `weight_decay`.
         lr: factor on the step, >= 0; any scheduler may change it.
-        sigma: length of a perturbation of all weights together, > 0; None: 0.003, or for d weights,
-            any of them bfloat16, sqrt(d) / 80, any float16, sqrt(d) / 200, at most 1.
-        directions: number K of random directions; None: by the numbers of weights and losses, see
-            `directions_for`.
+        sigma: length of a perturbation of all weights together, > 0. None chooses 0.003 without
+            16-bit weights. For d weights it chooses sqrt(d) / 80 if any is bfloat16, else sqrt(d) /
+            200 if any is float16; at most 1.
+        directions: number K of random directions. None chooses it by the numbers of weights and
+            losses, see `directions_for`.
         damping: first lambda, > 0.
-        tau: share in (0, 1) of the expected improvement on the next batch that is taken for enough.
+        tau: share in (0, 1) of the expected improvement on the next batch that is enough.
         kappa: speed of the controller of the step's length, >= 0.
         beta: decay in [0, 1) of the running means.
         memory: bytes that the perturbed copies of one batch, and the regrets, may take, > 0.
         noise: `"rademacher"` or `"gaussian"`.
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
         weight_decay: decoupled, >= 0: weights shrink by `lr` times eta times it.
-        batched: evaluate the directions as one batch where possible; False: one by one, for a
-            simulator for example.
+        batched: evaluate the directions as one batch where possible. False evaluates them one by
+            one, for example with a simulator.
         process_group: of `torch.distributed`, or a `Ranks`, see `ForwardOptimizer`.
 
     Raises:
@@ -148,7 +151,10 @@ class VectorDopamine(WeightOptimizer):
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take; one more where code reads weights past torch."""
+        """The most forward passes that the next step may take.
+
+        A closure that reads weights past torch may take one more, until a batch has been checked.
+        """
         trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         size = sum(p.numel() for p in trainable) // (self._replicas or 1)
         unchecked = not (self._batched.checked or self._batched.refused)
@@ -160,8 +166,8 @@ class VectorDopamine(WeightOptimizer):
         dtypes = {*casts, *(p.dtype for p in tensors)}
         if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
             return usual
-        # A weight's change must show beside its rounding, and what all change together beside that
-        # of the outcomes.
+        # A weight's change must show beside its rounding, and the effect of all changes together
+        # beside the rounding of the outcomes.
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
         parts = 80.0 if torch.bfloat16 in dtypes else 200.0
         return min(most, math.sqrt(max(1.0, size)) / parts)
@@ -177,7 +183,7 @@ class VectorDopamine(WeightOptimizer):
         return min(self.settings["directions"], weights)
 
     def start(self) -> VectorState:
-        """Nothing known: all 0 but lambda, eta = 1/2 and a reach of 1."""
+        """The first state, in which nothing is known: all 0 but lambda, eta = 1/2 and reach = 1."""
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
@@ -207,7 +213,7 @@ class VectorDopamine(WeightOptimizer):
         self._seen_any = True  # unless the directions tell otherwise
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
-        # Here, since later the weights may be perturbed.
+        # The squares are taken here, since later the weights may be perturbed.
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
         rewind(random_states)
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
@@ -264,13 +270,16 @@ class VectorDopamine(WeightOptimizer):
         return not self._seen_any
 
     def _scales(self, before: Progress) -> list[Tensor]:
-        """How far a direction moves each weight, `(R,)` for each group: D; the squares sum to about sigma^2."""
+        """D: how far a direction moves each weight, `(R,)` for each group.
+
+        The squares of all weights' moves sum to about sigma^2.
+        """
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
     def _regrets(
         self, closure: Closure, loss: Quadratic, numbers: range, before: Progress
     ) -> tuple[Tensor, int]:
-        """J `(R, k, n)` of some directions, and the evaluations it took."""
+        """J `(R, k, n)` of some directions, and the number of evaluations."""
         multiples: list[Multiple] = [
             s.numpy() if self._fleet else s.item() for s in self._scales(before)
         ]
@@ -280,16 +289,15 @@ class VectorDopamine(WeightOptimizer):
         def values(returned: Any) -> Tensor:
             returned = readable(returned, self._rule_name)
             if self._replicas:
-                mean_losses(returned, self._rule_name, self._replicas)  # raises what is no loss
+                mean_losses(returned, self._rule_name, self._replicas)  # raises if it is no loss
             elif not isinstance(returned, Outcome | Tensor):
                 mean_loss(returned, self._rule_name)
             found = read(returned, self._replicas or 1)
             if found.shape != loss.values.shape:
                 raise ValueError(
                     f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at "
-                    "first and "
-                    f"{found.shape[1]} at perturbed weights of the same step; it must use the same "
-                    "batch each time"
+                    f"first and {found.shape[1]} at perturbed weights of the same step; it must "
+                    "use the same batch each time"
                 )
             return found
 
@@ -309,12 +317,14 @@ class VectorDopamine(WeightOptimizer):
         return torch.nn.functional.pad(found, missing, value=math.nan), len(in_time)
 
     def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
-        """The loss in the span of the directions. One with an outcome that is not finite is not used."""
+        """The loss in the span of the directions.
+
+        A direction with an outcome that is not finite is not used.
+        """
         used = regrets.isfinite().all(-1, keepdim=True)
         regrets = torch.where(used, regrets, 0.0)
         if loss.black_box and regrets.shape[1] >= FEWEST:
-            # The expected regret of each sample, about sigma^2 tr(H) / 2d, would be taken for a
-            # slope.
+            # The expected regret of each sample is about sigma^2 tr(H) / 2d. It is no slope.
             expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
             regrets = torch.where(used, regrets - expected, 0.0)
         space = subspace(
@@ -336,24 +346,23 @@ class VectorDopamine(WeightOptimizer):
             beta=self.settings["beta"],
         )
         curvature = mean_curvature(space)
-        flat = seen.steepness / (2.0 * loss.loss.abs())  # what it would be were the loss a square
+        flat = seen.steepness / (2.0 * loss.loss.abs())  # the curvature of a loss that is a square
         curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
         state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
         proposal = propose(space, state)
         if not loss.saturates:
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
-        # Weights without a copy come back from a trial only as exactly as it was short.
+        # Weights without a copy come back from a trial with an error that grows with its length.
         return state, proposal if self._weights.saved_all else proposal.within(
             LONGEST / max(self._weights.sigmas)
         )
 
     def _gram(self, taken: Tensor, step: int) -> Tensor:
-        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1; an identity where directions hardly
-        overlap.
+        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1.
 
-        Directions without regrets have no part in those beside them, or they would be taken to
-        shorten the step.
+        It is an identity where directions hardly overlap. Directions without regrets have no part
+        in those beside them. Otherwise they would be taken to shorten the step.
         """
         count = taken.shape[1]
         if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
@@ -385,7 +394,10 @@ class VectorDopamine(WeightOptimizer):
         usable: Tensor,
         passes: int,
     ) -> Change:
-        """Accept the step where it improves the loss of the same batch, and learn from both prediction errors."""
+        """Accept the step where it improves the loss of the same batch.
+
+        Learn from both prediction errors.
+        """
         share = self._share(rates)
         expected = torch.where(usable, proposal.expected(share), 0.0)
         actual = loss.loss - trial
@@ -422,7 +434,10 @@ class VectorDopamine(WeightOptimizer):
         return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
 
     def _share(self, rates: list[Tensor]) -> Tensor:
-        """How much of the proposal is taken; with several groups each has its share in it by its size."""
+        """How much of the proposal is taken.
+
+        With several groups each group's rate counts by its size.
+        """
         squares = [
             n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)
         ]
@@ -437,7 +452,10 @@ class VectorDopamine(WeightOptimizer):
         squares: Tensor,
         before: Progress,
     ) -> list[Multiple] | None:
-        """What weight decay leaves of each group, and what is left where outcomes saturate."""
+        """The factors by which the weights of each group shrink.
+
+        They come from weight decay, and from outcomes that saturate. None stands for ones.
+        """
         decays = [group["weight_decay"] for group in self.param_groups]
         if not any(decays) and not bool(proposal.saturated.any()):
             return None
@@ -455,5 +473,5 @@ class VectorDopamine(WeightOptimizer):
         return [scale.numpy() if self._fleet else float(scale) for scale in scales]
 
     def _own(self, x: Tensor) -> Scalar:
-        """In the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
+        """Numbers in the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
         return x if self._fleet else float(x)

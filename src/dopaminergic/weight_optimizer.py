@@ -20,14 +20,14 @@ from dopaminergic.weights import FoundOut, Weights
 
 
 class WeightOptimizer(ForwardOptimizer):
-    """Base of `ScalarRule` and `VectorDopamine`; what it keeps of weights is `Weights`."""
+    """Base of `ScalarRule` and `VectorDopamine`; its weights are kept by `Weights`."""
 
     shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
     default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
 
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._unchanged = False  # the weights lie as the last step saw them
-        self._chosen_casts: set[torch.dtype] | None = None  # for which sigma was chosen
+        self._chosen_casts: set[torch.dtype] | None = None  # those that sigma was chosen for
         self._chosen_doublings = 0
         self._found_on_use = FoundOut(**(loaded.on_use if loaded else {}))
         self._weights = self._make_weights()
@@ -37,7 +37,10 @@ class WeightOptimizer(ForwardOptimizer):
         return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
 
     def _choose_again(self) -> None:
-        """Choose sigma for the weights and the closure as they are now, where the library chose it before."""
+        """Choose sigma for the weights and the closure as they are now.
+
+        A sigma that the user gave is kept.
+        """
         chosen = self._progress.chosen_sigma
         doublings = self._progress.doublings
         self._chosen_casts = self._casts
@@ -56,8 +59,8 @@ class WeightOptimizer(ForwardOptimizer):
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
         seeds = np.array(seeds, np.uint64)
-        # Gaussian directions are taken back in place only to rounding, and each rank takes back
-        # others.
+        # In place, Gaussian directions are taken back only up to rounding. Each rank takes back
+        # other directions, so its weights would differ.
         keep = (
             self.settings["noise"] == "gaussian"
             and self._ranks is not None
@@ -81,7 +84,7 @@ class WeightOptimizer(ForwardOptimizer):
 
     def _get_ready(self) -> None:
         if self._weights.unfinished:
-            # The last step could not be completed, for want of memory say.
+            # The last step could not be completed, for example since memory ran out.
             self._undo(self._progress)
         # Sigma depends on the weights, on the closure's casts and on silence.
         self._unchanged = self._weights.begin_again(self._progress.step)
@@ -115,7 +118,10 @@ class WeightOptimizer(ForwardOptimizer):
         return self._weights.extra
 
     def _may_look_farther(self) -> bool:
-        """Whether sigma may be doubled: the library chose it, and it is small beside the weights."""
+        """Whether sigma may be doubled.
+
+        It may where the library chose it, and while it is small beside the weights.
+        """
         if not self._progress.chosen_sigma or self._fleet:
             return False
         return 2.0 * max(self._weights.sigmas, default=math.inf) <= silence.farthest(self._weights)

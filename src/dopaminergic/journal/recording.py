@@ -1,4 +1,4 @@
-"""Writing a journal while an optimizer trains, and going on with it after the process was killed."""
+"""Writing a journal while an optimizer trains, and resuming it after the process was killed."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ try:
 except ImportError:  # Windows: nothing keeps two processes from writing one journal there
     fcntl = None
 
-SYNC_EVERY = 1.0  # seconds; the disk may take longer for it than a tiny model for a hundred steps
+SYNC_EVERY = 1.0  # seconds; a tiny model may do a hundred steps while the disk syncs
 
 
 class Journal:
-    """Records every step of an optimizer in a file, from which `replay` rebuilds the weights of any
-    of them.
+    """Records every step of an optimizer in a file.
 
-    A step costs about 16 bytes for one direction and group. It is handed to the operating system
-    before `step` returns, so that killing the process loses nothing. Every so many steps there is a
-    snapshot of the rule's state, at which the file is forced to the disk, unless that was done less
-    than a second ago.
+    `replay` rebuilds the weights of any step from it. A step costs about 16 bytes for one direction
+    and group. It is handed to the operating system before `step` returns, so that killing the
+    process loses nothing.
+
+    Every `every` steps the journal takes a snapshot of the rule's state. At a snapshot the file is
+    forced to the disk, unless that was done less than a second ago.
 
     Args:
-        optimizer: whose steps are recorded, until `close` or the end of a `with` block.
+        optimizer: the optimizer to record, until `close` or the end of a `with` block.
         path: of the file.
-        every: number of steps between snapshots, >= 1. They cost a pass over the weights and some
-            500 bytes.
-        resume: go on with the file if it exists: the weights, which must be those that it started
-            from (or those of one of its snapshots), are replayed to the last snapshot, the
-            optimizer gets the state it had then, and the steps after it, fewer than `every` unless
-            the file is damaged, are dropped to be done again. Where there is no file yet, a journal
-            is begun.
+        every: number of steps between snapshots, >= 1. A snapshot costs a pass over the weights and
+            some 500 bytes.
+        resume: continue the file if it exists; otherwise a journal is begun. The weights must be
+            those that the journal started from, or those of one of its snapshots. They are replayed
+            to the last snapshot, and the optimizer gets its state from there. Later steps are
+            dropped, to be done again; they are fewer than `every` unless the file is damaged.
 
     Attributes:
         optimizer: as given.
@@ -82,11 +82,12 @@ class Journal:
     Raises:
         FileExistsError: the file exists, and `resume` is False.
         OSError: the file cannot be written.
-        JournalError: what is to be resumed is another run, or somebody else writes it.
-        TypeError: the optimizer is of another kind, or a group holds what a journal cannot.
+        JournalError: the file to be resumed is of another run, or another journal writes it.
+        TypeError: the optimizer is of another kind, or a group has a value that a journal cannot
+            hold.
 
     Warns:
-        JournalDamage: the file to be resumed is damaged; what cannot be read is cut off.
+        JournalDamage: the file to be resumed is damaged; the part that cannot be read is cut off.
 
     >>> import tempfile, torch
     >>> from dopaminergic import Dopamine
@@ -129,7 +130,7 @@ class Journal:
         _opened.add(self)
 
     def __enter__(self) -> Journal:
-        """The journal itself."""
+        """Return the journal itself."""
         return self
 
     def __exit__(
@@ -142,7 +143,9 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Write what is left and a last snapshot, and stop recording. Closing twice is harmless.
+        """Write all that is left and a last snapshot, and stop recording.
+
+        Closing twice is harmless.
 
         Raises:
             OSError: the disk is full; make room and close again.
@@ -164,7 +167,7 @@ class Journal:
             self._write()
             self._sync()
         except OSError:
-            raise  # what is left can still be written
+            raise  # the rest can still be written
         except BaseException:
             self._finish()
             raise
@@ -178,7 +181,10 @@ class Journal:
     # ---- opening ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Header and first snapshot appear at once, so that a journal that exists can be resumed."""
+        """Make the file with a header and a first snapshot.
+
+        Both appear at once, so that a journal that exists can be resumed.
+        """
         if os.path.lexists(self.path):
             raise self._exists()
         header = self._header(digest(self._parameters()), self.optimizer._progress.step)
@@ -194,7 +200,7 @@ class Journal:
             self._waiting += START
             self._put(HEADER, header)
             self._snapshot()
-            appear(new, self.path)  # to one of several that begin it at once
+            appear(new, self.path)  # if several begin it at once, to one of them
         except FileExistsError:
             self._file.close()
             raise self._exists() from None
@@ -257,8 +263,7 @@ class Journal:
             except OSError as error:
                 raise JournalError(
                     f"{self.path} is being written by another journal, here or in another process; "
-                    "close that first "
-                    "(of several ranks, let one record)"
+                    "close that first (of several ranks, let one record)"
                 ) from error
 
     def _check_same(self, header: Header) -> None:
@@ -274,12 +279,14 @@ class Journal:
                 mine = shown(str(own[name]), 60)
                 raise JournalError(
                     f"{self.path} is the journal of another {name.removesuffix('s')}: it has "
-                    f"{said}, the optimizer "
-                    f"{mine}; build the same model and optimizer first"
+                    f"{said}, the optimizer {mine}; build the same model and optimizer first"
                 )
 
     def _state(self, contents: Contents, snapshot: Snapshot) -> dict[str, Any]:
-        """The state at the snapshot, in the form that `load_state_dict` takes, which it would not refuse."""
+        """The state at the snapshot, in the form that `load_state_dict` takes.
+
+        It is one that `load_state_dict` would not refuse.
+        """
         saved = contents.state(snapshot)
         state = self.optimizer.state_dict()
         own = state["param_groups"]
@@ -311,7 +318,7 @@ class Journal:
     # ---- recording -------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Remember what the optimizer must not change unnoticed."""
+        """Remember the things that the optimizer must not change unnoticed."""
         step = self.optimizer._progress.step
         self._first = step - self.steps
         self._weights = self.optimizer._weights
@@ -319,7 +326,7 @@ class Journal:
         self._weights.trace_to(self._traces)
 
     def _follows(self, step: int) -> bool:
-        """Whether the weights are those that the journal leads to, as far as the optimizer knows."""
+        """Whether the weights are those that the journal leads to, as far as is known."""
         return self.optimizer._weights is self._weights and self.optimizer._progress.step == step
 
     def _record(self, change: Change) -> None:
@@ -328,16 +335,14 @@ class Journal:
         if self._process != os.getpid():
             raise JournalError(
                 f"{shown(str(self.path), 100)} is written by process {self._process}, of which "
-                "this one is a fork: the "
-                "step has happened, unrecorded, and the journal is whole. Here, call close() and "
-                "begin another journal"
+                "this one is a fork: the step has happened, unrecorded, and the journal is whole. "
+                "Here, call close() and begin another journal"
             )
         if not self._follows(self._first + self.steps + 1):
             raise JournalError(
                 f"{self.path} cannot go on: the optimizer's state was loaded from elsewhere, or a "
-                "step was lost, after "
-                f"{self.steps} recorded steps; this one has happened, unrecorded. Close the "
-                "journal and begin another"
+                f"step was lost, after {self.steps} recorded steps; this one has happened, "
+                "unrecorded. Close the journal and begin another"
             )
         self._note_settings(step, weights.blocks is not self._blocks)
         self._blocks = weights.blocks
@@ -354,7 +359,10 @@ class Journal:
             self._write()
 
     def _note_settings(self, step: int, layout_may_differ: bool) -> None:
-        """A record if sigma has changed, or the parameters: frozen, thawed, or with a new group."""
+        """Write a record if sigma or the parameters have changed.
+
+        Parameters change when some are frozen or thawed, or come with a new group.
+        """
         groups = self._groups() if layout_may_differ else self._noted
         if groups != self._noted:
             old, new = (
@@ -364,8 +372,8 @@ class Journal:
             if new[: len(old)] != old:
                 raise JournalError(
                     f"{self.path} cannot go on: parameters have another shape or dtype since step "
-                    f"{self.steps}. Close "
-                    "the journal and begin another, whose base are the weights as they are now"
+                    f"{self.steps}. Close the journal and begin another, whose base are the "
+                    "weights as they are now"
                 )
             self._noted, self._sigmas = groups, self._current_sigmas()
             self._put(HEADER, self._header("", step))
@@ -401,7 +409,10 @@ class Journal:
         self._waiting += record
 
     def _write(self) -> None:
-        """Hand everything to the operating system; what a full disk leaves is kept, and tried again with the next."""
+        """Hand everything to the operating system.
+
+        Bytes that a full disk leaves are kept, and tried again with the next step.
+        """
         try:
             while self._waiting:
                 del self._waiting[: self._file.write(self._waiting)]
@@ -409,13 +420,12 @@ class Journal:
             raise type(error)(
                 error.errno,
                 f"the step has happened, but {len(self._waiting)} bytes of the journal are not "
-                "written "
-                f"({error.strerror}); they are kept and will be written with the next step, or by "
-                "close()",
+                f"written ({error.strerror}); they are kept and will be written with the next "
+                "step, or by close()",
                 str(self.path),
             ) from error
 
-    # ---- what it knows of the optimizer ----------------------------------------------------------
+    # ---- facts of the optimizer ------------------------------------------------------------------
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -427,7 +437,10 @@ class Journal:
         return Codec(len(self.optimizer.param_groups), self.optimizer._replicas)
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The parameters of each group; the sigmas are kept apart, since they may change at every step."""
+        """The parameters of each group.
+
+        Sigmas are kept apart, since they may change at every step.
+        """
         groups = []
         for group in self.optimizer.param_groups:
             names = group.get("param_names") or [None] * len(group["params"])
@@ -461,7 +474,10 @@ _opened: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """In a forked child: its copies of the files would hold the locks when the parent has long let them go."""
+    """Close the journals' files in a forked child.
+
+    The child's copies would hold the locks when the parent has long let them go.
+    """
     for journal in list(_opened):
         journal._file.close()
 
@@ -476,7 +492,7 @@ def _description(name: str | None, p: Tensor) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file last, where the system knows how."""
+    """Force the name of a new file to the disk, where the system can."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,19 +1,20 @@
-"""Directions: what z is, and how multiples of it are added to weights without z ever being stored.
+"""Directions: what z is, and how multiples of it are added to weights without z being stored.
 
 `Combination` is the only way in which noise reaches a weight. It computes, for a group of
 parameters,
 
     x = source;  x += undo_k z_k;  x *= scale;  x += coefficient_k z_k;  x = on_grid(x);  target = x
 
-in this order, with z from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton): the
-same bits, and in the last two one pass over memory. 16-bit weights are computed in float32 and
-rounded stochastically, so that small changes survive in expectation, by thresholds whose errors
-partly cancel from step to step.
+in this order. z comes from `reference` (the definition, torch), `cpu` (numba) or `gpu` (Triton).
+The bits are the same, and the last two need one pass over memory.
 
-Why a grid: with a sigma of 6 significant bits and |x| a multiple of the last place of |x| + sigma,
-both x + sigma and x - sigma are exact as long as |x| < 2^17 sigma (2^46 sigma in float64), so that
-signs that were added can be taken back to the bit.
-`on_grid(x) = copysign((|x| + sigma) - sigma, x)` is the nearest such x.
+16-bit weights are computed in float32 and rounded stochastically, so that small changes survive in
+expectation. The errors of the thresholds partly cancel from step to step.
+
+A grid lets signs that were added be taken back to the bit. Let sigma have 6 significant bits, and
+|x| be a multiple of the last place of |x| + sigma. Then both x + sigma and x - sigma are exact as
+long as |x| < 2^17 sigma (2^46 sigma in float64). `on_grid(x) = copysign((|x| + sigma) - sigma, x)`
+is the nearest such x.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ UPDATE = 0  # the random numbers that round 16-bit weights in an update
 def perturbation(direction: int) -> int:
     """The random numbers that round 16-bit weights which are displaced along a direction.
 
-    An update has others. Weights that were rounded up while the loss was measured would else be
-    rounded up again.
+    An update has others. Otherwise weights that were rounded up while the loss was measured would
+    be rounded up again.
     """
     return 1 + direction
 
@@ -56,7 +57,7 @@ MANTISSA_BITS_DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # of float32's 
 FAST_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-# What numba takes weights for, and what it computes in; it knows no 16-bit reals.
+# Numba's type of the weights in memory, and its type to compute in; it knows no 16-bit reals.
 KERNEL_TYPES = {
     torch.float32: (np.float32, np.float32),
     torch.float64: (np.float64, np.float64),
@@ -69,12 +70,14 @@ TRITON_DEVICES = ("cuda",)
 
 @functools.cache
 def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., None]]] | None:
-    """Numba's kernel, and what makes one for a direction of one replica; None without numba, said once in the log."""
+    """Numba's kernel, and the maker of one for a single direction of one replica.
+
+    None without numba, which is said once in the log.
+    """
     if importlib.util.find_spec("numba") is None:
         logging.getLogger(__name__).warning(
             "numba is not installed: noise comes from the slower torch reference, with the same "
-            "bits "
-            "(pip install 'dopaminergic[fast]')"
+            "bits (pip install 'dopaminergic[fast]')"
         )
         return None
     from dopaminergic.noise.cpu.kernels import combine, combine_one
@@ -85,12 +88,14 @@ def fast_kernels() -> tuple[Callable[..., None], Callable[..., Callable[..., Non
 
 @functools.cache
 def triton_launch() -> Callable[..., Any] | None:
-    """What makes a launch for tensors on a GPU, or None without Triton (said once in the log)."""
+    """The maker of launches for tensors on a GPU.
+
+    None without Triton, which is said once in the log.
+    """
     if importlib.util.find_spec("triton") is None:
         logging.getLogger(__name__).warning(
-            "triton is not installed: noise on the GPU comes from the slower torch reference, with "
-            "the same bits "
-            "(torch's CUDA builds bring it; else: pip install triton)"
+            "triton is not installed: noise on the GPU comes from the slower torch reference, "
+            "with the same bits (torch's CUDA builds bring it; else: pip install triton)"
         )
         return None
     from dopaminergic.noise.gpu.launch import Launch
@@ -103,12 +108,12 @@ def _is_for_triton(t: Tensor) -> bool:
 
 
 class Change(NamedTuple):
-    """What `Combination` does to weights, as the torch reference takes it.
+    """The change that `Combination` makes to weights, as the torch reference takes it.
 
     Attributes:
-        directions: their numbers, those that are undone first.
+        directions: their numbers; those that are undone come first.
         multiples: of each direction for each replica, `(K, R, 1)`.
-        undone: how many of them come before the scale.
+        undone: number of directions that come before the scale.
         scales: `(R, 1)`.
         grid: sigma of the grid; 0 for none.
         step: step number.
@@ -129,8 +134,7 @@ def _is_fast(t: Tensor) -> bool:
 
 
 class Combination:
-    """Target <- on_grid((source + undo) * scale + terms), to be called many times for the same
-    tensors.
+    """Target <- on_grid((source + undo) * scale + terms), many times for the same tensors.
 
     Args:
         targets: tensors of one dtype and device; the first dimension is the replica where there are
@@ -138,11 +142,11 @@ class Combination:
         parameters: the index of each tensor in the noise.
         seeds: uint64 `(R,)`, below 2^63.
         kind: `"rademacher"` or `"gaussian"`.
-        copies: tensors of the same shapes that the targets are saved to, and computed from; None:
-            in place.
+        copies: tensors of the same shapes that the targets are saved to, and computed from. None
+            works in place.
         group: the number of their group.
-        firsts: for each tensor the index of its first element in the whole parameter, >= 0, where
-            it is a part of one; None: zeros.
+        firsts: the index of each tensor's first element in the whole parameter, >= 0. None is for
+            whole parameters, and stands for zeros.
     """
 
     def __init__(
@@ -204,22 +208,24 @@ class Combination:
         undo: Sequence[Term] = (),
         grids: list[float] | None = None,
     ) -> None:
-        """Do it; the first call of a step saves the targets to the copies, which all calls of the
-        step start from.
+        """Write the targets.
+
+        The first call of a step saves the targets to the copies. All calls of the step start from
+        those.
 
         Args:
-            terms: directions and their multiples for all groups, of which this takes its own.
+            terms: directions and their multiples for all groups; those of this group are taken.
             scales: one for each group; None for ones.
             step: step number in [0, 2^32).
             rounding: which random numbers round 16-bit weights: `UPDATE`, or `perturbation(k)`.
-            undo: terms that come before the scale: a displacement that is taken back.
-            grids: for each group the sigma on whose grid the result is brought; 0 or None for none.
+            undo: terms that come before the scale; they take a displacement back.
+            grids: the sigma for each group on whose grid the result is brought; 0 or None for none.
         """
         group = self.group
         scale = 1.0 if scales is None else scales[group]
         if self.one is not None and len(terms) == 1 and not undo and grids is None:
             ((direction, multiples),) = terms
-            # A fleet of one has arrays.
+            # A fleet of one has arrays, which `one` does not take.
             if isinstance(multiples[group], float) and isinstance(scale, float):
                 self.one(scale, multiples[group], direction, step, rounding)
                 return
@@ -244,7 +250,10 @@ class Combination:
             self.fast(*self._whole, *rest, self._saved)
 
     def moved(self, there: list[bool]) -> Combination:
-        """The same for tensors whose memory has moved; those that are not `there` are left out."""
+        """A combination of the same tensors, whose memory has moved.
+
+        Tensors that are not `there` are left out.
+        """
 
         def kept(entries: list[Any]) -> list[Any]:
             return [entry for entry, found in zip(entries, there, strict=True) if found]
@@ -265,16 +274,20 @@ class Combination:
         return bool(self._saved[0] == step)
 
     def starts_from_sources(self, step: int) -> None:
-        """Let all calls of a step start from the copies as they are; nothing is saved to them."""
+        """Let all calls of a step start from the copies as they are.
+
+        The targets are not saved to them.
+        """
         self._saved[0] = step
 
     def forget_copies(self) -> None:
-        """Let the next call save the targets to the copies, in whichever step it comes."""
+        """Let the next call, of any step, save the targets to the copies."""
         self._saved[0] = -1
 
     def forget_tensors(self) -> bool:
-        """Work from addresses alone: the memory is the caller's affair now, who calls
-        `starts_from_sources` each time.
+        """Work from addresses alone.
+
+        From now on the caller keeps the memory, and calls `starts_from_sources` each time.
 
         Returns:
             False, and nothing is forgotten, where the tensors themselves are needed.
@@ -286,7 +299,10 @@ class Combination:
         return True
 
     def _in_threads(self, combine: Callable[..., None], rest: tuple[Any, ...], step: int) -> None:
-        """As many threads as torch uses, each with pieces of its own; any number of them gives the same bits."""
+        """Use as many threads as torch does, each with pieces of its own.
+
+        Any number of threads gives the same bits.
+        """
         wanted = min(
             torch.get_num_threads(), int((self._whole[2][3] - self._whole[2][2]).sum()) // PIECE
         )
@@ -346,12 +362,12 @@ class Combination:
         draw = reference.rademacher if self.signs else reference.gaussian
         seed = torch.from_numpy(self.seeds.astype(np.int64)).to(target.device)
         place = {"seed": seed, "step": change.step, "parameter": parameter}
-        # A view where the memory allows it, else one tensor's copy that is written back at the end.
+        # These are views where the memory allows it, else copies of one tensor, written back below.
         old = source.reshape(len(self.seeds), -1)
         new = target.reshape(len(self.seeds), -1)
         for start in range(0, old.shape[1], CHUNK):
             x = old[:, start : start + CHUNK].to(change.scales.dtype)
-            # Elements of the block that are not of this chunk.
+            # Elements of the block that come before this chunk.
             before = (first + start) % reference.SIGNS_PER_BLOCK
             z_place = {**place, "first": first + start - before}
             for k, direction in enumerate(change.directions):
@@ -380,7 +396,10 @@ def _round_stochastically(
     parameter: int,
     first: int,
 ) -> Tensor:
-    """Round float32 to a 16-bit neighbour, up with the probability that makes the expectation exact."""
+    """Round float32 to a 16-bit neighbour.
+
+    The probability of rounding up makes the expectation exact.
+    """
     dropped = MANTISSA_BITS_DROPPED[dtype]
     before = first % reference.HALVES_PER_BLOCK
     place = {
@@ -397,11 +416,10 @@ def _round_stochastically(
         # Below 2^-14 the neighbours are 2^-24 apart, however small the number is.
         exact = x * 2.0**24
         units = torch.floor(exact)
-        # Compared, since a sum would be rounded itself.
+        # They are compared, since a sum would be rounded itself.
         up = exact - units >= 1.0 - (noise.to(torch.float32) + 0.5) * 2.0**-16
         rounded = torch.where(
             x.abs() < 2.0**-14, torch.where(up, units + 1.0, units) * 2.0**-24, rounded
         )
-    # Infinities and NaN hold no fraction to round, and adding to their bits would change what they
-    # are.
+    # Infinities and NaN hold no fraction to round, and adding to their bits would change them.
     return torch.where(x.isfinite(), rounded, x).to(dtype)

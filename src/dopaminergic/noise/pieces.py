@@ -1,4 +1,8 @@
-"""Where the weights are, as the kernels are told: addresses, strides, and the pieces that threads share out."""
+"""The place of the weights, as the kernels are told.
+
+A plan holds addresses and indices in the noise, a layout holds strides. Threads share out the
+pieces of a plan. For example, two threads take half of the weights each.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ ALIGNMENT = 4096  # weights; pieces that begin with a block need no partial word
 
 
 def overlaps(t: Tensor) -> bool:
-    """Whether several elements share memory, as an expanded tensor's do; they cannot be written one by one."""
+    """Whether several elements share memory, as those of an expanded tensor do.
+
+    They cannot be written one by one.
+    """
     return any(stride == 0 and size > 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
@@ -24,14 +31,14 @@ def plan(
     firsts: list[int],
     replicas: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `cpu.combine` takes as its plan and layouts.
+    """The plan and layouts that `cpu.combine` takes.
 
     Args:
-        targets: what is written; the first dimension is the replica where there are several.
-        sources: what is read, of the same shapes.
+        targets: tensors to write; the first dimension is the replica where there are several.
+        sources: tensors to read, of the same shapes.
         parameters: the index of each tensor in the noise.
         firsts: the index in the noise of the first element of each.
-        replicas: how many.
+        replicas: number of replicas.
 
     Returns:
         int64 `(8, P)` and int64 `(P, 3, D)`.
@@ -56,7 +63,10 @@ def plan(
 def layout_of(
     target: Tensor, source: Tensor, replicas: int
 ) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Strides of a replica in target and source, and size and both strides of each of its dimensions, in elements."""
+    """Strides of a replica in target and source, and the dimensions of one replica.
+
+    Each dimension has its size and both strides, in elements.
+    """
     own, other = (t if replicas > 1 else t[None] for t in (target, source))
     return [own.stride(0), other.stride(0)], _merged(
         own.shape[1:], own.stride()[1:], other.stride()[1:]
@@ -66,7 +76,7 @@ def layout_of(
 def _merged(
     shape: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]
 ) -> list[tuple[int, int, int]]:
-    """Size and both strides of as few dimensions as have the same elements in the same order."""
+    """Size and both strides of as few dimensions as give the same order of the elements."""
     merged: list[tuple[int, int, int]] = []
     for size, a, b in zip(shape, own, other, strict=True):
         if size == 1:
@@ -81,7 +91,10 @@ def _merged(
 def parts(
     plan: np.ndarray, layouts: np.ndarray | None, count: int
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """The same plan cut into `count` plans of about as much work, between weights wherever that falls."""
+    """Cut a plan into `count` plans of about as much work.
+
+    A cut may fall between any two weights.
+    """
     sizes = plan[STOP] - plan[START]
     share = -(-int(sizes.sum()) // (count * ALIGNMENT)) * ALIGNMENT
     ends = np.cumsum(sizes)
@@ -97,12 +110,11 @@ def parts(
 
 
 def in_threads(work: list[Callable[[], None]]) -> None:
-    """Do all of it at once, the first in this thread, and come back when every thread is done,
-    whatever happens.
+    """Do all work at once, the first piece in this thread.
 
-    Threads are made each time, which costs little beside a million weights: none is left for a fork
-    to lose. An exception that a signal's handler raises while they write is held until they have
-    finished.
+    Come back when every thread is done, also after an exception. Threads are made each time, which
+    costs little beside a million weights: none is left for a fork to lose. An exception that a
+    signal's handler raises while they write is held until they have finished.
     """
     held: BaseException | None = None
     ends: list[threading.Event] = []

@@ -1,17 +1,18 @@
-"""The definition of every random number in the library: noise = Philox counter -> 32-bit words ->
-signs or normals.
+"""The definition of every random number in the library.
 
-A direction z is a pure function of (seed, stream, step, direction, parameter, element), so it is
-never stored: it is made again wherever it is needed, in any order, in any chunks, on any device.
-The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
-1, 2, 3", SC 2011): a keyed bijection of 128-bit counters.
+    noise = Philox counter -> 32-bit words -> signs or normals
+
+A direction z is a pure function of (seed, stream, step, direction, parameter, element). So it is
+never stored. It is made again wherever it is needed, for example in another order, in chunks, or on
+another device. The generator is Philox4x32-10, a keyed bijection of 128-bit counters (Salmon,
+Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     key     = (seed mod 2^32, seed div 2^32)
     counter = (block, parameter, step, direction + 2^28 stream)
 
 One block gives four 32-bit words: 128 Rademacher signs, 4 normals or 8 halves of words, in the
 order of the elements. Every parameter starts a new block. This file is slow and obvious, in plain
-integer arithmetic of torch; the fast backends are tested against it, and `tests/noise/vectors.json`
+integer arithmetic of torch. The fast backends are tested against it, and `tests/noise/vectors.json`
 holds published test vectors.
 """
 
@@ -30,10 +31,10 @@ ROUNDS = 10
 
 WITHOUT_DOUBLE = ("mps",)  # devices that do not know float64
 
-# What a counter is used for: streams never share a number, whatever the step or the direction.
+# The uses of a counter. Streams never share a number, in no step and along no direction.
 RADEMACHER, GAUSSIAN, ROUNDING, BATCH = range(4)
 MAX_DIRECTIONS = 1 << 28
-GOLDEN = 40503  # 2^16 over the golden ratio, and odd, so that a threshold takes all values in turn
+GOLDEN = 40503  # 2^16 / golden ratio, and odd, so that a threshold takes all values in turn
 SIGNS_PER_BLOCK = 128
 NORMALS_PER_BLOCK = 4
 HALVES_PER_BLOCK = 8
@@ -80,9 +81,9 @@ def words(
     """The 32-bit words of consecutive blocks.
 
     Args:
-        blocks: how many blocks.
+        blocks: number of blocks.
         seed: in [0, 2^63); an int, or an int64 tensor of shape `(R,)`, one seed for each replica.
-        stream: what the words are for; `RADEMACHER`, `GAUSSIAN`, `ROUNDING` or `BATCH`.
+        stream: the use of the words: `RADEMACHER`, `GAUSSIAN`, `ROUNDING` or `BATCH`.
         step: in [0, 2^32).
         direction: in [0, 2^28).
         parameter: index of the parameter, in [0, 2^32).
@@ -97,7 +98,7 @@ def words(
     key = ((seeds & MASK)[..., None], (seeds >> 32)[..., None])
     block = torch.arange(first, first + blocks, dtype=torch.int64, device=seeds.device)
     fixed = [
-        # Filled there: a copy would wait for a GPU.
+        # The number is filled in on the device, since a copy would wait for a GPU.
         torch.full((), word, dtype=torch.int64, device=seeds.device)
         for word in (parameter, step, direction + (stream << 28))
     ]
@@ -106,18 +107,22 @@ def words(
 
 
 def _words_of(n: int, first: int, per_block: int, **place: Any) -> Tensor:
-    """The words of elements `first` to `first + n`, of which a block has `per_block`; the first one begins a block."""
+    """The words of elements `first` to `first + n`, of which a block has `per_block`.
+
+    The first element begins a block.
+    """
     return words(-(-n // per_block), first=first // per_block, **place)
 
 
 def rademacher(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """Signs, each +1 or -1 with probability 1/2: element e is bit e mod 32 of word e div 32 (set:
-    +1).
+    """Signs, each +1 or -1 with probability 1/2.
+
+    Element e is bit e mod 32 of word e div 32, and a set bit is +1.
 
     Args:
-        n: how many elements.
+        n: number of elements.
         seed: see `words`.
         step: see `words`.
         direction: see `words`.
@@ -136,14 +141,14 @@ def rademacher(
 def gaussian(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """Standard normals by the transform of Box and Muller (1958), cut off at 5.77 by the 23-bit
-    radius.
+    """Standard normals by the transform of Box and Muller (1958).
 
-    In float64 and rounded once, so that faster ways can be judged by it. Words 0 and 1 of a block
-    give elements 0 and 1, words 2 and 3 give elements 2 and 3.
+    The 23-bit radius cuts them off at 5.77. They are computed in float64 and rounded once, so that
+    faster ways can be judged by them. Words 0 and 1 of a block give elements 0 and 1, words 2 and 3
+    give elements 2 and 3.
 
     Args:
-        n: how many elements.
+        n: number of elements.
         seed: see `words`.
         step: see `words`.
         direction: see `words`.
@@ -169,10 +174,12 @@ def gaussian(
 def halves(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """Uniform integers of 16 bits: element e is half e mod 2 (the lower one first) of word e div 2.
+    """Uniform integers of 16 bits.
+
+    Element e is half e mod 2 of word e div 2, the lower half first.
 
     Args:
-        n: how many elements.
+        n: number of elements.
         seed: see `words`.
         step: see `words`.
         direction: which of the step's numbers, see `words`.
@@ -190,17 +197,19 @@ def halves(
 def thresholds(
     n: int, *, seed: int | Tensor, step: int, direction: int = 0, parameter: int = 0, first: int = 0
 ) -> Tensor:
-    """What decides which way 16-bit weights are rounded: `halves` of step 0, gone on by the golden
-    ratio in each step.
+    """Thresholds that decide which way 16-bit weights are rounded.
 
-    In every step they are uniform and independent between weights, so that each rounding is right
-    in expectation. From step to step a weight's own threshold comes by all parts of its range as
-    evenly as can be (the recurrence of Weyl, "Über die Gleichverteilung von Zahlen mod. Eins",
-    1916, with the ratio whose multiples keep apart best). With fresh random numbers the errors of
-    many small updates would add up like a random walk; so half of their variance cancels.
+    They are the `halves` of step 0, moved on in each step by the golden ratio of their range. In
+    every step they are uniform and independent between weights, so that each rounding is right in
+    expectation.
+
+    From step to step a weight's own threshold covers its range as evenly as can be. This is the
+    recurrence of Weyl ("Über die Gleichverteilung von Zahlen mod. Eins", 1916), with the ratio
+    whose multiples keep apart best. With fresh random numbers the errors of many small updates
+    would add up like a random walk. With these, half of their variance cancels.
 
     Args:
-        n: how many elements.
+        n: number of elements.
         seed: see `words`.
         step: see `words`.
         direction: which of the step's numbers, see `words`.
@@ -222,7 +231,7 @@ def integers(
     """Uniform integers in [0, high), for drawing batches (the bias is below `high` / 2^32).
 
     Args:
-        n: how many.
+        n: number of integers.
         high: exclusive upper bound, in [1, 2^31).
         seed: see `words`.
         step: see `words`.

@@ -8,14 +8,14 @@ from dopaminergic.noise import Multiple, Term
 
 
 def scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:
-    """Times a number for each group."""
+    """Multiply terms by a number for each group."""
     return [
         (direction, [m * s for m, s in zip(ms, scales, strict=True)]) for direction, ms in terms
     ]
 
 
 def negative(terms: list[Term]) -> list[Term]:
-    """The way back."""
+    """The terms that lead the way back."""
     return [(direction, [-m for m in multiples]) for direction, multiples in terms]
 
 
@@ -25,7 +25,7 @@ def along_one(some: list[Term], others: list[Term]) -> bool:
 
 
 def difference(some: list[Term], others: list[Term]) -> list[Term]:
-    """Of terms along the same directions."""
+    """The difference of terms along the same directions."""
     pairs = zip(some, others, strict=True)
     return [
         (direction, [m - n for m, n in zip(ms, ns, strict=True)])
@@ -34,7 +34,7 @@ def difference(some: list[Term], others: list[Term]) -> list[Term]:
 
 
 def nonzero(terms: list[Term]) -> list[Term]:
-    """Without the directions that move nothing, which need not be drawn."""
+    """Leave out the directions that move nothing, which need not be drawn."""
     return [
         (direction, multiples) for direction, multiples in terms if any(map(_is_any, multiples))
     ]

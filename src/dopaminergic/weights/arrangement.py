@@ -38,19 +38,18 @@ class Arrangement:
         seeds: uint64 `(R,)`, one for each replica.
         kind: `"rademacher"` or `"gaussian"`.
         shared: `sigma` is the length of a perturbation of all weights together, not that of one.
-        keep_copies: of all weights during a step, however many there are.
+        keep_copies: keep copies of all weights during a step, however many there are.
         found_out: large 16-bit weights are perturbed on use, as far as this allows; None: they are
             copied.
         rule: the optimizer's name, for errors.
         replicas: R of a fleet; None for one model.
 
     Attributes:
-        sigmas: how far a perturbation moves each weight of a group. It is the number that was asked
-            for or, where weights are perturbed in place by signs, that number rounded to 6
-            significant bits.
+        sigmas: how far a perturbation moves each weight of a group. Where weights are perturbed in
+            place by signs, it is the given number rounded to 6 significant bits.
         short: None, or a function that writes a small model along one direction, faster than `move`
             and `update`. Its arguments are the scale, the multiple, the direction, the step and the
-            rounding. It looks after nothing, and `begin` and `check` may put another one here.
+            rounding. It checks nothing, and `begin` and `check` may put another one here.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Arrangement:
         self._copied = Copied()
         self._in_place = InPlace()
         self._on_use = OnUse(seeds, kind, found_out or FoundOut(refused=True))
-        self._ways: list[Way] = []  # those of them that have any weights
+        self._ways: list[Way] = []  # the ways that have any weights
         self._layout = EMPTY
         self._look: Look | None = None  # None: all must be arranged anew
         self._places: list[footing.Place] = []
@@ -139,7 +138,7 @@ class Arrangement:
 
     def _arrange(self) -> None:
         """Give each way its weights, and choose sigma for them."""
-        self._look = None  # until all is done, for Ctrl-C may come
+        self._look = None  # until all is done, since Ctrl-C may come
         checks.thawed(self.rule, self.groups, self.replicas)
         self._layout = arrange(
             self.groups,

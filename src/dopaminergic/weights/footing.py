@@ -1,8 +1,8 @@
 """The ground that a step stands on: the memory of the weights, while code of others runs.
 
-A closure may move weights: it casts the model, rebinds `p.data`, or hands weights to another
-process, which makes torch move them to shared memory. Addresses that were looked up before are then
-of no use.
+A closure may move weights. For example, it casts the model, or rebinds `p.data`. If it hands
+weights to another process, torch moves them to shared memory. Addresses that were looked up before
+are then of no use.
 """
 
 from __future__ import annotations

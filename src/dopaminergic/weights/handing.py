@@ -20,8 +20,8 @@ from dopaminergic.noise import UPDATE, Combination, Term
 from dopaminergic.weights.layout import Block
 from dopaminergic.weights.modes import exchanged
 
-SMALL = 1 << 14  # weights that have rooms of their own, all of this size
-MOST_PLANS = 8  # that are kept for each parameter: places in memory where it was perturbed
+SMALL = 1 << 14  # weights; smaller tensors get rooms of this size
+MOST_PLANS = 8  # kept for each parameter, one for each place where it was perturbed
 HOLDERS = 2  # of memory that is free: our tensor, and the handle by which they are counted
 
 # Attributes that lead to the numbers; all others are the same for a perturbed tensor, as these
@@ -32,7 +32,7 @@ ABOUT = {
     *("is_contiguous", "is_floating_point", "is_complex", "storage_offset", "get_device"),
     *("__hash__", "__set__", "__delete__"),
 }
-# These give the memory away without what keeps it alive.
+# These give the memory away, but nothing that keeps it alive.
 ADDRESSES = {"data_ptr", "__cuda_array_interface__", "__array_interface__"}
 
 _modes: Any = torch._C
@@ -72,8 +72,8 @@ class Stock(NamedTuple):
 class Handing(TorchFunctionMode):
     """While active, torch operations get perturbed tensors in the place of parameters.
 
-    It is active at the weights themselves too. Torch takes other ways where it is watched, as
-    `nn.TransformerEncoder` in eval mode does, and losses are to differ by the perturbation alone.
+    It is active at the weights themselves too. Torch takes other ways where it is watched, for
+    example in `nn.TransformerEncoder` in eval mode. Losses must differ by the perturbation alone.
 
     Args:
         blocks: the parameters.
@@ -115,7 +115,7 @@ class Handing(TorchFunctionMode):
         return [p for p, _, _ in self.places.values()]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make the tensors that the operation needs, forget the others, and call it."""
+        """Make the tensors that the operation needs, forget the others, and call the operation."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.now.terms is None:
@@ -158,7 +158,7 @@ class Handing(TorchFunctionMode):
         if key not in self._last:
             with torch.inference_mode(False), torch.no_grad():
                 tensor = self._perturbed(key)
-            # As a parameter does, for torch.matmul goes by this even without gradients.
+            # A parameter requires gradients too, and torch.matmul goes by this even without them.
             self._last[key] = tensor.requires_grad_(), tensor._version
         return self._last[key][0]
 
@@ -203,7 +203,7 @@ class Handing(TorchFunctionMode):
             free.clear()  # before there is another
             room = torch.empty(size, dtype=torch.int16, device=like.device)
             rooms.append(room)
-        # `data`, for torch.matmul takes another way with a view, too.
+        # It is `data`, since torch.matmul takes another way with a view.
         return room.view(like.dtype).as_strided(like.size(), like.stride()).data
 
 
@@ -213,7 +213,7 @@ def _stream(p: Tensor) -> Any:
 
 
 def _holders(room: Tensor) -> int:
-    """How many hold a piece of memory."""
+    """The number of holders of a piece of memory."""
     return _modes._storage_Use_Count(room.untyped_storage()._cdata)
 
 

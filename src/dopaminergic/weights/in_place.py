@@ -5,10 +5,10 @@
 | Rademacher | exact to the bit for |w| < 2^17 sigma                         |
 | Gaussian   | to a unit in the last place of the weight, for each direction |
 
-For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. An
-update leaves them there, and the first step brings them there, by at most half a unit in the last
-place of |w| + sigma. The trial step of VectorDopamine is taken back like Gaussian directions.
-Signals wait while the arithmetic runs, since it must not be done twice.
+For signs, sigma is rounded to 6 significant bits and the weights lie on its grid, see `noise`. The
+first step brings them there, by at most half a unit in the last place of |w| + sigma. An update
+leaves them there. The trial step of VectorDopamine is taken back like Gaussian directions. Signals
+wait while the arithmetic runs, since it must not be done twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dopaminergic.weights.layout import Part
 from dopaminergic.weights.sharding import local
 from dopaminergic.weights.way import Way
 
-# Few enough for a large range of exact weights, enough to be within 1.6 % of what was asked for.
+# So few bits give a large range of exact weights, and sigma is within 1.6 % of the given one.
 SIGMA_BITS = 6
 
 Displacement = tuple[list[Term], list[Multiple] | None]
@@ -40,8 +40,8 @@ class Piece:
     Each block has a displacement of its own, since an exception may come between two of them.
 
     Attributes:
-        combine: writes to them.
-        owners: the parameters whose memory it writes to.
+        combine: writes to these weights.
+        owners: the parameters that own the memory.
         displacement: terms and scales by which they differ from the weights at `begin`.
         waiting: terms that are still to be added, before all else.
     """
@@ -71,9 +71,9 @@ class InPlace(Way):
         super().__init__()
         self.pieces: list[Piece] = []
         self.readers: list[list[list[Term]]] = []
-        # Sigmas on whose grid the weights lie; None: they lie as they come.
+        # The weights lie on the grid of these sigmas; None: on no grid.
         self._grids: list[float] | None = None
-        # Of the tensors, by which torch tells that somebody wrote to them.
+        # Torch counts the writes to each tensor in its version.
         self._versions: list[float] = []
         self._untold = False  # torch counts no versions of some
 
@@ -161,7 +161,7 @@ class InPlace(Way):
             else:
                 piece.displacement = AT_HOME
                 piece.waiting = []
-        self._grids = None  # a write brings weights back here, and nowhere else
+        self._grids = None  # a write brings weights back here, and not onto a grid
         self._write([], None)
         self._tell([])
         for piece in moved:
@@ -210,7 +210,9 @@ class InPlace(Way):
 
     def _version_numbers(self) -> list[float]:
         if self._untold:
-            return [float("nan")]  # which equals no other: the grid is looked after in each step
+            return [
+                float("nan")
+            ]  # it equals no other, so each step brings the weights onto the grid
         return [t._version for piece in self.pieces for t in piece.combine.targets]
 
 

@@ -1,9 +1,13 @@
-"""Work that signals do not interrupt: weights must not be left half written, nor arithmetic be done twice."""
+"""Work that signals do not interrupt.
+
+Weights must not be left half written, and arithmetic must not be done twice. For example, Ctrl-C
+during a write of the weights raises `KeyboardInterrupt` once the write is complete.
+"""
 
 from __future__ import annotations
 
-# What `signal` is made of: it does not turn numbers into enumeration members, and is ten times as
-# fast.
+# `signal` is made of this module. It does not turn numbers into enumeration members, and is ten
+# times as fast.
 import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import signal
@@ -62,7 +66,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _pass_on(received: list[tuple[int, Any]], handlers: dict[int, Any]) -> None:
-    """Call the handlers of the signals that came; each is called, also after one that raised."""
+    """Call the handlers of the signals that came, also after one that raised."""
     while received:
         number, frame = received.pop(0)
         try:

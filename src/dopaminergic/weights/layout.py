@@ -42,7 +42,7 @@ class Part(NamedTuple):
     Attributes:
         block: the block.
         combine: adds directions to the weights.
-        owners: the parameters whose memory `combine` writes to.
+        owners: the parameters that own the memory.
     """
 
     block: Block
@@ -148,7 +148,7 @@ def _can_be_made(p: Tensor) -> bool:
 
 
 def _part(block: Block, seeds: np.ndarray, kind: str, *, copied: bool) -> list[Part]:
-    """What this process holds of a block; nothing if another rank has all of it."""
+    """The weights of a block that this process holds; empty if another rank has all of them."""
     pairs = zip(block.parameters, block.indices, strict=True)
     held = [(p, i) for p, i in pairs if local(p).numel() > 0]
     if not held:

@@ -7,9 +7,9 @@ it is finished, since there is no way back.
 
 Code that reads a weight past torch's operations would not see it perturbed. Examples are a view
 made before, compiled code, and another thread. The first evaluation is therefore repeated while all
-bits of the weights are turned over, which `Handing` allows for and nobody else. If the outcome is
-not the very same, weights are copied from then on, and the log says so once. The check is repeated
-when a weight that was used is used no longer.
+bits of the weights are turned over. Only `Handing` allows for that. If the outcome is not the very
+same, weights are copied from then on, and the log says so once. The check is repeated when a weight
+that was used is used no longer.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class OnUse(Way):
             generators: from which it may draw.
 
         Returns:
-            What the closure returned, and "". Or None, and a reason why the weights must be copied
-            for it; generators are then as they were.
+            The returned value of the closure, and "". Or None, and a reason why the weights must be
+            copied for it; generators are then as they were.
         """
         if self._now.terms is None:
             return self._evaluate(closure)[0], ""
@@ -156,7 +156,7 @@ class OnUse(Way):
             if not why and not (self.found_out.checked and known):
                 rewind(states)
                 why = self._check(closure, found, handing)
-        except Exception as error:  # whatever a closure does that does not bear with this
+        except Exception as error:  # some closures cannot be evaluated so
             if self.found_out.checked or not is_complaint(error):
                 raise
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -176,14 +176,14 @@ class OnUse(Way):
         """
         self._stock = Stock([], {})
         logging.getLogger(__name__).warning(
-            "%s: 16-bit weights are copied during a step, with the same results, since the closure "
-            "cannot be given perturbed weights when it uses them; the reason: %s",
+            "%s: 16-bit weights are copied during a step, with the same results, since the "
+            "closure cannot be given perturbed weights when it uses them; the reason: %s",
             rule,
             why,
         )
 
     def leave(self) -> None:
-        """End an evaluation, whatever interrupted it; harmless at any time."""
+        """End an evaluation that may have been interrupted; harmless at any time."""
         leave_modes(self._depth)
         self._depth = None
         with uninterrupted():

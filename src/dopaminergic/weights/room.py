@@ -21,7 +21,7 @@ NORMAL_MOST = 6.7  # the largest normal number that 32 bits give, sqrt(64 ln 2)
 
 
 class Room:
-    """What is left of the range of the weights' dtypes.
+    """The distance of the weights from the largest numbers of their dtypes.
 
     Args:
         blocks: the weights.

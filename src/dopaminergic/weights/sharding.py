@@ -1,4 +1,4 @@
-"""Parameters of which a rank holds a part: what it holds, and where that lies in the whole.
+"""Parameters of which a rank holds a part, and the place of that part in the whole.
 
 FSDP2 and other users of DTensor split a parameter by rows, `Shard(0)`: each rank holds a contiguous
 range of the flat parameter. Noise is a function of the element's index in the whole, so a rank
@@ -14,18 +14,21 @@ from torch import Tensor
 
 
 def is_sharded(p: Tensor) -> bool:
-    """Whether it is a DTensor (which costs a long import that only those need who have some)."""
+    """Whether a parameter is a DTensor.
+
+    The type itself is not asked for, since its import takes long.
+    """
     return hasattr(p, "placements")
 
 
 def local(p: Tensor) -> Tensor:
-    """What this rank holds of a parameter, without gradients; the same memory."""
+    """The part of a parameter that this rank holds, without gradients; in the same memory."""
     held: Any = p.detach()
     return held.to_local() if is_sharded(p) else held
 
 
 def parts(p: Any) -> int:
-    """Into how many ranges of rows it is split."""
+    """The number of ranges of rows into which a parameter is split."""
     if not is_sharded(p):
         return 1
     return math.prod(
@@ -48,9 +51,8 @@ def first_element(p: Any) -> int:
     if others or type(place).__name__ != "Shard" or place.dim != 0:
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} is placed as {p.placements}: only Replicate() "
-            "and one Shard(0) can "
-            "be perturbed, of which a rank holds a range of rows; shard by rows, as fully_shard "
-            "does by default"
+            "and one Shard(0) can be perturbed, of which a rank holds a range of rows; shard by "
+            "rows, as fully_shard does by default"
         )
     ranks = p.device_mesh.size(shards[0])
     own = p.device_mesh.get_local_rank(shards[0])

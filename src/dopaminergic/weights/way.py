@@ -11,7 +11,7 @@ class Way(ABC):
     """Displaces some of the weights, and brings them back.
 
     Attributes:
-        step: the number of the step, which says what the directions are.
+        step: the number of the step, of which the directions are a function.
     """
 
     def __init__(self) -> None:

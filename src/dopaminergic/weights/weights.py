@@ -56,7 +56,7 @@ class Weights(Arrangement):
         not lie there.
         """
         if self._in_place.pieces and self._in_place.displaced:
-            self.restore(self.step)  # the last step could not, for want of memory for example
+            self.restore(self.step)  # the last step could not, for example for lack of memory
         self.step = step
         if not self._is_arranged():
             self._arrange()
@@ -88,7 +88,7 @@ class Weights(Arrangement):
             way.move(terms, rounding)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        """Call a closure at the weights as they are displaced, and return what it returned.
+        """Call a closure at the weights as they are displaced, and return its result.
 
         `extra` counts evaluations beyond this one. For example, the first perturbed evaluation of a
         large 16-bit model is repeated as a check.
@@ -145,7 +145,7 @@ class Weights(Arrangement):
             commit()
 
     def leave(self) -> None:
-        """End an evaluation, whatever interrupted it; harmless at any time."""
+        """End an evaluation that may have been interrupted; harmless at any time."""
         self._on_use.leave()
 
     @property

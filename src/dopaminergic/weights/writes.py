@@ -1,9 +1,8 @@
-"""Closures that write to weights in their forward pass, such as `Embedding(max_norm=...)`, clipping
-and quantisers.
+"""Closures that write to weights in their forward pass.
 
-Large weights are displaced in place, and the same arithmetic takes them back; a write in between
-would spoil the way back. The first step therefore looks out for writes, and stops one before it
-happens to displaced weights.
+Examples are `Embedding(max_norm=...)`, clipping and quantisers. Large weights are displaced in
+place, and the same arithmetic takes them back; a write in between would spoil the way back. The
+first step therefore looks out for writes, and stops one before it happens to displaced weights.
 """
 
 from __future__ import annotations

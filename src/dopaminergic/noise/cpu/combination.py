@@ -1,8 +1,8 @@
 """Weights and directions put together, in one pass over memory.
 
 One call serves every parameter of a group, since on a tiny network the calls cost more than the
-arithmetic. Weights are taken a tile at a time, which stays in the first-level cache with its noise
-however many directions are added to it.
+arithmetic. Weights are taken a tile at a time. A tile stays in the first-level cache with its
+noise, for any number of directions.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
@@ -34,12 +34,15 @@ from dopaminergic.noise.cpu.memory import (
 from dopaminergic.noise.cpu.normals import BLOCKS, add_normals, make_normals, step_normals
 from dopaminergic.noise.cpu.philox import LOW, MANY, SHIFT, turn_blocks, turn_each
 
-SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, whole blocks
+SIGN_TILE, NORMAL_TILE = 6144, 4 * BLOCKS  # weights at a time, in whole blocks
 
 
 @compiled
 def _aligned(count):
-    """Room for numbers of 32 bits from the begin of a cache line on, or vectors would lie across two."""
+    """Room for numbers of 32 bits, from the beginning of a cache line on.
+
+    Otherwise vectors would lie across two lines.
+    """
     room = np.empty(count + 16, np.uint32)
     first = -room.ctypes.data % 64 // 4
     return room[first : first + count]
@@ -61,7 +64,10 @@ def _onto_grid(x, grid):
 
 @compiled
 def _all_tiny(plan):
-    """Whether each piece is plain and has all its signs in one block, as in a fleet of small networks."""
+    """Whether each piece is plain and has all its signs in one block.
+
+    An example is a fleet of small networks.
+    """
     for p in range(plan.shape[1]):
         first = plan[5, p] + plan[2, p]
         if plan[7, p] == 0 or first % 128 + plan[3, p] - plan[2, p] > 128:
@@ -90,7 +96,10 @@ def _set_tiny(x, y, words, lane, offset, scale, coefficient):
 def _combine_tiny(
     memory, real, plan, seeds, scales, coefficients, undone, directions, grid, step, save
 ):
-    """`combine_pieces` where a block has more signs than a piece has weights: blocks of many pieces at a time."""
+    """`combine_pieces` where a block has more signs than a piece has weights.
+
+    Blocks of many pieces are drawn at a time.
+    """
     exact = real.dtype.type
     rows = len(directions)
     turn = np.uint32(step)
@@ -152,7 +161,7 @@ def combine_pieces(
     saved,
 ):
     """`kernels.combine`, from arrays or from tuples of numbers, which need no memory."""
-    # Where layouts are None, what is asked for by `is not None` is not compiled. What is done to a
+    # Where layouts are None, branches that ask for `is not None` are not compiled. The work on a
     # tile stands here, since a function of its own takes 5 % more time, called or put in place by
     # numba.
     exact = real.dtype.type
@@ -176,8 +185,8 @@ def combine_pieces(
         for p in range(plan.shape[1]):
             if block_of(layouts[p], 0, plan[3, p], most)[0] > 1:
                 largest = max(most, STRIP_ROWS * STRIP_PITCH)
-    # One piece of memory, since asking for it takes a while: reals, and of 16-bit weights what is
-    # read, and noise.
+    # One piece of memory, since asking for it takes a while: reals, and for 16-bit weights the
+    # bits that are read, and noise.
     room = np.empty(2 * largest + most if halves else largest, real.dtype)
     buffer = room[:largest]
     rest = room[largest:]

@@ -1,4 +1,4 @@
-"""Signs made of random words and added to a tile of weights, and what rounds 16-bit weights."""
+"""Random words as signs that are added to a tile of weights, and as thresholds of rounding."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def add_signs(x, words, offset, coefficient):
 
 @compiled
 def step_signs(x, words, offset, undo, scale, coefficient, grid):
-    """X <- on_grid((x + undo * signs) * scale + coefficient * signs): all of a step along one direction."""
+    """X <- on_grid((x + undo * signs) * scale + coefficient * signs).
+
+    This is all of a step along one direction.
+    """
     first, last = whole_vectors(offset, x.size, 32)
     for i in range(first, last, 32):
         step_word(
@@ -69,7 +72,7 @@ def step_signs(x, words, offset, undo, scale, coefficient, grid):
 @compiled
 def _interleave(out, rows, blocks):
     """Element e of block b <- rows[e, b]."""
-    # One dimension and rows of their own, or the loop does not become vector instructions.
+    # Each row is an array of one dimension, or the loop does not become vector instructions.
     a = rows[0, :blocks]
     b = rows[1, :blocks]
     c = rows[2, :blocks]
@@ -83,13 +86,14 @@ def _interleave(out, rows, blocks):
 
 @compiled
 def make_dither(noise, words, size, which):
-    """The thresholds that round a row of a tile, in part of `noise`; none where nothing was
-    changed.
+    """The thresholds that round a row of a tile, in part of `noise`.
+
+    They are 0 where nothing was changed.
 
     Args:
         noise: room for `size` and 14 more.
         words: room for Philox.
-        size: how many.
+        size: number of thresholds.
         which: whether anything was changed, the number of the first element, and the rest of the
             counter and the key.
     """

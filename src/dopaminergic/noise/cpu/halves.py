@@ -1,4 +1,7 @@
-"""16-bit weights, which numba does not know: their bits come as uint16 (bfloat16) and int16 (float16)."""
+"""16-bit weights, which numba does not know.
+
+Their bits come as uint16 (bfloat16) and int16 (float16).
+"""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ INFINITE = np.int32(0x7F800000)
 
 
 def widen(x, words):
-    """X <- the numbers whose bits are in memory."""
+    """X <- the numbers that have these bits."""
     raise NotImplementedError
 
 
@@ -31,8 +34,7 @@ def _widen_by_type(x, words):
 
     def float16(x, words):
         for i in range(x.size):
-            # The exponent's offset is that of float32 after a product, which the smallest numbers
-            # go through too.
+            # A product gives the exponent the offset of float32, also for the smallest numbers.
             h = np.int32(words[i]) & np.int32(0x7FFF)
             bits = np.int32(h << np.int32(13))
             value = as_real(bits) * F(2.0**112)

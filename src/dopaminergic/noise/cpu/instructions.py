@@ -1,4 +1,4 @@
-"""What numba lacks: vector instructions, and numbers as bits and addresses."""
+"""Vector instructions, and numbers as bits and addresses, which numba lacks."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ compiled = numba.njit(error_model="numpy")
 
 @intrinsic
 def pointer(typing_context, address):
-    """What `numba.carray` takes, from a number."""
+    """A number as the pointer that `numba.carray` takes."""
     signature = types.voidptr(address)
 
     def generate(context, builder, signature, arguments):
@@ -47,7 +47,10 @@ def _reinterpret(context, builder, signature, arguments):
 
 @intrinsic
 def copysign(typing_context, x, sign):
-    """The one of math is a call, which keeps a loop from becoming vector instructions."""
+    """A number with the sign of another one.
+
+    The function of math is a call, which keeps a loop from becoming vector instructions.
+    """
 
     def generate(context, builder, signature, arguments):
         real = arguments[0].type
@@ -61,7 +64,10 @@ def copysign(typing_context, x, sign):
 
 @compiled
 def whole_vectors(offset, size, unit):
-    """Where vectors of 32 begin and end among weights that start with element `offset`, the first with a whole unit."""
+    """Where vectors of 32 begin and end among weights that start with element `offset`.
+
+    The first vector begins with a whole unit.
+    """
     first = min(-offset & (unit - 1), size)
     return first, first + (size - first) // 32 * 32
 
@@ -70,7 +76,7 @@ def whole_vectors(offset, size, unit):
 
 
 def _signs(builder, word):
-    """Which bits of a word are set."""
+    """Bits of a word as booleans: which are set."""
     bits = Lanes.of(builder, word, 32)
     bits &= [1 << i for i in range(32)]
     return builder.icmp_unsigned("!=", bits.value, bits.like(0).value)
@@ -96,7 +102,10 @@ def add_word(typing_context, address, word, coefficient):
 
 @intrinsic
 def step_word(typing_context, address, word, undo, scale, coefficient, grid):
-    """32 weights at an address <- on_grid((weights + undo * signs) * scale + coefficient * signs)."""
+    """Weights <- on_grid((weights + undo * signs) * scale + coefficient * signs).
+
+    These are 32 weights at an address.
+    """
 
     def generate(context, builder, signature, arguments):
         address, word, undo, scale, coefficient, grid = arguments
@@ -113,11 +122,11 @@ def step_word(typing_context, address, word, undo, scale, coefficient, grid):
 
 
 def squares(size):
-    """What transposes `size` x `size` elements in registers."""
+    """A function that transposes a matrix by `size` x `size` elements in registers."""
 
     @intrinsic
     def transpose(typing_context, to, to_pitch, of, of_pitch, like):
-        """From one address to another, with rows a number of bytes apart."""
+        """Transpose a square from one address to another, with rows a number of bytes apart."""
 
         def generate(context, builder, signature, arguments):
             to, to_pitch, of, of_pitch, _ = arguments
@@ -130,7 +139,7 @@ def squares(size):
                 for x, pitch in ((of, of_pitch), (to, to_pitch))
             ]
             rows = [Lanes.load(builder, place, kind, size) for place in places[0]]
-            # As a deck of cards, by perfect shuffles (Stone 1971): each takes a bit of the column
+            # Perfect shuffles, as of a deck of cards (Stone 1971): each takes a bit of the column
             # to the row.
             orders = [
                 [i // 2 + i % 2 * size for i in range(first, first + size)] for first in (0, size)
@@ -145,7 +154,10 @@ def squares(size):
 
     @compiled
     def squares(like, height, width, to, down, of, of_right):
-        """The last of them may overlap those before: elements are only moved."""
+        """Transpose a matrix square by square.
+
+        The last squares may overlap those before, since elements are only moved.
+        """
         bytes_per = like.itemsize
         for column in range(0, width, size):
             left = min(column, width - size)

@@ -1,4 +1,4 @@
-"""What is called from Python, compiled once and kept on disk."""
+"""The functions that Python calls, compiled once and kept on disk."""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from dopaminergic.noise.cpu.combination import combine_pieces
 from dopaminergic.noise.cpu.instructions import compiled, pointer
 
 _MARK = b"\0whole\0"  # before the checksum of a file of machine code
-_said = []  # why nothing is kept, each time
+_said = []  # the reasons why nothing is kept
 
 
 def kept(function, nogil=True):
-    """`function`, compiled and kept on disk, or compiled anew in each process where there is no place for that."""
+    """Compile `function`, and keep it on disk.
+
+    Where there is no place for that, it is compiled anew in each process.
+    """
     settings = {"nogil": nogil, "error_model": "numpy"}
     try:
         dispatcher = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # all that numba looks at is read-only, as in many containers
+    except RuntimeError:  # numba's directories are read-only, as in many containers
         _say_that_nothing_is_kept("finds no directory that it may write to")
         return numba.njit(**settings)(function)
     _guard(dispatcher._cache)
@@ -43,7 +46,7 @@ def _guard(cache):
         try:
             require_file(files._index_path)  # a FIFO would keep us waiting for ever
             return load(*arguments)
-        # A dozen kinds: whatever `pickle` and LLVM make of bytes that were not written.
+        # A dozen kinds come from `pickle` and LLVM, for bytes that were not written.
         except Exception as error:
             _forget(cache, error)
             return None  # so that it is compiled, and kept again
@@ -52,20 +55,23 @@ def _guard(cache):
         try:
             require_file(files._index_path)
             save(*arguments)
-        # The disk is full, or not ours; what was compiled is there all the same.
+        # The disk is full, or not ours; the compiled function is there all the same.
         except OSError as error:
             _say_that_nothing_is_kept(f"cannot keep what it compiled ({error})")
         except Exception as error:  # a file that was damaged since
             _forget(cache, error)
 
     def end_of(name, content):
-        """Of a file: a mark and a checksum, which is another for other contents, kernels and versions of the source."""
+        """The end of a file: a mark and a checksum.
+
+        The checksum differs for other contents, kernels and versions of the source.
+        """
         origin = f"{files._index_name} {name} {files._source_stamp}".encode()
         return _MARK + zlib.crc32(content, zlib.crc32(origin)).to_bytes(4, "little")
 
     def write_with_checksum(name, data):
         content = files._dump(data)
-        # `pickle` does not look at what follows its end.
+        # `pickle` does not look at bytes that follow its end.
         with files._open_for_write(files._data_path(name)) as file:
             file.write(content + end_of(name, content))
 
@@ -74,7 +80,7 @@ def _guard(cache):
             content = file.read()
         body = content[: max(0, len(content) - len(_MARK) - 4)]
         if content[len(body) :] != end_of(name, body):
-            # Machine code, which would be run.
+            # Otherwise the damaged machine code would be run.
             raise ValueError(f"{files._data_path(name)} is not as it was written")
         return read(name)
 
@@ -85,7 +91,7 @@ def _guard(cache):
 
 
 def _forget(cache, error):
-    """Begin the index of a kernel anew; what it named is compiled and written again."""
+    """Begin the index of a kernel anew; its kernels are compiled and written again."""
     reason = " ".join(f"{type(error).__name__} {error}".split())
     logging.getLogger(__name__).warning(
         "numba's cache in %s is damaged (%.100s); the kernel is compiled again, some seconds in "
@@ -102,8 +108,8 @@ def _forget(cache, error):
 def _say_that_nothing_is_kept(why):
     if not _said:
         logging.getLogger(__name__).warning(
-            "numba %s: each process compiles anew, some seconds in its first step "
-            "(set NUMBA_CACHE_DIR to a directory with some MiB of room)",
+            "numba %s: each process compiles anew, some seconds in its first step (set "
+            "NUMBA_CACHE_DIR to a directory with some MiB of room)",
             why,
         )
     _said.append(why)
@@ -117,8 +123,8 @@ def _integers(address, shape):
 def _kernels(sources):
     """Both kernels.
 
-    They enclose a number that all files of `noise` have a part in, since numba takes what it
-    compiled another day if the kernel's own file and what it encloses are the same; what it calls
+    They enclose a number that all files of `noise` have a part in. Numba takes an old compilation
+    if the kernel's own file and the enclosed values are the same. Functions that the kernel calls
     in other files may have changed.
     """
 
@@ -139,31 +145,33 @@ def _kernels(sources):
         signs,
         saved,
     ):
-        """Target <- on_grid((source + the first `undone` terms) * scale + the other terms), for
-        every piece.
+        """Target <- on_grid((source + first terms) * scale + other terms), for every piece.
+
+        The first terms are the first `undone` ones.
 
         Args:
             memory: any array of the type of the weights: float32, float64, uint16 for bfloat16,
                 int16 for float16.
             real: any array of the type that is computed in.
-            plan: int64 `(8, P)`, a column for each piece of a parameter: addresses of the first
-                elements of target and source (the same where the update is in place), first and
-                last + 1 element of the piece; index in the noise, index in the noise of the first
-                element; replica; whether both are without gaps.
+            plan: int64 `(8, P)`, a column for each piece of a parameter. Rows 0 and 1 are addresses
+                of the first elements of target and source, the same where the update is in place.
+                Rows 2 and 3 are the first and last + 1 element of the piece. Row 4 is the index in
+                the noise, row 5 the index in the noise of the first element. Row 6 is the replica,
+                and row 7 says whether both are without gaps.
             layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in
                 elements. None where all are without gaps.
             seeds: uint64 `(R,)`.
             scales: float64 `(R,)`.
             coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
-            undone: how many terms come before the scale.
+            undone: number of terms that come before the scale.
             directions: uint32 `(K,)`.
-            grid: 0 for none.
+            grid: sigma of the grid; 0 for none.
             step: step number.
             rounding: which random numbers round 16-bit weights.
             signs: Rademacher if true, else Gaussian.
-            saved: int64 `(1,)`, the step whose weights the sources hold. In the first call of
-                another step the targets hold them, and are saved to the sources: within the call,
-                so that no signal falls in between. (Only where both are without gaps.)
+            saved: int64 `(1,)`, the step whose weights the sources hold; for weights without gaps
+                only. In the first call of another step the targets hold the weights. They are saved
+                to the sources within the call, so that no signal falls in between.
         """
         sources  # noqa: B018
         combine_pieces(
@@ -183,7 +191,7 @@ def _kernels(sources):
             saved,
         )
 
-    # Python's lock is held: on a tiny model to give it back and take it again would be a tenth of
+    # Python's lock is held. On a tiny model to give it back and take it again would be a tenth of
     # the call.
     @functools.partial(kept, nogil=False)
     def one(weight, number, fixed, scale, coefficient, direction, step, rounding):
@@ -233,7 +241,7 @@ def combine_one(memory, real, plan, seed, signs, saved):
     """`combine` of weights without gaps for one replica and one direction, from numbers.
 
     On a tiny model arrays cost more than the work, and so does asking for the types of arguments in
-    each call; so all that stays the same is looked at here, once.
+    each call. So everything that stays the same is looked at here, once.
 
     Returns:
         A function of the scale, the coefficient, the direction, the step and the rounding.

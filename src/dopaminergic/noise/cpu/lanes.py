@@ -1,4 +1,7 @@
-"""Vectors while LLVM's code is made: what numba's loops over single numbers do not become."""
+"""Vectors for the making of LLVM's code.
+
+They are for operations that numba does not make vectors of, out of loops over single numbers.
+"""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ REAL = ir.FloatType()
 
 
 class Lanes:
-    """A vector of numbers while LLVM's code is made, with Python's operators; one number stands for many of it."""
+    """A vector of numbers while LLVM's code is made, with Python's operators.
+
+    A single number stands for a vector of it. For example, `x * 2.0` doubles each number.
+    """
 
     def __init__(self, builder, value):
         self.builder = builder
@@ -22,14 +28,14 @@ class Lanes:
 
     @classmethod
     def of(cls, builder, x, count):
-        """One number many times."""
+        """Repeat one number."""
         blank = ir.Constant(ir.VectorType(x.type, count), ir.Undefined)
         first = cls(builder, builder.insert_element(blank, x, ir.Constant(WORD, 0)))
         return first.shuffled(first, [0] * count)
 
     @classmethod
     def load(cls, builder, address, kind, count):
-        """From an address of any alignment."""
+        """Load a vector from an address of any alignment."""
         return cls(
             builder,
             builder.load(
@@ -38,13 +44,13 @@ class Lanes:
         )
 
     def store(self, address):
-        """To an address of any alignment."""
+        """Store the vector to an address of any alignment."""
         self.builder.store(
             self.value, self.builder.inttoptr(address, self.value.type.as_pointer()), align=1
         )
 
     def like(self, x):
-        """X, one number or a sequence of them, as a vector of this type."""
+        """A number, or a sequence of them, as a vector of this type."""
         if isinstance(x, Lanes):
             return x
         numbers = [x] * self.count if isinstance(x, int | float) else list(x)
@@ -104,7 +110,7 @@ class Lanes:
         return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, order))
 
     def call(self, name, *others):
-        """A function of LLVM's, of each number."""
+        """Apply a function of LLVM's to each number."""
         values = [x.value for x in (self, *map(self.like, others))]
         kind = ir.FunctionType(self.value.type, [self.value.type] * len(values))
         name = f"llvm.{name}.v{self.count}{self.kind.intrinsic_name}"

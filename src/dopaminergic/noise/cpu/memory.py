@@ -1,7 +1,7 @@
-"""Where weights are, of 16 bits or with strides: tiles that are read from memory, and written back.
+"""Tiles of weights of 16 bits or with strides, which are read from memory and written back.
 
-Weights with strides are read into a tile in the order of their elements, and so are 16-bit weights,
-as float32.
+Weights with strides are read into a tile in the order of their elements. 16-bit weights are read as
+float32.
 """
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
@@ -14,20 +14,23 @@ from dopaminergic.noise.cpu.draws import make_dither
 from dopaminergic.noise.cpu.halves import narrow, widen
 from dopaminergic.noise.cpu.instructions import compiled, pointer, squares
 
-# Where neighbours in a row lie far apart, as in a transposed matrix: so many rows and columns at a
-# time that the pages of all columns stay known to the processor, and rows so far apart in the tile
-# that they do not share its cache lines.
+# Neighbours in a row may lie far apart, for example in a transposed matrix. So many rows and
+# columns are taken at a time that the pages of all columns stay known to the processor. Rows lie so
+# far apart in the tile that they do not share its cache lines.
 STRIP_ROWS = 64
 STRIP_COLUMNS = 1024
 STRIP_PITCH = 1040
-FEWEST_ROWS = 16  # that a tile should have
+FEWEST_ROWS = 16  # a tile should have at least so many
 large_squares = squares(16)
 small_squares = squares(8)
 
 
 @compiled
 def _run(layout, side, at, most):
-    """Where element `at` is, and how many elements follow it (itself included) at one stride; at most `most`."""
+    """The place of element `at`, and the number of elements from there on at one stride.
+
+    The number includes the element itself, and is at most `most`.
+    """
     last = layout.shape[1] - 1
     row = at // layout[0, last]
     column = at % layout[0, last]
@@ -40,7 +43,10 @@ def _run(layout, side, at, most):
 
 @compiled
 def _rows(layout, at, most):
-    """How many whole rows of one matrix begin with element `at` and have `most` elements at most; 0 within a row."""
+    """The number of whole rows of one matrix that begin with element `at`.
+
+    They have `most` elements at most. Within a row the number is 0.
+    """
     last = layout.shape[1] - 1
     columns = layout[0, last]
     if last == 0 or most < columns or at % columns != 0:
@@ -57,11 +63,10 @@ def _near(layout, side):
 
 @compiled
 def block_of(layout, at, left, most):
-    """How many rows of how many elements are taken together from element `at` on, if there are
-    `left` of them.
+    """Rows and columns that are taken together from element `at` on, if `left` elements are left.
 
-    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix;
-    all else is one row.
+    Rows too long for a tile, which lie closer to each other than their elements do, are a matrix.
+    All else is one row.
     """
     last = layout.shape[1] - 1
     columns = layout[0, last]
@@ -75,7 +80,10 @@ def block_of(layout, at, left, most):
 
 @compiled
 def copy(to, of):
-    """To <- of, a loop, since an assignment of numba's is five times as slow."""
+    """To <- of.
+
+    It is a loop, since an assignment of numba's is five times as slow.
+    """
     for i in range(to.size):
         to[i] = of[i]
 
@@ -87,7 +95,10 @@ def _every(like, address, stride, count):
 
 @compiled
 def _move(like, height, width, to, down, right, of, of_down, of_right):
-    """Matrix at address `to` <- matrix at address `of`, each with its own strides from row to row and within rows."""
+    """Matrix at address `to` <- matrix at address `of`.
+
+    Each has its own strides from row to row and within rows.
+    """
     if right == of_right == 1:
         for r in range(height):
             a = to + r * down * like.itemsize
@@ -121,7 +132,10 @@ def _move(like, height, width, to, down, right, of, of_down, of_right):
 
 @compiled
 def _exchange(tile, memory, layout, side, at, height, width, out):
-    """Memory <- tile if `out`, else tile <- memory: a row, or rows of a matrix, STRIP_PITCH apart in the tile."""
+    """Memory <- tile if `out`, else tile <- memory.
+
+    A tile is a row, or rows of a matrix that lie STRIP_PITCH apart in it.
+    """
     last = layout.shape[1] - 1
     done = 0
     down = layout[side, max(last - 1, 0)]
@@ -159,7 +173,7 @@ def _exchange(tile, memory, layout, side, at, height, width, out):
 
 @compiled
 def memory_of(like, plan, layouts, p, side):
-    """All that a piece's parameter reaches from its first element on."""
+    """All memory that a piece's parameter reaches from its first element on."""
     extent = plan[3, p]
     if layouts is not None:
         extent = 1
@@ -170,7 +184,7 @@ def memory_of(like, plan, layouts, p, side):
 
 @compiled
 def _words(words, memory, layout, side, at, height, width):
-    """The memory of a tile itself where that is one run, else the place for what is read from it or written to it."""
+    """The memory of a tile itself where that is one run, else a place for its words."""
     if height == 1 and layout[side, layout.shape[1] - 1] == 1:
         place, count = _run(layout, side, at, width)
         if count == width:

@@ -14,7 +14,7 @@ from dopaminergic.noise.cpu.instructions import F, compiled, whole_vectors
 from dopaminergic.noise.cpu.lanes import REAL, WORD, Lanes
 from dopaminergic.noise.cpu.philox import FEW, MANY
 
-# In a row, a multiple of `MANY`: all rows are in the first-level cache, with their weights.
+# Blocks of a row, a multiple of `MANY`. All rows fit in the first-level cache with their weights.
 BLOCKS = 480
 # -2 ln f = t P(t) with t = f - 1, for f in [sqrt(1/2), sqrt(2)]: the polynomial of least largest
 # relative error, 3e-8.
@@ -41,7 +41,10 @@ ANGLE_BITS = 0xFFFFFC00
 
 
 def _polynomial(xs, coefficients):
-    """Horner's rule, rounded once a step on any processor, or the bits would depend on it."""
+    """The values of a polynomial by Horner's rule.
+
+    Each step is rounded once on any processor, or the bits would depend on it.
+    """
     first, *rest = (float(F(c)) for c in coefficients)
     ps = [x.like(first) for x in xs]
     for c in rest:
@@ -50,9 +53,9 @@ def _polynomial(xs, coefficients):
 
 
 def _radii(words):
-    """sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
-    # 2^24 u is an odd number of 24 bits; what is taken away leaves e above the bits of f /
-    # sqrt(1/2).
+    """The radii sqrt(-2 ln u), from u = 2^e f with f in [sqrt(1/2), sqrt(2))."""
+    # 2^24 u is an odd number of 24 bits. After the subtraction e stands above the bits of
+    # f / sqrt(1/2).
     odd = [((word >> 8) | 1).real() for word in words]
     bits = [x.bits(WORD) - (ROOT_HALF + (24 << 23)) for x in odd]
     ts = [((x & 0x7FFFFF) + ROOT_HALF).bits(REAL) - 1.0 for x in bits]
@@ -67,7 +70,7 @@ def _radii(words):
 def _points(words):
     """Cosines and sines of angles, and the sign that both are still to be given."""
     # Two bits say in which quarter of the turn the angle lies, 22 how far it is from the quarter's
-    # middle; there cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2), whose
+    # middle. There cos(b + a) and sin(b + a) are sums of cos(a) and sin(a) over sqrt(2). Their
     # signs tell the quarters apart.
     angles = [(((word << 2) ^ TOP_BIT) & ANGLE_BITS).real() * QUARTER for word in words]
     squares = [a * a for a in angles]
@@ -83,7 +86,10 @@ def _points(words):
 
 @intrinsic
 def _turn_to_normals(typing_context, words, pitch):
-    """Two rows of `MANY` words each, the first at an address: those of radii and those of angles."""
+    """Turn two rows of `MANY` words into normals.
+
+    The first row, at an address, is for radii; the second one is for angles.
+    """
 
     def generate(context, builder, signature, arguments):
         words, pitch = arguments
@@ -91,7 +97,7 @@ def _turn_to_normals(typing_context, words, pitch):
             [builder.add(row, ir.Constant(row.type, 4 * first)) for first in range(0, MANY, FEW)]
             for row in (words, builder.add(words, pitch))
         ]
-        # Those of several vectors side by side, since each operation waits for the last one.
+        # Several vectors side by side, since each operation waits for the last one.
         points = _points([Lanes.load(builder, place, WORD, FEW) for place in rows[1]])
         radii = _radii([Lanes.load(builder, place, WORD, FEW) for place in rows[0]])
         for radius, (x, y, sign), *places in zip(radii, points, *rows, strict=True):
@@ -103,7 +109,7 @@ def _turn_to_normals(typing_context, words, pitch):
 
 
 def _element_by_element(builder, row, pitch, kind):
-    """Normals of 8 blocks, whose element e is in row e, in their order."""
+    """Normals of 8 blocks in their order, from rows that each hold one element of every block."""
     rows = []
     for _ in range(4):
         rows.append(Lanes.load(builder, row, REAL, 8))
@@ -164,7 +170,10 @@ def add_normals(x, z, offset, coefficient):
 
 @compiled
 def step_normals(x, z, offset, undo, scale, coefficient):
-    """X <- (x + undo * normals) * scale + coefficient * normals: all of a step along one direction."""
+    """X <- (x + undo * normals) * scale + coefficient * normals.
+
+    This is all of a step along one direction.
+    """
     first, last = whole_vectors(offset, x.size, 4)
     for i in range(first, last, 32):
         place = z.ctypes.data + ((offset + i) >> 2) * z.itemsize

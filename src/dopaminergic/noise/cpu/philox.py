@@ -1,4 +1,7 @@
-"""Random words: Philox4x32-10 (Salmon et al. 2011), for consecutive blocks or for blocks with keys of their own."""
+"""Random words: Philox4x32-10 (Salmon et al. 2011).
+
+They are drawn for consecutive blocks, or for blocks with keys of their own.
+"""
 # numba infers the types; annotations would be ignored by it and pyright cannot follow them.
 
 from __future__ import annotations
@@ -14,16 +17,16 @@ from dopaminergic.noise.reference import KEY_INCREMENTS, MASK, MULTIPLIERS, ROUN
 
 LOW = np.uint64(MASK)
 SHIFT = np.uint64(32)
-# Blocks come in pairs of vectors, those of even number in one, and the words of the others are put
-# above theirs. A product must wait for the last, so that with few pairs a processor is idle; more
-# than its registers hold it moves.
+# Blocks come in pairs of vectors: those of even number are in one, and the words of the others are
+# put above theirs. A product must wait for the last one, so with few pairs a processor is idle.
+# More pairs than its registers hold are moved to memory.
 FEW = 16
 PAIRS = 3 if binding.get_host_cpu_features().get("avx512f") else 1
 MANY = FEW * PAIRS
 
 
 def _turn(counters, keys):
-    """What becomes of the counters; of each 64 bits the lower 32 count."""
+    """Turn counters into words; of each 64 bits the lower 32 count."""
     first, second = MULTIPLIERS
     for _ in range(ROUNDS):
         # The upper halves are emptied only for a product, which makes that one instruction; all of
@@ -54,7 +57,10 @@ def _store(builder, words, pitch, counters):
 
 
 def _turning(pairs):
-    """What stores Philox of 16 blocks for each pair, in four rows of words from an address on."""
+    """Functions that store Philox of 16 blocks for each pair.
+
+    They store it in four rows of words, from an address on.
+    """
 
     @intrinsic
     def consecutive(typing_context, words, pitch, block, parameter, step, selector, key0, key1):
@@ -98,7 +104,10 @@ def _turning(pairs):
 
 @compiled
 def turn_blocks(words, blocks, block, parameter, step, selector, key0, key1):
-    """Philox of consecutive blocks, into `words[:, lane]`, where more is written up to a multiple of `MANY`."""
+    """Philox of consecutive blocks, into `words[:, lane]`.
+
+    More is written, up to a multiple of `MANY`.
+    """
     block = np.uint64(block)
     parameter = np.uint64(parameter)
     step = np.uint64(step)
@@ -118,7 +127,10 @@ def turn_blocks(words, blocks, block, parameter, step, selector, key0, key1):
 
 @compiled
 def turn_each(words, plan, p, count, step, selector, seeds):
-    """Philox of one block for each of up to `MANY` pieces from number p on, with counters and keys of their own."""
+    """Philox of one block for each of up to `MANY` pieces, from number p on.
+
+    Each piece has a counter and a key of its own.
+    """
     for lane in range(count):
         first = plan[5, p + lane] + plan[2, p + lane]
         seed = seeds[plan[6, p + lane]]

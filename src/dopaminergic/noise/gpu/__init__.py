@@ -1,10 +1,10 @@
-"""The same numbers as `reference`, on a GPU: one Triton launch adds directions to all parameters of
-a combination.
+"""The same numbers as `reference`, on a GPU.
 
-Where the parameters lie is a table on the device, made once; all that changes from call to call
-(step, directions, multiples) is one small buffer there, which a call overwrites without waiting for
-the device. So the arguments of the launch never change, which is what a CUDA graph asks for.
+One Triton launch adds directions to all parameters of a combination. A table on the device, made
+once, says where the parameters lie. Step, directions and multiples change from call to call. They
+are one small buffer on the device, which a call overwrites without waiting. So the arguments of the
+launch never change, as a CUDA graph needs.
 
-Triton comes with torch's CUDA builds; what is here is imported only when a tensor on a GPU asks for
+Triton comes with torch's CUDA builds. This package is imported only when a tensor on a GPU needs
 it.
 """

@@ -1,11 +1,11 @@
 """The kernel: a program takes one tile of one parameter of one replica.
 
 It reads the weights once, draws each direction as often as it is needed, and writes the weights
-once. `x + c z` is two operations wherever the product is not exact: the launch forbids the compiler
-to fuse them (`enable_fp_fusion=False`), since a fused product is not rounded and the bits would not
-be the reference's.
+once. `x + c z` is two operations wherever the product is not exact. The launch forbids the compiler
+to fuse them (`enable_fp_fusion=False`). A fused product is not rounded, and the bits would not be
+the reference's.
 """
-# Triton compiles what looks like Python; its types are not Python's, and it is not installed
+# Triton compiles code that looks like Python. Its types are not Python's, and it is not installed
 # everywhere.
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROUNDING_STREAM = tl.constexpr(ROUNDING << 28)
 STRIDE = tl.constexpr(GOLDEN)
 UNIT = tl.constexpr(2.0**-23)
 TURN = tl.constexpr(2.0**-24 * 2 * math.pi)
-# Of a row of the table: target, source, size, first, parameter, number of its first tile; where the
-# parameters have gaps, also the strides of a replica in target and source, and size and both
-# strides of each dimension, the last first.
+# Fields of a row of the table: target, source, size, first, parameter, number of its first tile.
+# Where the parameters have gaps, the strides of a replica in target and source follow, and size and
+# both strides of each dimension, the last first.
 FIELDS = tl.constexpr(6)
 STRIDES = tl.constexpr(3)
-# Where the numbers of a call lie.
+# The places of the numbers of a call.
 STEP, ROUND, UNDONE, ROWS, GRID, HEADER = map(tl.constexpr, range(6))
 
 
@@ -49,7 +49,10 @@ def _words(seed, block, blocks: tl.constexpr, parameter, step, selector):
 
 @triton.jit
 def _signs(seed, start, parameter, step, direction, tile: tl.constexpr):
-    """Element e is bit e mod 32 of word e div 32: +1 where it is set, else -1."""
+    """The signs of a tile: +1 where the bit is set, else -1.
+
+    Element e is bit e mod 32 of word e div 32.
+    """
     a, b, c, d = _words(seed, start // 128, tile // 128, parameter, step, direction | SIGN_STREAM)
     words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
     bits = (words[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]) & 1
@@ -58,7 +61,10 @@ def _signs(seed, start, parameter, step, direction, tile: tl.constexpr):
 
 @triton.jit
 def _normals(seed, start, parameter, step, direction, tile: tl.constexpr):
-    """Box and Muller (1958): words 0 and 1 of a block give elements 0 and 1, words 2 and 3 give 2 and 3."""
+    """Normals of a tile by Box and Muller (1958).
+
+    Words 0 and 1 of a block give elements 0 and 1, words 2 and 3 give 2 and 3.
+    """
     a, b, c, d = _words(seed, start // 4, tile // 4, parameter, step, direction | NORMAL_STREAM)
     first_cosine, first_sine = _pair(a, b)
     second_cosine, second_sine = _pair(c, d)
@@ -77,7 +83,7 @@ def _pair(radius_word, angle_word):
 
 @triton.jit
 def _end_on_grid(x, grid):
-    """copysign((|x| + grid) - grid, x), by the bits: Triton has no copysign of its own."""
+    """The number copysign((|x| + grid) - grid, x), by its bits: Triton has no copysign."""
     if x.dtype == tl.float64:
         integer: tl.constexpr = tl.int64
         rest: tl.constexpr = 0x7FFFFFFFFFFFFFFF
@@ -92,7 +98,7 @@ def _end_on_grid(x, grid):
 
 @triton.jit
 def _round_stochastically(x, noise, dtype: tl.constexpr):
-    """Float32 to a 16-bit neighbour, as the reference does it; infinities and NaN as they are."""
+    """Round float32 to a 16-bit neighbour, as the reference does it; infinities and NaN stay."""
     bits = x.to(tl.uint32, bitcast=True)
     half: tl.constexpr = dtype == tl.float16
     dropped: tl.constexpr = 13 if half else 16
@@ -113,7 +119,7 @@ def _round_stochastically(x, noise, dtype: tl.constexpr):
 @triton.jit
 def _pointers(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
     start = address.to(tl.pointer_type(dtype))
-    if aligned:  # which lets a thread move 16 bytes at once
+    if aligned:  # a thread can then move 16 bytes at once
         start = tl.multiple_of(start, 16)
     return start + offsets
 
@@ -137,10 +143,12 @@ def _write(pointers, inside, x, dtype: tl.constexpr, masked: tl.constexpr):
 
 @triton.jit
 def _places(row, elements, replica, dims: tl.constexpr, narrow: tl.constexpr):
-    """Where elements of a parameter with gaps lie in target and source, from their first elements on."""
-    rest = (
-        elements.to(tl.uint32) if narrow else elements.to(tl.uint64)
-    )  # to divide by 64 bits takes three times as long
+    """Where elements of a parameter with gaps lie in target and source.
+
+    Places count from the first elements on.
+    """
+    # To divide by 64 bits takes three times as long.
+    rest = elements.to(tl.uint32) if narrow else elements.to(tl.uint64)
     target = replica * tl.load(row + FIELDS)
     source = replica * tl.load(row + FIELDS + 1)
     targets = target + tl.zeros_like(elements)
@@ -158,9 +166,13 @@ def _places(row, elements, replica, dims: tl.constexpr, narrow: tl.constexpr):
 @triton.jit
 def _work(
     target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
-    dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr, masked: tl.constexpr,
+    dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
+    masked: tl.constexpr,
 ):  # fmt: skip
-    """One tile; `start` is the index of its first element in the whole parameter, a multiple of 128."""
+    """Work on one tile.
+
+    `start` is the index of its first element in the whole parameter, a multiple of 128.
+    """
     reals = numbers.to(tl.pointer_type(tl.float64))
     real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
     step = tl.load(numbers + STEP)
@@ -175,7 +187,7 @@ def _work(
     for k in range(0, rows):
         row = HEADER + replicas + k * (replicas + 1)
         direction = tl.load(numbers + row)
-        if direction != drawn:  # what was undone along a direction often comes back along it
+        if direction != drawn:  # a step often undoes and adds along one direction
             if signs:
                 z = _signs(seed, start, parameter, step, direction, tile).to(real)
             else:
@@ -206,7 +218,11 @@ def combine(
     dtype: tl.constexpr, signs: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
     dims: tl.constexpr, narrow: tl.constexpr,
 ):  # fmt: skip
-    """Programs are numbered by tile, and within a tile by replica; `owners` says whose tile it is."""
+    """Work on all tiles.
+
+    Programs are numbered by tile, and within a tile by replica. `owners` gives the parameter of
+    each tile.
+    """
     program = tl.program_id(0)
     number = program // replicas
     replica = program % replicas
@@ -234,11 +250,13 @@ def combine(
     seed = tl.load(seeds + replica)
     if (local >= 0) & (local + tile <= size):
         _work(
-            target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
+            target, source, targets, sources, inside, start, parameter, seed, numbers,
+            replica, replicas,
             dtype, signs, aligned, tile, False,
         )  # fmt: skip
     else:
         _work(
-            target, source, targets, sources, inside, start, parameter, seed, numbers, replica, replicas,
+            target, source, targets, sources, inside, start, parameter, seed, numbers,
+            replica, replicas,
             dtype, signs, aligned, tile, True,
         )  # fmt: skip

@@ -1,5 +1,5 @@
-"""The launch: where parameters lie, and what a call does to them."""
-# Triton compiles what looks like Python; its types are not Python's, and it is not installed
+"""The launch: the table of parameters, and the numbers of a call."""
+# Triton compiles code that looks like Python. Its types are not Python's, and it is not installed
 # everywhere.
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dopaminergic.noise.gpu.kernel import GRID, combine
 from dopaminergic.noise.pieces import layout_of
 
 TILE = 4096  # weights of a program; a multiple of every block
-# bfloat16 is float32's upper half, taken as bits: conversions would be the compiler's affair, and
-# differ.
+# bfloat16 is float32's upper half, taken as bits. The compiler's conversions would differ.
 DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -30,10 +29,10 @@ class Launch:
     """The launch for the tensors of one `Combination`.
 
     Args:
-        targets: tensors of one dtype (see `DTYPES`) on one GPU, whose elements share no memory;
+        targets: tensors of one dtype (see `DTYPES`) on one GPU. Their elements share no memory;
             with R seeds the first dimension is R. They must keep their memory as long as this
             object is used.
-        sources: what is read, tensors of the same shapes; the targets themselves for work in place.
+        sources: tensors to read, of the same shapes; the targets themselves for work in place.
         parameters: the index of each tensor in the noise.
         firsts: the index of the first element of each tensor in the whole parameter, any number >=
             0.
@@ -91,7 +90,7 @@ class Launch:
         undone: int = 0,
         grid: float = 0.0,
     ) -> None:
-        """`write`, then `launch`."""
+        """Call `write`, then `launch`."""
         self.write(directions, coefficients, scales, step, rounding, undone, grid)
         self.launch()
 
@@ -110,10 +109,10 @@ class Launch:
         Args:
             directions: integers `(K,)`, each in [0, 2^28).
             coefficients: float64 `(K, R)`, the multiple of each direction, in this order.
-            scales: float64 `(R,)`, what the weights are multiplied by.
+            scales: float64 `(R,)`, the factors of the weights.
             step: step number in [0, 2^32).
             rounding: which random numbers round 16-bit weights, in [0, 2^28).
-            undone: how many of the directions are added before the weights are scaled.
+            undone: number of directions that are added before the weights are scaled.
             grid: spacing that makes the results multiples of a unit, see `Combination`; 0: none.
         """
         header = np.array([step, rounding, undone, len(directions), 0], np.int64)
@@ -128,7 +127,10 @@ class Launch:
         self._numbers[: len(host)].copy_(self._pinned(host), non_blocking=True)
 
     def launch(self) -> None:
-        """Do what was written. Every argument is the same each time, unless `write` was given more than ever before."""
+        """Launch the numbers that were written.
+
+        Every argument is the same each time, unless `write` was given more than ever before.
+        """
         if self.tiles == 0:
             return
         with (
@@ -138,8 +140,8 @@ class Launch:
         ):
             combine[(self.tiles * self.replicas,)](
                 self._table, self._owners, self._seeds, self._numbers, self.replicas,
-                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE, dims=self.dims,
-                narrow=self.narrow,
+                dtype=DTYPES[self.dtype], signs=self.signs, aligned=self.aligned, tile=TILE,
+                dims=self.dims, narrow=self.narrow,
                 **OPTIONS,
             )  # fmt: skip
 
@@ -148,7 +150,7 @@ class Launch:
         return [*replica, *(number for dimension in dimensions for number in dimension)]
 
     def _pinned(self, host: Tensor) -> Tensor:
-        """Memory that can be sent without waiting; torch keeps it until the device has read it."""
+        """An array in memory that can be sent without waiting; torch keeps it until it is read."""
         return host.pin_memory() if self.device.type == "cuda" else host
 
     def _on_device(self, array: np.ndarray) -> Tensor:
