@@ -65,7 +65,8 @@ def cases(folder: Path, count: int, seed: int, kinds: list[str]) -> Iterator[tup
             outcome, detail = judged(tried, random.Random(f"{seed} {kind} {number}"))
             yield kind, outcome, detail.replace(str(folder), "")
     (folder / "cli").mkdir()
-    for outcome, detail in in_processes(folder / "cli", random.Random(seed)):
+    processes = min(4, math.ceil(count / 100))
+    for outcome, detail in in_processes(folder / "cli", random.Random(seed), processes):
         yield "command", outcome, detail
 
 
