@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import runpy
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -33,12 +37,60 @@ def _paths() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
-    """Start a function in as many processes; what comes back is waited for by `join`."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["warmed"])
+def _server() -> Any:
+    """What starts processes, by a server that is there from now on."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warmed"])
     with _paths():
         forkserver.ensure_running()
+    return context
+
+
+def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
+    """Start a function in as many processes; what comes back is waited for by `join`."""
+    _server()
     return mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Done(NamedTuple):
+    """How a script has ended, and what it has printed."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def _run_as_main(script: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ |= environment
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    warnings.simplefilter("error")
+    runpy.run_path(script, run_name="__main__")
+
+
+def run_scripts(script: Path, *arguments: str, environments: list[dict[str, str]], limit: float = LIMIT) -> list[Done]:
+    """Run a script as `python -W error` would, side by side in as many environments.
+
+    Torch and the library are in memory already, which else takes each process three seconds.
+    """
+    context = _server()
+    with tempfile.TemporaryDirectory() as base:
+        processes = []
+        for number, environment in enumerate(environments):
+            folder = Path(base) / str(number)
+            folder.mkdir()
+            given = (str(script), list(arguments), environment, str(folder))
+            processes.append(context.Process(target=_run_as_main, args=given))
+            processes[-1].start()
+        end = time.monotonic() + limit
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+            process.kill()  # nothing, where it has ended
+            process.join()
+        texts = [[(Path(base) / str(i) / name).read_text() for name in ("out", "err")] for i in range(len(processes))]
+        return [Done(process.exitcode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
 def run_ranks(main: Callable[[int, str], None], folder: Path, size: int, limit: float = LIMIT) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from launching import run_scripts
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -16,12 +19,9 @@ EXAMPLES = ROOT / "examples"
 
 def printed(name: str, *arguments: str) -> str:
     """What an example prints; warnings are errors there too."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    [done] = run_scripts(EXAMPLES / name, *arguments, environments=[{}])
+    assert done.code == 0, done.err
+    return done.out
 
 
 def numbers(pattern: str, text: str) -> list[float]:
@@ -36,6 +36,15 @@ def test_drop_in_learns_digits() -> None:
     assert losses[-1] < 0.95 * losses[0]
     assert numbers(r"accuracy ([\d.]+)%", text)[0] > 30  # guessing: 10
     assert "after 500 forward passes" in text
+
+
+def test_an_example_runs_in_a_fresh_process() -> None:
+    """The others run in processes that have loaded the library already."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "groups.py"), "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "learning rates" in done.stdout
 
 
 def test_black_box_learns_to_balance() -> None:
@@ -93,16 +102,21 @@ def test_vector_dopamine_against_adam() -> None:
 
 def test_two_ranks_end_at_the_bits_of_one() -> None:
     one = printed("ranks.py", "--steps", "100").splitlines()
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, str(EXAMPLES / "ranks.py"), "--steps", "100"]
-    two = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert two.returncode == 0, two.stderr
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    # As torchrun does, which test_distributed.py starts.
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    ranks = run_scripts(EXAMPLES / "ranks.py", "--steps", "100", environments=environments)
+    assert [rank.code for rank in ranks] == [0, 0], ranks
+    assert ranks[1].out == ""
+    two = ranks[0].out
     assert one[1].startswith("sum of the weights")
-    assert two.stdout.splitlines()[1] == one[1]
+    assert two.splitlines()[1] == one[1]
     [(start, end)] = re.findall(r"loss ([\d.]+) -> ([\d.]+)", one[0])
     assert float(end) < float(start)
-    assert "2 ranks" in two.stdout
+    assert "2 ranks" in two
 
 
 def test_a_model_is_shipped_as_a_journal() -> None:

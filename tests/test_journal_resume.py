@@ -6,8 +6,6 @@ import copy
 import json
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from dopaminergic import SPSA, Dopamine, Journal, VectorDopamine, replay
 from dopaminergic.journal import JournalError, read
 from dopaminergic.journal.format import DIGEST_BYTES, HEADER, SNAPSHOT
 from journals import PROBLEMS, bits, forged, recorded, trained
+from launching import run_scripts
 from optimizers import ROWS, VECTOR, Regression, Row, randn
 
 KILLED = """
@@ -44,11 +43,13 @@ with Journal(optimizer, sys.argv[3], every=5, resume=True) as journal:
 
 @pytest.mark.parametrize("row", [ROWS[-1], VECTOR], ids=lambda row: row.name)
 def test_a_killed_run_ends_as_if_it_had_not_been(row: Row, path: Path) -> None:
-    """Twice killed; base weights and journal alone bring it to the same end, in fresh processes."""
-    command = [sys.executable, "-W", "error", "-c", KILLED, str(Path(__file__).parent), row.name]
+    """Twice killed; base weights and journal alone bring it to the same end, in other processes."""
+    script = path.with_suffix(".py")
+    script.write_text(KILLED)
+    arguments = (str(Path(__file__).parent), row.name, str(path))
     for kill in (["13"], ["27"], []):
-        done = subprocess.run([*command, str(path), *kill], capture_output=True, text=True, timeout=300)
-        assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+        [done] = run_scripts(script, *arguments, *kill, environments=[{}])
+        assert done.code == (-signal.SIGKILL if kill else 0), done.err
         assert read(path).steps == int(kill[0] if kill else 40)  # killing has lost nothing
     problem = Regression()
     optimizer = row.make(problem.model.parameters(), directions=2, noise="gaussian")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import nn
 
 from dopaminergic import Dopamine, VectorDopamine, outcome, squared_error
 from fits import FORMS, Fit, run, through_a_file
+from launching import run_scripts
 from optimizers import same
 
 # ---- stopping and going on -------------------------------------------------------------------------------------------
@@ -64,15 +63,18 @@ torch.save(problem.weights(), sys.argv[3])
 """
 
 
-def test_a_fresh_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_another_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     problem = Fit("cross_entropy")
     optimizer = VectorDopamine(problem.model.parameters(), seed=3)
     run(problem, optimizer, 2)
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
     torch.save([problem.model.state_dict(), optimizer.state_dict()], before)
     run(problem, optimizer, 4)
-    arguments = [sys.executable, "-c", FRESH_PROCESS, str(Path(__file__).parent), str(before), str(after)]
-    subprocess.run(arguments, check=True, timeout=120)
+    script = tmp_path / "again.py"
+    script.write_text(FRESH_PROCESS)
+    arguments = (str(Path(__file__).parent), str(before), str(after))
+    [done] = run_scripts(script, *arguments, environments=[{}])
+    assert done.code == 0, done.err
     assert same(torch.load(after, weights_only=True), problem.weights())
 
 

@@ -34,11 +34,11 @@ SHARES = {"journal": 0.25, "base": 0.05, "state": 0.3, "record": 0.15, "checkpoi
 SOUND = ("taken", "refused")
 
 
-def in_processes(folder: Path, chance: random.Random) -> Iterator[tuple[str, str]]:
+def in_processes(folder: Path, chance: random.Random, processes: int) -> Iterator[tuple[str, str]]:
     """A few cases of the command line as users call it: exit status, and no traceback."""
     (folder / "cli").mkdir()
     journals = Journals(folder / "cli")
-    for number in range(4):
+    for number in range(processes):
         path = folder / f"{number}.journal"
         path.write_bytes(journals.forged(chance.choice(journals.examples)[1], chance))
         yield _called("journal", "verify", str(path))
@@ -65,7 +65,8 @@ def cases(folder: Path, count: int, seed: int, kinds: list[str]) -> Iterator[tup
             outcome, detail = judged(tried, random.Random(f"{seed} {kind} {number}"))
             yield kind, outcome, detail.replace(str(folder), "")
     (folder / "cli").mkdir()
-    for outcome, detail in in_processes(folder / "cli", random.Random(seed)):
+    processes = min(4, math.ceil(count / 100))
+    for outcome, detail in in_processes(folder / "cli", random.Random(seed), processes):
         yield "command", outcome, detail
 
 

@@ -105,7 +105,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="at most, for each command (60)")
     options = parser.parse_args()
     os.environ |= {"DOPAMINERGIC_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    import dopaminergic.lab.training  # noqa: F401  (what the children need is in memory before they start)
+    # What the children need is in memory before they start.
+    import dopaminergic.lab.experiments
+    import dopaminergic.lab.progress
+    import dopaminergic.lab.report
+    import dopaminergic.lab.training  # noqa: F401
     from dopaminergic.lab.runner import environment
 
     chance = random.Random(options.seed)

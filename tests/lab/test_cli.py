@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -105,17 +106,27 @@ def test_vector_dopamine_is_compared_unless_others_are_named(
     assert [(row["variant"], row["n"]) for row in rows if row["optimizer"] == "vector"] == [("default", 2)]
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["train"], ["compare"], ["report"], ["tasks"]])
-def test_help_has_examples(command: list[str]) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "dopaminergic", *command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "100"},
-    )
-    assert "examples:\n  dopaminergic " in shown.stdout
-    assert max(len(line) for line in shown.stdout.splitlines()) <= 100
+def program(*arguments: str, **environment: str) -> str:
+    """What the program prints in a process of its own."""
+    command = [sys.executable, "-m", "dopaminergic", *arguments]
+    surroundings = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
+    return done.stdout
+
+
+def test_help_has_examples(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    texts = [program("--help")]
+    for command in ([], ["reproduce"], ["train"], ["compare"], ["report"], ["tasks"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    for text in texts:
+        assert "examples:\n  dopaminergic " in text
+        assert max(len(line) for line in text.splitlines()) <= 100
 
 
 def test_numbers_are_read_as_people_write_them_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,13 +144,16 @@ def test_numbers_are_read_as_people_write_them_and_checked(capsys: pytest.Captur
         assert setting.split("=")[0] in error_of(capsys, "train", "--task", "lorenz", "--set", setting)
 
 
-@pytest.mark.parametrize("columns", ["40", "80"])
-def test_any_terminal_is_served(columns: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": columns}
-    command = [sys.executable, "-m", "dopaminergic", "tasks"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "Rossler" in shown.stdout
-    assert max(len(line) for line in shown.stdout.splitlines()) <= int(columns)
+def test_any_terminal_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process has a terminal of 40 columns; here standard output is one of 80."""
+    narrow = program("tasks", PYTHONIOENCODING="ascii", COLUMNS="40")
+    written = io.BytesIO()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["tasks"]) == 0
+    for shown, columns in ((narrow, 40), (written.getvalue().decode(), 80)):
+        assert "Rossler" in shown
+        assert max(len(line) for line in shown.splitlines()) <= columns
 
 
 def test_control_characters_of_others_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,14 +6,13 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dopaminergic.lab.cli import main
 from dopaminergic.lab.crew import Crew
 from dopaminergic.lab.records import read_records
 from dopaminergic.lab.runner import Job, Replica, run_job
@@ -21,7 +20,7 @@ from dopaminergic.lab.runner import Job, Replica, run_job
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="POSIX signals, and /proc")
 
 JOBS = [Job("xor-2-8-1", {}, optimizer, 500, (Replica(1, 0.01, "tuned", "report"),)) for optimizer in ("wp", "adam")]
-COMMAND = [sys.executable, "-m", "dopaminergic", "compare", "--task", "xor-2-8-1", "--optimizers", "vector"]
+COMMAND = ["compare", "--task", "xor-2-8-1", "--optimizers", "vector"]
 COMMAND += ["--seeds", "1", "--budget", "200000", "--workers", "1", "--json", "--out"]
 
 
@@ -42,34 +41,28 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return essence([record for each in finished if each is not None for record in each.records])
 
 
-def test_a_worker_that_is_killed_in_the_midst_of_a_job_is_said_and_the_job_runs_again(
+def test_workers_that_are_killed_idle_or_in_the_midst_of_a_job_are_said_and_the_job_runs_again(
     tmp_path: Path, whole: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Crew(1) as crew, caplog.at_level(logging.WARNING):
-        [worker] = crew.processes.values()
+        [idle] = crew.processes.values()
+        os.kill(idle.pid, signal.SIGKILL)
+        idle.join()
+        killed = [idle]
 
         def kill(done: int, total: int, names: list[str]) -> None:
-            if names and done > 0 and worker.is_alive():
+            [worker] = crew.processes.values()
+            if names and done > 0 and len(killed) < 2:
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.join()
+                killed.append(worker)
 
         crew.run(JOBS, tmp_path, kill)
     assert essence(read_records(tmp_path / "records.jsonl").records) == whole
-    [warning] = caplog.messages
-    assert "ended by signal 9 (out of memory?); it is started again" in warning
+    assert (len(killed), len(caplog.messages)) == (2, 2)
+    for warning in caplog.messages:
+        assert "ended by signal 9 (out of memory?); it is started again" in warning
     assert not list((tmp_path / "checkpoints").iterdir())
-
-
-def test_idle_workers_that_are_killed_are_replaced(
-    tmp_path: Path, whole: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with Crew(2) as crew, caplog.at_level(logging.WARNING):
-        for worker in crew.processes.values():
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.join()
-        crew.run(JOBS, tmp_path, silent)
-    assert essence(read_records(tmp_path / "records.jsonl").records) == whole
-    assert len(caplog.messages) == 2
 
 
 def workers_of(process: int) -> list[int]:
@@ -85,17 +78,29 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
-def test_a_command_whose_workers_are_killed_each_time_fails_and_says_how_to_go_on(tmp_path: Path) -> None:
-    run = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = set()
-    while run.poll() is None:
-        for worker in workers_of(run.pid):
-            if worker not in killed:
+def test_a_command_whose_workers_are_killed_each_time_fails_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command runs here, and a thread kills each worker that it starts."""
+    before, ended = set(workers_of(os.getpid())), threading.Event()
+    killed: set[int] = set()
+
+    def kill() -> None:
+        while not ended.wait(0.01):
+            for worker in set(workers_of(os.getpid())) - before - killed:
                 os.kill(worker, signal.SIGKILL)
                 killed.add(worker)
-        time.sleep(0.01)
-    output, said = run.communicate()
-    assert (run.returncode, output, len(killed)) == (2, "", 3)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        code = main([*COMMAND, str(tmp_path)])
+    finally:
+        ended.set()
+        killer.join()
+    output, said = capsys.readouterr()
+    assert (code, output, len(killed)) == (2, "", 3)
+    said += "".join(caplog.messages)
     assert said.count("ended by signal 9") == 3
     assert "run the same command again, with fewer --workers, to continue" in said
     assert not (tmp_path / "report.html").exists()

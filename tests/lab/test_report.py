@@ -5,7 +5,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from PIL import Image
 from dopaminergic.lab import plots
 from dopaminergic.lab.claims import judge
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
-from dopaminergic.lab.figures import _pictures, draw_all, plan_all
+from dopaminergic.lab.figures import Drawing, _pictures, draw_all, plan_all
 from dopaminergic.lab.pictures import departure_time
 from dopaminergic.lab.records import append_records, read_records
 from dopaminergic.lab.report import missing, write_report
@@ -89,12 +89,43 @@ def test_pictures_of_other_settings_are_figures_of_their_own() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder of runs of its own."""
+    return filled(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with its report, for tests that read it."""
+    folder = filled(tmp_path_factory.mktemp("reported"))
+    path = write_report(folder, commands=["dopaminergic reproduce --seeds 3"])
+    assert path == folder / "report.html"
+    return folder
+
+
+class Drawn(NamedTuple):
+    """A folder of figures, and what was drawn into it."""
+
+    folder: Path
+    drawings: list[Drawing]
+
+
+@pytest.fixture(scope="module")
+def drawn(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """The figures, beside what lay there before."""
+    target = tmp_path_factory.mktemp("drawn")
+    for name in ("99-curves-of-old.png", "own.png", "01-notes.txt"):
+        (target / name).write_text("")
+    return Drawn(target, draw_all(reported, target))
+
+
+def filled(tmp_path: Path) -> Path:
     append_records(tmp_path / "records.jsonl", everything())
     append_records(tmp_path / "pictures.jsonl", pictures())
     rows = [{"optimizer": name, "task": "lorenz", "passes_per_step": 2,
              "time_over_two_forwards": 1.05,
              "peak_memory_over_inference": 1.0} for name in ("dopamine", "adam")]  # fmt: skip
-    (tmp_path / "costs.json").write_text(json.dumps({"environment": {"threads": 1}, "rows": rows}))
+    environment = {"versions": {"torch": "2.13.0", "python": "3.11.7"}, "threads": 1}
+    (tmp_path / "costs.json").write_text(json.dumps({"environment": environment, "rows": rows}))
     return tmp_path
 
 
@@ -122,10 +153,8 @@ class Page(HTMLParser):
         self.words += data
 
 
-def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
-    path = write_report(folder, commands=["dopaminergic reproduce --seeds 3"])
-    assert path == folder / "report.html"
-    text = path.read_text("utf-8")
+def test_the_page_holds_everything_and_loads_nothing(reported: Path) -> None:
+    text = (reported / "report.html").read_text("utf-8")
     page = Page(text)
     assert page.open == []
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
@@ -133,7 +162,7 @@ def test_the_page_holds_everything_and_loads_nothing(folder: Path) -> None:
     assert "@import" not in text
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == len(list((folder / "figures").glob("*.png"))) == 16
+    assert page.tags.count("img") == len(list((reported / "figures").glob("*.png"))) == 16
     for words in ("The paper's claims, and one of this library's, judged",
                   "Fewer than 20 seeds on 3 of 3 tasks: Lorenz (n = 3); ",
                   "dopaminergic reproduce --seeds 3",
@@ -176,9 +205,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["figures", "report.html", "summary.json"]
 
 
-def test_the_summary_has_the_medians(folder: Path) -> None:
-    write_report(folder)
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+def test_the_summary_has_the_medians(reported: Path) -> None:
+    summary = json.loads((reported / "summary.json").read_text("utf-8"))
     rows = {(row["title"], row["optimizer"], row["variant"]): row for row in summary["results"]}
     lorenz = rows["Lorenz", "wp", "tuned"]
     assert lorenz["error"]["value"] == pytest.approx(0.4)
@@ -264,19 +292,15 @@ def test_few_seeds_are_told_of_the_tasks_that_have_them() -> None:
     assert note.endswith("; C1 and C6 are provisional for it.")
 
 
-def test_tuning_and_environment_are_told_in_words(folder: Path) -> None:
-    costs = json.loads((folder / "costs.json").read_text())
-    costs["environment"] = {"versions": {"torch": "2.13.0", "python": "3.11.7"}}
-    (folder / "costs.json").write_text(json.dumps(costs))
-    words = " ".join(Page(write_report(folder).read_text("utf-8")).words.split())
+def test_tuning_and_environment_are_told_in_words(reported: Path) -> None:
+    words = " ".join(Page((reported / "report.html").read_text("utf-8")).words.split())
     assert "costs: versionstorch 2.13.0, python 3.11.7" in words
     assert "an unsolved run counts as twice the budget (PAR2); on the others, the least median final error" in words
 
 
-def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Path) -> None:
-    drawings = draw_all(folder, tmp_path / "drawn")
-    assert len({drawing.path for drawing in drawings}) == len(drawings)
-    for path, title, caption, *_ in drawings:
+def test_every_figure_is_small_enough_and_says_its_n(drawn: Drawn) -> None:
+    assert len({drawing.path for drawing in drawn.drawings}) == len(drawn.drawings)
+    for path, title, caption, *_ in drawn.drawings:
         with Image.open(path) as image:
             assert (image.format, image.width <= 1200) == ("PNG", True), title
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
@@ -284,13 +308,9 @@ def test_every_figure_is_small_enough_and_says_its_n(folder: Path, tmp_path: Pat
         assert "n = " in caption, title
 
 
-def test_only_the_figures_of_the_last_report_are_left(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "drawn"
-    target.mkdir()
-    for name in ("99-curves-of-old.png", "own.png", "01-notes.txt"):
-        (target / name).write_text("")
-    drawn = {drawing.path.name for drawing in draw_all(folder, target)}
-    assert {path.name for path in target.iterdir()} == drawn | {"own.png", "01-notes.txt"}
+def test_only_the_figures_of_the_last_report_are_left(drawn: Drawn) -> None:
+    names = {drawing.path.name for drawing in drawn.drawings}
+    assert {path.name for path in drawn.folder.iterdir()} == names | {"own.png", "01-notes.txt"}
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dopaminergic.lab.cli import main
 from dopaminergic.lab.experiments import Study, run_studies, studies
 from dopaminergic.lab.records import read_records
 from dopaminergic.lab.runner import Job, Replica, run_job, unfinished
@@ -128,50 +129,68 @@ def test_rates_are_chosen_among_runs_of_the_same_budget(folder: Path) -> None:
     assert best_learning_rate(records + longer, "xor-2-8-1", {}, "adam", 300) > 0.0003
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+COMPARE = ["compare", "--task", "xor-2-8-1", "--optimizers", "wp,adam", "--seeds", "2"]
+COMPARE += ["--tuning-seeds", "1", "--budget", "3000", "--json", "--out"]
+TRAIN = ["train", "--task", "continuous-xor", "--optimizer", "vector", "--budget", "8000"]
+TRAIN += ["--json", "--out"]
+
+
+def started(command: list[str], folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dopaminergic", *command, str(folder), *more],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def lines(folder: Path) -> int:
+    """How many records there are by now."""
+    file = folder / "records.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_runs_end_like_an_uninterrupted_one(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dopaminergic", "compare", "--task", "xor-2-8-1", "--optimizers", "wp,adam"]
-    command += ["--seeds", "2", "--tuning-seeds", "1", "--budget", "3000", "--workers", "2", "--json", "--out"]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    cut = tmp_path / "cut"
-    for seconds in (6.0, 9.0):
-        process = subprocess.Popen(
-            [*command, str(cut)], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        time.sleep(seconds)
-        if process.poll() is None:
-            process.send_signal(number)
+def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """By both signals in the midst of the runs: as soon as another one is recorded."""
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    assert main([*COMPARE, str(whole), "--workers", "1"]) == 0
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        before = lines(cut)
+        process = started(COMPARE, cut, "--workers", "2")
+        while process.poll() is None and lines(cut) == before:
+            time.sleep(0.01)
+        process.send_signal(number)
         process.communicate()
-        time.sleep(0.5)
-    subprocess.run([*command, str(cut)], env=surroundings, check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "whole")], env=surroundings, check=True, capture_output=True)
-    ours, theirs = (read_records(tmp_path / name / "records.jsonl").records for name in ("cut", "whole"))
+        assert process.returncode == code
+        assert before <= lines(cut) < lines(whole)  # a line that is not whole yet is taken back
+    assert main([*COMPARE, str(cut), "--workers", "1"]) == 0
+    ours, theirs = (read_records(each / "records.jsonl").records for each in (cut, whole))
     assert without_circumstances(ours) == without_circumstances(theirs)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_training_of_vector_dopamine_resumes_after_ctrl_c(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dopaminergic", "train", "--task", "continuous-xor", "--optimizer", "vector"]
-    command += ["--budget", "60000", "--json", "--out"]
-    surroundings, cut = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "cut"
-    process = subprocess.Popen([*command, str(cut)], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = started(TRAIN, cut)
     while process.poll() is None and not (cut / "checkpoints").exists():
         time.sleep(0.05)
-    time.sleep(1.0)  # the folder is there just before the first step
+    time.sleep(0.5)  # the folder is there just before the first step
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].decode().strip().splitlines()[-1]
     assert process.returncode == 130
     [checkpoint] = (cut / "checkpoints").iterdir()
-    again = shlex.join(["dopaminergic", *command[3:], str(cut), "--resume"])
+    again = shlex.join(["dopaminergic", *TRAIN, str(cut), "--resume"])
     assert said == f"interrupted at the checkpoint {checkpoint}; to continue: {again}"
     assert not (cut / "records.jsonl").exists()
-    subprocess.run([*command, str(cut), "--resume"], env=surroundings, check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "whole")], env=surroundings, check=True, capture_output=True)
-    ours, theirs = (read_records(tmp_path / name / "records.jsonl").records for name in ("cut", "whole"))
+    assert main([*TRAIN, str(cut), "--resume"]) == 0
+    assert main([*TRAIN, str(whole)]) == 0
+    ours, theirs = (read_records(each / "records.jsonl").records for each in (cut, whole))
     assert without_circumstances(ours) == without_circumstances(theirs)
     assert ours[0]["variant"] == "default"
-    assert 60_000 - 514 < ours[0]["forward_passes"] <= 60_000
+    assert 8000 - 514 < ours[0]["forward_passes"] <= 8000
 
 
 @pytest.mark.parametrize("size", ["quick", "default", "full"])
