@@ -1,11 +1,15 @@
-"""Two ranks on one machine against one: bytes, directions a second, share of communication; prints one JSON object.
+"""Two ranks on one machine against one: bytes, directions a second, share of communication.
 
-    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--directions 31,127] [--free] [--out FILE]
+It prints one JSON object.
 
-Ratios only: one rank and two take turns, round by round, while the others wait at a barrier. `bytes` counts what is
-handed to collectives, for models of 10^3 weights and more. `speedup` is directions a second of two ranks over one,
-`apart` that of two processes that train for themselves at the same time over one alone: what the machine has to give.
-`communication` is the time in collectives, waiting for the other rank included, over that of the step.
+    python benchmarks/distributed.py [--rounds 9] [--models rnn,mlp] [--directions 31,127] [--free]
+    [--out FILE]
+
+Ratios only: one rank and two take turns, round by round, while the others wait at a barrier.
+`bytes` counts what is handed to collectives, for models of 10^3 weights and more. `speedup` is
+directions a second of two ranks over one, `apart` that of two processes that train for themselves
+at the same time over one alone: what the machine has to give. `communication` is the time in
+collectives, waiting for the other rank included, over that of the step.
 """
 
 from __future__ import annotations
@@ -53,7 +57,10 @@ def bytes_of_a_step(largest: int) -> dict[str, dict[str, float]]:
         for shards, name in ((1, "directions"), (2, "data")):
             row = found.setdefault(f"{make.__name__}, {name}", {})
             for power in range(3, largest + 1):
-                w, ranks = torch.nn.Parameter(torch.ones(10**power)), Ranks(data_parallel=shards, check_every=10**6)
+                w, ranks = (
+                    torch.nn.Parameter(torch.ones(10**power)),
+                    Ranks(data_parallel=shards, check_every=10**6),
+                )
                 optimizer = make([w], directions=8, process_group=ranks)
                 optimizer.step(lambda w=w: w[:100].square().mean())
                 before = ranks.bytes_sent
@@ -69,7 +76,9 @@ def speed(name: str, rounds: int, rank: int, directions: int) -> dict[str, float
         torch.manual_seed(0)
         model, loss = build(name)
         group = ranks or "alone"
-        runs.append((Dopamine(model.parameters(), directions=directions, process_group=group), loss, ranks))
+        runs.append(
+            (Dopamine(model.parameters(), directions=directions, process_group=group), loss, ranks)
+        )
     for optimizer, loss, _ in runs:
         optimizer.step(loss)  # numba compiles
     start = time.perf_counter()
@@ -114,10 +123,20 @@ def work(rank: int, folder: str, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (9)")
-    parser.add_argument("--models", default="rnn,mlp,transformer", help="models whose name starts so")
-    parser.add_argument("--directions", default="31,127", help="of a step; with the weights themselves an even number")
-    parser.add_argument("--free", action="store_true", help="do not keep each rank to a core of its own")
-    parser.add_argument("--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)")
+    parser.add_argument(
+        "--models", default="rnn,mlp,transformer", help="models whose name starts so"
+    )
+    parser.add_argument(
+        "--directions",
+        default="31,127",
+        help="of a step; with the weights themselves an even number",
+    )
+    parser.add_argument(
+        "--free", action="store_true", help="do not keep each rank to a core of its own"
+    )
+    parser.add_argument(
+        "--largest", type=int, default=7, help="bytes for up to 10^largest weights (7)"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (folder, parser.parse_args()), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,14 +1,19 @@
-"""Time of a fleet's step for each replica over that of a jitted `lax.scan` in JAX; prints one JSON object.
+"""Time of a fleet's step for each replica over that of a jitted `lax.scan` in JAX.
 
-    python benchmarks/fleet.py [--rounds 7] [--replicas 1,16,128,1024] [--tasks xor,rnn] [--out FILE]
+It prints one JSON object.
 
-Rule `Dopamine`, Rademacher noise, float32, learning rate 3.5. Tasks: XOR 2-8-1 (four patterns), and a tanh RNN 3-32-3
-on Lorenz, for each replica and step a new batch of 8 sequences of 50 samples. All start at the same weights; noise and
-batches come from each one's own counter-based generator. Ours are a torch fleet, one call of `step` after the other
-with a closure in plain torch, and `Functional` of `dopaminergic.jax`, all steps of a round in one call and as many
-replicas at once as fit the caches. JAX gets all steps in one call too, and whichever is the faster of all replicas at
-once and one after the other; what it takes with groups such as ours is told as well. The process binds itself to one
-core, and keeps what it frees, as runs of the lab do. Needs `pip install 'dopaminergic[benchmarks]'`.
+    python benchmarks/fleet.py [--rounds 7] [--replicas 1,16,128,1024] [--tasks xor,rnn] [--out
+    FILE]
+
+Rule `Dopamine`, Rademacher noise, float32, learning rate 3.5. Tasks: XOR 2-8-1 (four patterns), and
+a tanh RNN 3-32-3 on Lorenz, for each replica and step a new batch of 8 sequences of 50 samples. All
+start at the same weights; noise and batches come from each one's own counter-based generator. Ours
+are a torch fleet, one call of `step` after the other with a closure in plain torch, and
+`Functional` of `dopaminergic.jax`, all steps of a round in one call and as many replicas at once as
+fit the caches. JAX gets all steps in one call too, and whichever is the faster of all replicas at
+once and one after the other; what it takes with groups such as ours is told as well. The process
+binds itself to one core, and keeps what it frees, as runs of the lab do. Needs
+`pip install 'dopaminergic[benchmarks]'`.
 """
 
 from __future__ import annotations
@@ -74,7 +79,12 @@ def problem(task: Task) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]
     if not isinstance(task, QuickForecasting):
         inputs, targets = (jnp.asarray(part.numpy()) for part in task.batch(0, 0))
         return xor_loss, lambda key: (inputs, targets)
-    series, n, length, washout = jnp.asarray(task.series.numpy()), task.batch_size, task.length, task.washout
+    series, n, length, washout = (
+        jnp.asarray(task.series.numpy()),
+        task.batch_size,
+        task.length,
+        task.washout,
+    )
 
     def batch(key: Any) -> Any:
         starts = jax.random.randint(key, (n,), 0, task.train_rows - length - 2)
@@ -87,7 +97,9 @@ def problem(task: Task) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]
 def in_groups(
     one: Callable[..., Any], carry: Any, replicas: int, steps: int, group: int
 ) -> tuple[Callable[[], float], float]:
-    """`steps` steps of a fleet as a function of nothing, which returns the mean loss of the first; and compile time.
+    """`steps` steps of a fleet as a function without arguments, and its compile time.
+
+    The function returns the mean loss of the first step.
 
     Args:
         one: a step of one replica, `(carry, key, number) -> carry, loss`.
@@ -99,7 +111,9 @@ def in_groups(
 
     def alone(each: Any) -> Any:
         carry, key, first = each
-        return jax.lax.scan(lambda carry, number: one(carry, key, number), carry, first + jnp.arange(steps))
+        return jax.lax.scan(
+            lambda carry, number: one(carry, key, number), carry, first + jnp.arange(steps)
+        )
 
     keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
 
@@ -122,10 +136,15 @@ def in_groups(
     return work, compiling
 
 
-def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callable[[], float], float]:
+def jax_fleet(
+    task: Task, replicas: int, steps: int, group: int
+) -> tuple[Callable[[], float], float]:
     """The rule written in JAX by hand, see `in_groups`."""
     loss, batch = problem(task)
-    weights = {k: jnp.asarray(p.detach().numpy()) for k, p in task.build(range(replicas)).named_parameters()}
+    weights = {
+        k: jnp.asarray(p.detach().numpy())
+        for k, p in task.build(range(replicas)).named_parameters()
+    }
     leaves, tree = jax.tree.flatten({k: p[0] for k, p in weights.items()})
     sizes = [leaf.size for leaf in leaves]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
@@ -135,7 +154,9 @@ def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callab
         weights, (regret, square, level, trials, first) = carry
         for_signs, for_batch = jax.random.split(jax.random.fold_in(key, step))
         z = jnp.split(signs(for_signs, d), ends[:-1])
-        z = jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(z, leaves, strict=True)])
+        z = jax.tree.unflatten(
+            tree, [part.reshape(leaf.shape) for part, leaf in zip(z, leaves, strict=True)]
+        )
         samples = batch(for_batch)
         base = loss(weights, samples)
         plus = loss(jax.tree.map(lambda w, s: w + SIGMA * s, weights, z), samples)
@@ -149,16 +170,24 @@ def jax_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callab
         regret = BETA * regret + (1 - BETA) * r
         size = jnp.clip(LR * jnp.maximum(level / trials, 0.0) * SIGMA / (d * s), 0.0, CAP)
         move = jnp.where(jnp.isfinite(base + plus), size * (r - m) / s, 0.0)
-        return (jax.tree.map(lambda w, s: w - move * s, weights, z), (regret, square, level, trials, first)), base
+        return (
+            jax.tree.map(lambda w, s: w - move * s, weights, z),
+            (regret, square, level, trials, first),
+        ), base
 
     return in_groups(one, (weights, (jnp.zeros(replicas),) * 5), replicas, steps, group)
 
 
-def functional_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple[Callable[[], float], float]:
+def functional_fleet(
+    task: Task, replicas: int, steps: int, group: int
+) -> tuple[Callable[[], float], float]:
     """`Functional`, see `in_groups`."""
     loss, batch = problem(task)
     functional = Functional(Dopamine, lr=LR, sigma=SIGMA, cap=CAP, beta=BETA)
-    weights = {k: jnp.asarray(p.detach().numpy()) for k, p in task.build(range(replicas)).named_parameters()}
+    weights = {
+        k: jnp.asarray(p.detach().numpy())
+        for k, p in task.build(range(replicas)).named_parameters()
+    }
 
     def one(carry: Any, key: Any, step: Any) -> Any:
         *carry, value = functional.step(loss, *carry, batch(jax.random.fold_in(key, step)))
@@ -171,7 +200,9 @@ def functional_fleet(task: Task, replicas: int, steps: int, group: int) -> tuple
 def torch_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], float], float]:
     """As `in_groups`; instead of compile time what the first step takes beyond a later one."""
     model, seeds, number = task.build(range(replicas)), torch.arange(replicas), 0
-    optimizer = Dopamine(model.parameters(), lr=LR, sigma=SIGMA, cap=CAP, beta=BETA, seed=seeds.tolist())
+    optimizer = Dopamine(
+        model.parameters(), lr=LR, sigma=SIGMA, cap=CAP, beta=BETA, seed=seeds.tolist()
+    )
 
     def step() -> torch.Tensor:
         nonlocal number
@@ -189,7 +220,9 @@ def torch_fleet(task: Task, replicas: int, steps: int) -> tuple[Callable[[], flo
         work(1)
         times.append(time.perf_counter() - began)
     number = 0
-    optimizer = Dopamine(model.parameters(), lr=LR, sigma=SIGMA, cap=CAP, beta=BETA, seed=seeds.tolist())
+    optimizer = Dopamine(
+        model.parameters(), lr=LR, sigma=SIGMA, cap=CAP, beta=BETA, seed=seeds.tolist()
+    )
     model.load_state_dict(task.build(range(replicas)).state_dict())
     return work, times[0] - min(times[1:])
 
@@ -241,7 +274,9 @@ def measure(task: Task, replicas: int, group: int, rounds: int) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each (7)")
-    parser.add_argument("--replicas", default="1,16,128,1024", help="sizes of the fleet, separated by commas")
+    parser.add_argument(
+        "--replicas", default="1,16,128,1024", help="sizes of the fleet, separated by commas"
+    )
     parser.add_argument("--tasks", default="xor,rnn", help="separated by commas")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
@@ -250,7 +285,9 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results = {
-        f"{name}, {replicas} replicas": measure(TASKS[name](), replicas, GROUPS[name], options.rounds)
+        f"{name}, {replicas} replicas": measure(
+            TASKS[name](), replicas, GROUPS[name], options.rounds
+        )
         for name in options.tasks.split(",")
         for replicas in map(int, options.replicas.split(","))
     }

@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py [--rounds 15] [--weights 100000000] [--layers 12] [--out FILE]
 
-- noise: time of one pass that adds noise to weights in place, over the time of a copy of as many bytes (both read and
-  write each weight once), bfloat16 and float32;
-- steps: time of a step over two forward passes, of a bfloat16 transformer of about 100 million weights, with Triton's
-  kernels and with the torch path that takes over without them;
+- noise: time of one pass that adds noise to weights in place, over the time of a copy of as many
+  bytes (both read and write each weight once), bfloat16 and float32;
+- steps: time of a step over two forward passes, of a bfloat16 transformer of about 100 million
+  weights, with Triton's kernels and with the torch path that takes over without them;
 - memory: peak memory of those steps over that of inference;
-- waits: how often a step waits for the device. The loss must be read after each evaluation; the noise waits never.
+- waits: how often a step waits for the device. The loss must be read after each evaluation; the
+  noise waits never.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ def noise_over_copy(weights: int, rounds: int) -> dict[str, Any]:
         pairs = [[seconds(work) for work in passes] for _ in range(rounds)]
         ratios = sorted(own / copy for own, copy in pairs)
         spread = {"low": ratios[rounds // 4], "high": ratios[-1 - rounds // 4]}
-        results[f"{kind} {str(dtype).removeprefix('torch.')}"] = {"median": median(ratios), **spread}
+        results[f"{kind} {str(dtype).removeprefix('torch.')}"] = {
+            "median": median(ratios),
+            **spread,
+        }
     return results
 
 
@@ -135,18 +139,28 @@ def waits(work: Callable[[], Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each (15)")
-    parser.add_argument("--weights", type=int, default=100_000_000, help="of the noise passes (100,000,000)")
-    parser.add_argument("--layers", type=int, default=12, help="of the transformer (12, for 110 million weights)")
+    parser.add_argument(
+        "--weights", type=int, default=100_000_000, help="of the noise passes (100,000,000)"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=12, help="of the transformer (12, for 110 million weights)"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error(
-            f"this needs a CUDA device, and torch {torch.__version__} sees none; install a CUDA build of torch on a "
-            "machine with a GPU, or measure the CPU with benchmarks/step_cost.py and benchmarks/memory.py"
+            f"this needs a CUDA device, and torch {torch.__version__} sees none; install a CUDA "
+            "build of torch on a "
+            "machine with a GPU, or measure the CPU with benchmarks/step_cost.py and "
+            "benchmarks/memory.py"
         )
     if noise.triton_launch() is None:
-        parser.error("Triton is not installed, and its kernels are what is measured: pip install triton")
-    results: dict[str, Any] = {"noise pass / copy": noise_over_copy(options.weights, options.rounds)}
+        parser.error(
+            "Triton is not installed, and its kernels are what is measured: pip install triton"
+        )
+    results: dict[str, Any] = {
+        "noise pass / copy": noise_over_copy(options.weights, options.rounds)
+    }
     memory, waited = {}, {}
     for name in STEPS:
         model, loss = build(options.layers, "cuda")
@@ -156,7 +170,9 @@ def main() -> None:
         memory[name], waited[name] = peak(step) / inference, waits(step)
         del model, loss, step
     steps = {name: settled(make_step(name, *build(options.layers, "cuda"))) for name in STEPS}
-    results["step / two forwards"] = time_ratios(steps, build(options.layers, "cuda")[1], options.rounds)
+    results["step / two forwards"] = time_ratios(
+        steps, build(options.layers, "cuda")[1], options.rounds
+    )
     results["peak memory / inference"], results["waits for the device in a step"] = memory, waited
     facts = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     publish("noise, steps and memory on a GPU", results, options.out, facts=facts)

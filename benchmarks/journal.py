@@ -1,9 +1,12 @@
-"""Journals: bytes a step, what recording adds to a step, and replay against training; prints one JSON object of ratios.
+"""Journals: bytes a step, time that recording adds to a step, and replay against training.
+
+It prints one JSON object of ratios.
 
     python benchmarks/journal.py [--steps N] [--rounds N] [--out FILE]
 
-Rounds of plain training, recorded training and replay alternate on one thread, and medians of their ratios are given. A
-replay is a whole one: it reads the file twice and compares the weights at each snapshot.
+Rounds of plain training, recorded training and replay alternate on one thread, and medians of their
+ratios are given. A replay is a whole one: it reads the file twice and compares the weights at each
+snapshot.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ def perceptron(make: Any = Dopamine, **settings: Any) -> Run:
     return _run([784, 512, 512, 10], x, y, make, settings)
 
 
-def _run(sizes: list[int], x: torch.Tensor, y: torch.Tensor, make: Any, settings: dict[str, Any]) -> Run:
+def _run(
+    sizes: list[int], x: torch.Tensor, y: torch.Tensor, make: Any, settings: dict[str, Any]
+) -> Run:
     torch.manual_seed(0)
     layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
     model = nn.Sequential(*layers[:-1])
@@ -52,7 +57,10 @@ RUNS: dict[str, tuple[Callable[[], Run], int]] = {
     "XOR 2-8-1, Dopamine, 8 directions": (lambda: xor(directions=8), 2000),
     "XOR 2-8-1, VectorDopamine": (lambda: xor(VectorDopamine, directions=8), 1000),
     "perceptron 784-512-512-10 in place, Dopamine": (perceptron, 200),
-    "perceptron 784-512-512-10 in place, Dopamine, Gaussian": (lambda: perceptron(noise="gaussian"), 100),
+    "perceptron 784-512-512-10 in place, Dopamine, Gaussian": (
+        lambda: perceptron(noise="gaussian"),
+        100,
+    ),
 }
 
 
@@ -96,8 +104,12 @@ def _timed(run: Run, steps: int, path: Path | None) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, help="at most so many steps of each run (10,000 for XOR)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which medians are taken (3)")
+    parser.add_argument(
+        "--steps", type=int, help="at most so many steps of each run (10,000 for XOR)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, of which medians are taken (3)"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)

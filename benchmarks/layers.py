@@ -1,9 +1,12 @@
-"""Error when a random part of the parameters is perturbed in each step, at equal passes; prints one JSON object.
+"""Error when a random part of the parameters is perturbed in each step, at equal passes.
+
+It prints one JSON object.
 
     python benchmarks/layers.py [--seeds 5] [--out FILE]
 
-The rest are frozen for that step by `requires_grad`. A part of 1/2 has twice the learning rate of the whole with
-`WeightPerturbation`, whose best rate is proportional to the inverse of the number of weights.
+The rest are frozen for that step by `requires_grad`. A part of 1/2 has twice the learning rate of
+the whole with `WeightPerturbation`, whose best rate is proportional to the inverse of the number of
+weights.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ RATES: dict[str, dict[Any, tuple[float, ...]]] = {
 PARTS = (1.0, 0.5, 0.25)
 
 
-def errors(name: str, rule: Any, lr: float, part: float, seeds: list[int], budget: int) -> list[float]:
+def errors(
+    name: str, rule: Any, lr: float, part: float, seeds: list[int], budget: int
+) -> list[float]:
     """The test metric of each seed after `budget` passes."""
     task, chooser = make_task(name), random.Random(1)
     model, numbers = task.build(seeds), torch.tensor(seeds)

@@ -1,9 +1,12 @@
-"""Peak memory of training steps over that of inference, 10 and 60 million weights of 32 and 16 bits; prints JSON.
+"""Peak memory of training steps over that of inference.
+
+Models have 10 and 60 million weights of 32 and 16 bits. It prints one JSON object.
 
     python benchmarks/memory.py [--out FILE]
 
-Resident memory above what the process held before the model, each method in a process of its own (Linux only). A layer
-is a million weights, a tenth or a sixtieth of the model: what 16-bit weights are perturbed in.
+Resident memory above what the process held before the model, each method in a process of its own
+(Linux only). A layer is a million weights, a tenth or a sixtieth of the model: what 16-bit weights
+are perturbed in.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def rnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def perceptron() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model = nn.Sequential(
+        nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
     return model, torch.randn(64, 784), torch.randint(10, (64,))
 
 
@@ -54,7 +56,12 @@ def transformer() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return Transformer(), tokens, tokens.roll(-1, 1)
 
 
-MODELS = {"xor 2-8-1": xor, "rnn 3-32-3": rnn, "mlp 784-512-512-10": perceptron, "transformer 10M": transformer}
+MODELS = {
+    "xor 2-8-1": xor,
+    "rnn 3-32-3": rnn,
+    "mlp 784-512-512-10": perceptron,
+    "transformer 10M": transformer,
+}
 
 
 def build(name: str) -> tuple[nn.Module, Callable[[], torch.Tensor]]:

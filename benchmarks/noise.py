@@ -1,9 +1,11 @@
-"""Time of adding noise to 30 million weights, in units of an in-place pass over them; prints one JSON object.
+"""Time of adding noise to 30 million weights, in units of an in-place pass over them.
+
+It prints one JSON object.
 
     python benchmarks/noise.py [--weights 30000000] [--rounds 15] [--out FILE]
 
-The pass is `W.mul_(c)` on float32 weights with one thread, whatever the noise is added to. The methods take turns; slow
-ones are measured on fewer weights and scaled.
+The pass is `W.mul_(c)` on float32 weights with one thread, whatever the noise is added to. The
+methods take turns; slow ones are measured on fewer weights and scaled.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def mezo(w: torch.Tensor) -> Callable[[], None]:
 def methods(n: int) -> dict[str, tuple[Callable[[], None], int]]:
     """Each with the number of weights that it goes over."""
     few, side = max(1, n // SLOWER), int(n**0.5)
-    convolution = torch.randn(max(1, n // 4608), 512, 3, 3).contiguous(memory_format=torch.channels_last)
+    convolution = torch.randn(max(1, n // 4608), 512, 3, 3).contiguous(
+        memory_format=torch.channels_last
+    )
     w, half, fewer = torch.randn(n), torch.randn(n).bfloat16(), torch.randn(few)
     return {
         "in-place pass": (in_place(w), n),
@@ -78,13 +82,19 @@ def methods(n: int) -> dict[str, tuple[Callable[[], None], int]]:
         "Rademacher, taken back and updated": (combination(w, "rademacher", update=True), n),
         "Rademacher, 2 threads": (combination(w, "rademacher", threads=2), n),
         "Rademacher, bfloat16": (combination(half, "rademacher"), n),
-        "Rademacher, transposed": (combination(torch.randn(side, side).t(), "rademacher"), side * side),
+        "Rademacher, transposed": (
+            combination(torch.randn(side, side).t(), "rademacher"),
+            side * side,
+        ),
         "Rademacher, channels last": (combination(convolution, "rademacher"), convolution.numel()),
         "Gaussian": (combination(w, "gaussian"), n),
         "Gaussian, 2 threads": (combination(w, "gaussian", threads=2), n),
         "Rademacher without numba": (combination(fewer, "rademacher", torch_path=True), few),
         "Gaussian without numba": (combination(fewer, "gaussian", torch_path=True), few),
-        "bfloat16 without numba": (combination(fewer.bfloat16(), "rademacher", torch_path=True), few),
+        "bfloat16 without numba": (
+            combination(fewer.bfloat16(), "rademacher", torch_path=True),
+            few,
+        ),
         "torch.randn and add_": (add_randn(fewer.clone()), few),
         "MeZO's expression": (mezo(fewer.clone()), few),
     }
@@ -99,7 +109,9 @@ def ratios(times: list[float], base: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--weights", type=int, default=30_000_000, help="number of weights (30 million)")
+    parser.add_argument(
+        "--weights", type=int, default=30_000_000, help="number of weights (30 million)"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each (15)")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()

@@ -1,12 +1,16 @@
-"""Other libraries beside ours: time of two passes over two bare forward passes, peak memory; prints one JSON object.
+"""Other libraries beside ours: time of two passes over two bare forward passes, peak memory.
 
-    python benchmarks/peers.py [--rounds 11] [--models xor,mlp] [--peers wp,mezo] [--memory 10000000] [--out FILE]
+It prints one JSON object.
 
-The same models, batches and losses for all, one thread, interleaved. A step of two passes counts as it is; of a
-population of P it is the time of a generation times 2 / P. SGD and Adam count as three passes, so their time is that of
-a whole step. `mezo` is the algorithm of Malladi et al. (2023) as the paper writes it: `torch.normal` for each tensor
-after a reset of the seed, four noise passes a step. A peer that is not installed, or fails on a model, is named with
-the reason. Needs `pip install 'dopaminergic[benchmarks]'`.
+    python benchmarks/peers.py [--rounds 11] [--models xor,mlp] [--peers wp,mezo] [--memory
+    10000000] [--out FILE]
+
+The same models, batches and losses for all, one thread, interleaved. A step of two passes counts as
+it is; of a population of P it is the time of a generation times 2 / P. SGD and Adam count as three
+passes, so their time is that of a whole step. `mezo` is the algorithm of Malladi et al. (2023) as
+the paper writes it: `torch.normal` for each tensor after a reset of the seed, four noise passes a
+step. A peer that is not installed, or fails on a model, is named with the reason. Needs
+`pip install 'dopaminergic[benchmarks]'`.
 """
 
 from __future__ import annotations
@@ -70,7 +74,9 @@ def mezo(model: nn.Module, loss: Loss) -> Callable[[], int]:
 def torchzero(module: str, **settings: Any) -> Maker:
     def make(model: nn.Module, loss: Loss) -> Callable[[], int]:
         tz = importlib.import_module("torchzero")
-        optimizer = tz.Optimizer(model.parameters(), getattr(tz.m, module)(h=SIGMA, **settings), tz.m.LR(TINY_RATE))
+        optimizer = tz.Optimizer(
+            model.parameters(), getattr(tz.m, module)(h=SIGMA, **settings), tz.m.LR(TINY_RATE)
+        )
 
         def step() -> int:
             with torch.no_grad():
@@ -82,7 +88,9 @@ def torchzero(module: str, **settings: Any) -> Maker:
     return make
 
 
-def population_loss(model: nn.Module, loss: Loss) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+def population_loss(
+    model: nn.Module, loss: Loss
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """The loss of a stack of models, as these libraries evaluate one: `vmap` over `functional_call`."""
 
     class Whole(nn.Module):
@@ -105,7 +113,10 @@ def split(model: nn.Module, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """Rows of all weights, shape `(P, d)`, as stacked parameters."""
     parameters = dict(model.named_parameters())
     parts = rows.split([p.numel() for p in parameters.values()], 1)
-    return {name: part.reshape(-1, *p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+    return {
+        name: part.reshape(-1, *p.shape)
+        for (name, p), part in zip(parameters.items(), parts, strict=True)
+    }
 
 
 def flat(model: nn.Module) -> torch.Tensor:
@@ -114,7 +125,10 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 def evotorch(model: nn.Module, loss: Loss) -> Callable[[], int]:
     """PGPE with antithetic pairs, its strategy for networks."""
-    core, algorithms = importlib.import_module("evotorch"), importlib.import_module("evotorch.algorithms")
+    core, algorithms = (
+        importlib.import_module("evotorch"),
+        importlib.import_module("evotorch.algorithms"),
+    )
     losses = population_loss(model, loss)
 
     @importlib.import_module("evotorch.decorators").vectorized
@@ -123,7 +137,9 @@ def evotorch(model: nn.Module, loss: Loss) -> Callable[[], int]:
             return losses(split(model, rows))
 
     start = flat(model)
-    problem = core.Problem("min", objective, solution_length=len(start), initial_bounds=(-1.0, 1.0), dtype=start.dtype)
+    problem = core.Problem(
+        "min", objective, solution_length=len(start), initial_bounds=(-1.0, 1.0), dtype=start.dtype
+    )
     searcher = algorithms.PGPE(
         problem,
         popsize=POPULATION,
@@ -144,7 +160,10 @@ def evotorch(model: nn.Module, loss: Loss) -> Callable[[], int]:
 
 def evox(model: nn.Module, loss: Loss) -> Callable[[], int]:
     """OpenES with mirrored samples."""
-    core, algorithms = importlib.import_module("evox.core"), importlib.import_module("evox.algorithms")
+    core, algorithms = (
+        importlib.import_module("evox.core"),
+        importlib.import_module("evox.algorithms"),
+    )
     losses = population_loss(model, loss)
 
     class Losses(core.Problem):
@@ -166,7 +185,9 @@ def evosax(model: nn.Module, loss: Loss) -> Callable[[], int]:
     """Open_ES, a jitted generation; perceptrons alone, since the model must be written again in JAX."""
     jax, jnp = importlib.import_module("jax"), importlib.import_module("jax.numpy")
     if not isinstance(model, nn.Sequential):
-        raise NotImplementedError("evosax takes models of JAX; only the perceptrons were written again")
+        raise NotImplementedError(
+            "evosax takes models of JAX; only the perceptrons were written again"
+        )
     inputs, target = (jnp.asarray(part.numpy()) for part in MODELS[named(model)]()[1:])
     kinds = [type(layer).__name__ for layer in model]
     start = [jnp.asarray(p.detach().numpy()) for p in model.parameters()]
@@ -250,7 +271,9 @@ def times(model_name: str, peers: list[str], rounds: int) -> dict[str, Any]:
             steps[name] = step
     found |= time_ratios(steps, build(model_name)[1], rounds, warm_up=5)
     for name in set(WITH_POPULATION) & set(steps):
-        found[name] = {end: ratio * 2 / POPULATION for end, ratio in found[name].items()} | {"population": POPULATION}
+        found[name] = {end: ratio * 2 / POPULATION for end, ratio in found[name].items()} | {
+            "population": POPULATION
+        }
     return found
 
 
@@ -258,7 +281,9 @@ def peak_memory(name: str, weights: int) -> float | str:
     """Peak memory of training over inference, in a process of its own, or why it cannot be told."""
     say("memory", name)
     command = [sys.executable, __file__, "--child", name, str(weights)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
     return json.loads(done.stdout.splitlines()[-1])
@@ -277,9 +302,18 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=11, help="measurements of each (11)")
-    parser.add_argument("--models", default="", help="only models whose name starts so, separated by commas")
-    parser.add_argument("--peers", default="", help="only methods whose name starts so, separated by commas")
-    parser.add_argument("--memory", type=int, default=10_000_000, help="weights of the memory's model; 0: skip (10^7)")
+    parser.add_argument(
+        "--models", default="", help="only models whose name starts so, separated by commas"
+    )
+    parser.add_argument(
+        "--peers", default="", help="only methods whose name starts so, separated by commas"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=10_000_000,
+        help="weights of the memory's model; 0: skip (10^7)",
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
@@ -291,7 +325,9 @@ def main() -> None:
     peers = [name for name in PEERS if name.startswith(tuple(options.peers.split(",")))]
     results: dict[str, Any] = {"time of two passes / of two forward passes": {}}
     for name in chosen:
-        results["time of two passes / of two forward passes"][name] = times(name, peers, options.rounds)
+        results["time of two passes / of two forward passes"][name] = times(
+            name, peers, options.rounds
+        )
     if options.memory:
         names = [name for name in peers if name != "evosax Open_ES"]  # its model is not torch's
         memory = {name: peak_memory(name, options.memory) for name in names}

@@ -15,9 +15,21 @@ def say(*words: Any) -> None:
     print(*words, file=sys.stderr, flush=True)
 
 
-def publish(what: str, results: Any, out: Path | None, *, facts: dict[str, Any] | None = None, **settings: Any) -> None:
+def publish(
+    what: str,
+    results: Any,
+    out: Path | None,
+    *,
+    facts: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
     """Print what was measured, with which settings and where, and write it to `out`; `facts` join the environment."""
-    found = {"what": what, **settings, "environment": environment() | (facts or {}), "results": results}
+    found = {
+        "what": what,
+        **settings,
+        "environment": environment() | (facts or {}),
+        "results": results,
+    }
     text = json.dumps(found, indent=1)
     print(text)
     if out:

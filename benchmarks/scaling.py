@@ -1,4 +1,4 @@
-"""A calculation, not a measurement: what a step takes on many ranks, by the formulas of docs/scaling.md.
+"""A calculation, not a measurement: the time of a step on many ranks, after docs/scaling.md.
 
     python benchmarks/scaling.py [--ranks 1000] [--weights 1e11] [--directions 1000] ...
 
@@ -30,8 +30,10 @@ def step(
     return {
         "forward passes": evaluations * 2 * weights * tokens / (flops * per_model),
         "perturbing, once for each evaluation": evaluations * move,
-        "update, all K directions for every weight": 4 * held / bandwidth + directions * held / draws,
-        # A ring, whose hops follow each other; all that a rank receives is a few numbers of each other rank.
+        "update, all K directions for every weight": 4 * held / bandwidth
+        + directions * held / draws,
+        # A ring, whose hops follow each other; all that a rank receives is a few numbers of each
+        # other rank.
         "exchange of the losses": (ranks - 1) * hop + 8 * evaluations * ranks / 1e9,
         "hash, a hundredth of it": 20 * held / bandwidth / 100,
     }
@@ -42,12 +44,28 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1000)
     parser.add_argument("--weights", type=float, default=1e11)
     parser.add_argument("--directions", type=int, default=1000)
-    parser.add_argument("--per-model", type=int, default=8, help="ranks that hold one copy of the model (8)")
+    parser.add_argument(
+        "--per-model", type=int, default=8, help="ranks that hold one copy of the model (8)"
+    )
     parser.add_argument("--tokens", type=float, default=4096, help="in a batch (4096)")
-    parser.add_argument("--flops", type=float, default=4e14, help="operations that one rank reaches, a second (4e14)")
-    parser.add_argument("--bandwidth", type=float, default=3e12, help="of its memory, bytes a second (3e12)")
-    parser.add_argument("--draws", type=float, default=5e12, help="signs drawn and added, a second (5e12, estimated)")
-    parser.add_argument("--hop", type=float, default=2e-5, help="latency between two ranks, seconds (2e-5)")
+    parser.add_argument(
+        "--flops",
+        type=float,
+        default=4e14,
+        help="operations that one rank reaches, a second (4e14)",
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=3e12, help="of its memory, bytes a second (3e12)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=float,
+        default=5e12,
+        help="signs drawn and added, a second (5e12, estimated)",
+    )
+    parser.add_argument(
+        "--hop", type=float, default=2e-5, help="latency between two ranks, seconds (2e-5)"
+    )
     options = vars(parser.parse_args())
     parts = step(**options)
     for name, seconds in parts.items():

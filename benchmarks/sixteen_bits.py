@@ -1,13 +1,16 @@
-"""Test error of training in 16 bits over that of float32, equal passes and seeds; prints one JSON object.
+"""Test error of training in 16 bits over that of float32, equal passes and seeds.
+
+It prints one JSON object.
 
     python benchmarks/sixteen_bits.py [--seeds 10] [--passes 20000] [--tasks digits]
                                       [--dtype bfloat16] [--out FILE]
 
-Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next sample, `nn.RNN` 3-16-3,
-8 sequences of 50). Weights, activations and outcomes have 16 bits; losses are averaged in float32. Errors are medians
-over seeds; `ratio` has a 95 % interval by bootstrap over seeds, which both share. `rounded` is the error of networks
-that were trained in float32, once they compute in 16 bits: what the numbers alone cost, without any training in them.
-`least` is that of the right answers as such numbers, below which no network that gives such numbers comes.
+Digits (test cross-entropy, perceptron 64-64-10, 128 images) and Lorenz (test NRMSE of the next
+sample, `nn.RNN` 3-16-3, 8 sequences of 50). Weights, activations and outcomes have 16 bits; losses
+are averaged in float32. Errors are medians over seeds; `ratio` has a 95 % interval by bootstrap
+over seeds, which both share. `rounded` is the error of networks that were trained in float32, once
+they compute in 16 bits: what the numbers alone cost, without any training in them. `least` is that
+of the right answers as such numbers, below which no network that gives such numbers comes.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ class Digits:
 
         images, labels = load_digits(return_X_y=True)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        self.x, self.y = torch.tensor(images / 16, dtype=torch.float32)[order], torch.tensor(labels)[order]
+        self.x, self.y = (
+            torch.tensor(images / 16, dtype=torch.float32)[order],
+            torch.tensor(labels)[order],
+        )
 
     def model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
@@ -99,7 +105,10 @@ TASKS = {"digits": Digits, "lorenz": Lorenz}
 def train(task: Any, optimizer: str, seed: int, passes: int, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(seed)
     model = task.model().to(dtype)
-    opt, generator = OPTIMIZERS[optimizer](model.parameters(), seed=seed), torch.Generator().manual_seed(seed)
+    opt, generator = (
+        OPTIMIZERS[optimizer](model.parameters(), seed=seed),
+        torch.Generator().manual_seed(seed),
+    )
     while opt.forward_passes + opt.next_passes <= passes:
         x, y = task.batch(generator)
         x = x.to(dtype)
@@ -116,9 +125,12 @@ def errors(task: Any, models: list[nn.Module], dtype: torch.dtype) -> np.ndarray
         return np.array([error(model) for model in models])
 
 
-def compared(task: Any, optimizer: str, seeds: int, passes: int, dtype: torch.dtype) -> dict[str, Any]:
+def compared(
+    task: Any, optimizer: str, seeds: int, passes: int, dtype: torch.dtype
+) -> dict[str, Any]:
     full, half = (
-        [train(task, optimizer, seed, passes, kind) for seed in range(seeds)] for kind in (torch.float32, dtype)
+        [train(task, optimizer, seed, passes, kind) for seed in range(seeds)]
+        for kind in (torch.float32, dtype)
     )
     exact, found = errors(task, full, torch.float32), errors(task, half, dtype)
     samples = np.random.default_rng(0).integers(seeds, size=(BOOTSTRAP, seeds))
@@ -135,16 +147,28 @@ def compared(task: Any, optimizer: str, seeds: int, passes: int, dtype: torch.dt
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (10)")
-    parser.add_argument("--passes", type=int, default=20_000, help="forward passes of a run (20000)")
-    parser.add_argument("--tasks", default="", help="only tasks whose name starts so, separated by commas")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16", help="(bfloat16)")
+    parser.add_argument(
+        "--passes", type=int, default=20_000, help="forward passes of a run (20000)"
+    )
+    parser.add_argument(
+        "--tasks", default="", help="only tasks whose name starts so, separated by commas"
+    )
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16"], default="bfloat16", help="(bfloat16)"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name in filter(lambda name: name.startswith(tuple(options.tasks.split(","))), TASKS):
         for optimizer in OPTIMIZERS:
-            found = compared(TASKS[name](), optimizer, options.seeds, options.passes, getattr(torch, options.dtype))
+            found = compared(
+                TASKS[name](),
+                optimizer,
+                options.seeds,
+                options.passes,
+                getattr(torch, options.dtype),
+            )
             say(name, optimizer, found)
             results[f"{name}, {optimizer}"] = found
     what = (__doc__ or "").split("\n")[0]

@@ -1,11 +1,13 @@
-"""Time of a training step in units of two forward passes, one thread, interleaved; prints one JSON object.
+"""Time of a training step in units of two forward passes, one thread, interleaved.
+
+It prints one JSON object.
 
     python benchmarks/step_cost.py [--rounds 21] [--models xor,rnn] [--out FILE]
 
-A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who looks at it. Beside
-the methods stand two and three bare passes over the weights, `w.mul_(1)`, with two forward passes: as many as a step
-takes to perturb and to come back, and SPSA and two-sided rules to go to the other side as well. No arithmetic in place
-can be below them.
+A forward pass is the loss called under `torch.no_grad()` and read as a number, as anyone does who
+looks at it. Beside the methods stand two and three bare passes over the weights, `w.mul_(1)`, with
+two forward passes: as many as a step takes to perturb and to come back, and SPSA and two-sided
+rules to go to the other side as well. No arithmetic in place can be below them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from printing import publish, say
 from dopaminergic.lab.costs import BACKWARD, FORWARD, stepper, time_ratios
 
 
-def bare(model: torch.nn.Module, loss: Callable[[], torch.Tensor], passes: int) -> Callable[[], int]:
+def bare(
+    model: torch.nn.Module, loss: Callable[[], torch.Tensor], passes: int
+) -> Callable[[], int]:
     """Two forward passes, each after a pass over the weights, and what is left of the `passes`."""
 
     def multiply() -> None:
@@ -43,7 +47,9 @@ def bare(model: torch.nn.Module, loss: Callable[[], torch.Tensor], passes: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=21, help="measurements of each (21)")
-    parser.add_argument("--models", default="", help="only models whose name starts so, separated by commas")
+    parser.add_argument(
+        "--models", default="", help="only models whose name starts so, separated by commas"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     options = parser.parse_args()
     torch.set_num_threads(1)

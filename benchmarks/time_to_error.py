@@ -1,9 +1,12 @@
-"""Time until VectorDopamine reaches the error at which Adam ends, over the time of Adam; prints one JSON object.
+"""Time until VectorDopamine reaches the error at which Adam ends, over the time of Adam.
+
+It prints one JSON object.
 
     python benchmarks/time_to_error.py [--seeds 5] [--out FILE]
 
-Task `lorenz` (tanh RNN, 16 units, batch 8 x 50), one thread, 20,000 forward passes for Adam (a step counts as 3) at the
-learning rate that the run of record chose; seeds from 5000. The two take turns, seed by seed.
+Task `lorenz` (tanh RNN, 16 units, batch 8 x 50), one thread, 20,000 forward passes for Adam (a step
+counts as 3) at the learning rate that the run of record chose; seeds from 5000. The two take turns,
+seed by seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parameter groups: a frozen backbone, two groups with their own settings, weight decay for one of them."""
+"""Parameter groups: a frozen backbone, two groups with their own settings, and weight decay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from dopaminergic import Dopamine
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps, two forward passes each (1000)")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="optimizer steps, two forward passes each (1000)"
+    )
     steps = parser.parse_args().steps
 
     torch.manual_seed(0)

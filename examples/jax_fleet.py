@@ -1,4 +1,4 @@
-"""Many small runs in one compiled call of JAX: how often does a network with few hidden units learn XOR?
+"""Many small runs in one compiled call of JAX: how often does a small network learn XOR?
 
 python examples/jax_fleet.py                            # 1,024 seeds, two hidden units
 python examples/jax_fleet.py --hidden 8 --runs 10000
@@ -37,21 +37,33 @@ def main() -> None:
 
     def train(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, second = jax.random.split(jax.random.key(seed))
-        w1, w2 = jax.random.normal(first, (2, options.hidden)), jax.random.normal(second, (options.hidden,))
+        w1, w2 = (
+            jax.random.normal(first, (2, options.hidden)),
+            jax.random.normal(second, (options.hidden,)),
+        )
         weights = [w1, jnp.zeros(options.hidden), w2, jnp.zeros(())]
 
         def step(carry: tuple, _: None) -> tuple:
-            weights, state, loss = functional.step(lambda w: jnp.mean((network(w) - TARGETS) ** 2), *carry)
+            weights, state, loss = functional.step(
+                lambda w: jnp.mean((network(w) - TARGETS) ** 2), *carry
+            )
             return (weights, state), loss
 
-        (weights, _), losses = jax.lax.scan(step, (weights, functional.init(weights, seed)), None, options.steps)
+        (weights, _), losses = jax.lax.scan(
+            step, (weights, functional.init(weights, seed)), None, options.steps
+        )
         return losses, jnp.all((network(weights) > 0.5) == (TARGETS > 0.5))
 
     began = time.perf_counter()
-    losses, solved = jax.jit(lambda seeds: jax.lax.map(train, seeds, batch_size=AT_ONCE))(jnp.arange(options.runs))
+    losses, solved = jax.jit(lambda seeds: jax.lax.map(train, seeds, batch_size=AT_ONCE))(
+        jnp.arange(options.runs)
+    )
     passes = 2 * options.runs * options.steps
     print(f"median loss {jnp.median(losses[:, 0]):.2g} -> {jnp.median(losses[:, -1]):.2g}")
-    print(f"{options.runs} runs, {passes:,} forward passes, {time.perf_counter() - began:.1f} s with compiling")
+    print(
+        f"{options.runs} runs, {passes:,} forward passes, {time.perf_counter() - began:.1f} s with "
+        "compiling"
+    )
     print(f"all four patterns right in {100 * solved.mean():.1f}%")
 
 

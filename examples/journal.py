@@ -1,4 +1,4 @@
-"""Ship a trained model as its initial weights and a journal of a few kB: here a classifier of the digits."""
+"""Ship a trained model as its initial weights and a journal of a few kB."""
 
 from __future__ import annotations
 
@@ -40,11 +40,16 @@ def main() -> None:
             if journal.steps == steps // 2:
                 halfway = [p.detach().clone() for p in model.parameters()]
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    print(f"loss {loss:.3f} after {steps} steps; journal {file.stat().st_size:,} bytes, weights {weights:,} bytes")
+    print(
+        f"loss {loss:.3f} after {steps} steps; journal {file.stat().st_size:,} bytes, weights "
+        f"{weights:,} bytes"
+    )
 
     received = base()  # on another machine: the same base, and the file
     replay(received, file)
-    equal = all(torch.equal(p, q) for p, q in zip(model.parameters(), received.parameters(), strict=True))
+    equal = all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), received.parameters(), strict=True)
+    )
     print(f"rebuilt without a forward pass, bit for bit the same: {equal}")
     revert(received, file, steps // 2, base=base())
     equal = all(torch.equal(p, q) for p, q in zip(halfway, received.parameters(), strict=True))

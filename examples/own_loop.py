@@ -1,4 +1,4 @@
-"""A loop of one's own: probe and step apart, a learning-rate schedule, and a checkpoint that continues bit for bit."""
+"""A loop of one's own: probe and step apart, a schedule, and a checkpoint that goes on exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def parts(steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1), nn.Sigmoid())
     optimizer = Dopamine2(model.parameters())
-    return {"model": model, "optimizer": optimizer, "schedule": CosineAnnealingLR(optimizer, T_max=steps, eta_min=1.0)}
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": CosineAnnealingLR(optimizer, T_max=steps, eta_min=1.0),
+    }
 
 
 def train(model: nn.Module, optimizer: Dopamine2, schedule: CosineAnnealingLR, steps: int) -> float:
@@ -52,7 +56,10 @@ def main() -> None:
     train(**second, steps=steps - steps // 2)
     pairs = zip(whole["model"].parameters(), second["model"].parameters(), strict=True)
     print(f"loss {start:.4f} -> {end:.4f}")
-    print(f"stopped and resumed half-way: weights bit for bit the same: {all(torch.equal(p, q) for p, q in pairs)}")
+    print(
+        "stopped and resumed half-way: weights bit for bit the same: "
+        f"{all(torch.equal(p, q) for p, q in pairs)}"
+    )
 
 
 if __name__ == "__main__":

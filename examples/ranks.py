@@ -1,8 +1,8 @@
 """Many processes, one run: ranks try different directions of the same step, and only losses travel.
 
 python examples/ranks.py                                     # one process tries all seven
-torchrun --nproc-per-node=2 examples/ranks.py                # two share them, and end at the same bits
-torchrun --nproc-per-node=2 examples/ranks.py --data 2       # two see half of the data each
+torchrun --nproc-per-node=2 examples/ranks.py                # two share them, and end at the same
+bits torchrun --nproc-per-node=2 examples/ranks.py --data 2       # two see half of the data each
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dopaminergic import Dopamine, Ranks
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (300)")
-    parser.add_argument("--data", type=int, default=1, help="shards of the data (1: all ranks see all of it)")
+    parser.add_argument(
+        "--data", type=int, default=1, help="shards of the data (1: all ranks see all of it)"
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -41,7 +43,10 @@ def main() -> None:
     losses = [optimizer.step(lambda: mse_loss(model(own_x), own_y)) for _ in range(options.steps)]
     if ranks.rank == 0:
         sent = ranks.bytes_sent / options.steps
-        print(f"{ranks.size} ranks: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {sent:.0f} bytes a step and rank")
+        print(
+            f"{ranks.size} ranks: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {sent:.0f} bytes a "
+            "step and rank"
+        )
         print(f"sum of the weights {sum(p.double().sum().item() for p in model.parameters()):.17g}")
     dist.destroy_process_group()
 

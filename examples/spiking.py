@@ -1,4 +1,4 @@
-"""A spiking network with hard thresholds, which stop every gradient, learns which of two channels spikes first."""
+"""A spiking network with hard thresholds learns which of two channels spikes first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIME, LEAK, NEURONS = 16, 0.9, 16
 
 
 def spiking(model: nn.ModuleDict, x: Tensor) -> Tensor:
-    """Logits `(batch,)` from the spike counts of leaky neurons that hear `x` `(time, batch, 2)` and each other."""
+    """Logits `(batch,)` from spike counts of leaky neurons that hear `x` and each other."""
     potential = spikes = count = torch.zeros(x.shape[1], NEURONS)
     for now in x:
         potential = LEAK * potential + model["inputs"](now) + model["recurrent"](spikes)
@@ -24,7 +24,7 @@ def spiking(model: nn.ModuleDict, x: Tensor) -> Tensor:
 
 
 def patterns(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Spikes `(time, n, 2)` of two channels that start at different times, and whether the first leads `(n,)`."""
+    """Spikes `(time, n, 2)` of two channels, and whether the first leads `(n,)`."""
     starts = torch.rand(n, 2, generator=generator) * TIME / 2
     active = torch.arange(TIME)[:, None, None] >= starts
     spikes = active & (torch.rand(TIME, n, 2, generator=generator) < 0.7)
@@ -34,13 +34,20 @@ def patterns(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600, help="of nine forward passes each (600)")
-    parser.add_argument("--readout-only", action="store_true", help="train nothing but the readout, to compare")
+    parser.add_argument(
+        "--readout-only", action="store_true", help="train nothing but the readout, to compare"
+    )
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    model = nn.ModuleDict({"inputs": nn.Linear(2, NEURONS), "recurrent": nn.Linear(NEURONS, NEURONS, bias=False)})
+    model = nn.ModuleDict(
+        {"inputs": nn.Linear(2, NEURONS), "recurrent": nn.Linear(NEURONS, NEURONS, bias=False)}
+    )
     model["readout"] = nn.Linear(NEURONS, 1)
-    trained, generator = model["readout"] if options.readout_only else model, torch.Generator().manual_seed(0)
+    trained, generator = (
+        model["readout"] if options.readout_only else model,
+        torch.Generator().manual_seed(0),
+    )
     optimizer = Dopamine(trained.parameters(), sigma=0.03, directions=8)
     for step in range(options.steps):
         x, y = patterns(128, generator)

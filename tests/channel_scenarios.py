@@ -21,10 +21,24 @@ from optimizers import ROWS, VECTOR
 from rank_scenarios import SETTINGS, Shards
 
 # Told by the first frames, which close the group; told by what the frames bring.
-BY_FRAMES = ["directions", "many_directions", "check_every", "data_parallel", "rule", "two_sided", "replicas"]
+BY_FRAMES = [
+    "directions",
+    "many_directions",
+    "check_every",
+    "data_parallel",
+    "rule",
+    "two_sided",
+    "replicas",
+]
 BY_FRAMES += ["later_seed", "repeated", "skipped"]
 BY_NUMBERS = ["noise", "dtype", "seed", "outcomes"]
-CHANGES: dict[str, Any] = {"directions": 8, "many_directions": 200, "seed": 6, "noise": "gaussian", "two_sided": True}
+CHANGES: dict[str, Any] = {
+    "directions": 8,
+    "many_directions": 200,
+    "seed": 6,
+    "noise": "gaussian",
+    "two_sided": True,
+}
 
 
 def failing(work: Callable[[], Any]) -> str:
@@ -35,7 +49,7 @@ def failing(work: Callable[[], Any]) -> str:
     return "nothing was raised"
 
 
-# ---- ranks that differ -----------------------------------------------------------------------------------------------
+# ---- ranks that differ ---------------------------------------------------------------------------
 
 
 def out_of_step(rank: int, folder: Path) -> dict[Any, Any]:
@@ -62,7 +76,11 @@ def deviating(what: str, other: bool) -> dict[str, Any]:
         optimizer.step(loss)
 
     said = failing(two_steps)
-    return {"said": said, "again": failing(lambda: optimizer.step(loss)), "weights": (before, problem.weights())}
+    return {
+        "said": said,
+        "again": failing(lambda: optimizer.step(loss)),
+        "weights": (before, problem.weights()),
+    }
 
 
 def differently_made(what: str, other: bool, problem: Shards) -> Any:
@@ -85,7 +103,9 @@ def differently_made(what: str, other: bool, problem: Shards) -> Any:
 
 def fleet(replicas: int) -> Any:
     w = torch.nn.Parameter(torch.ones(replicas, 2))
-    return Fleet([w], process_group=Ranks(dist.new_group(), data_parallel=1), seed=list(range(replicas)))
+    return Fleet(
+        [w], process_group=Ranks(dist.new_group(), data_parallel=1), seed=list(range(replicas))
+    )
 
 
 class Fleet(Dopamine):
@@ -107,9 +127,10 @@ def load_another_state(optimizer: Any, what: str) -> None:
         optimizer._agreed = True
 
 
-# ---- ranks that are interrupted --------------------------------------------------------------------------------------
+# ---- ranks that are interrupted ------------------------------------------------------------------
 
-# Where an alarm or Ctrl-C strikes rank 1 in the second step, the optimizer and its directions (28 numbers are a frame).
+# Where an alarm or Ctrl-C strikes rank 1 in the second step, the optimizer and its directions (28
+# numbers are a frame).
 DEPARTURES: dict[str, tuple[Any, int]] = {
     "waiting": (Dopamine, 5),
     "waiting with many numbers": (Dopamine, 200),
@@ -196,7 +217,8 @@ def strike(where: str, optimizer: Any, channel: Any) -> None:
         left[0] -= 1
         if left[0] == 0:
             if name == "_wait":
-                signal.setitimer(signal.ITIMER_REAL, 0.02)  # strikes while the rank waits, if it waits for long
+                # Strikes while the rank waits, if it waits for long.
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
             else:
                 signal.raise_signal(signal.SIGINT if name == "rule" else signal.SIGALRM)
         return before(*arguments)
@@ -210,7 +232,7 @@ def strike(where: str, optimizer: Any, channel: Any) -> None:
     setattr(channel, name, struck)
 
 
-# ---- ranks that raise an error after the exchange --------------------------------------------------------------------
+# ---- ranks that raise an error after the exchange ------------------------------------------------
 
 
 class Failing(Dopamine):
@@ -232,7 +254,9 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
 
 def failing_steps(fails: bool) -> dict[str, Any]:
     problem = Shards()
-    optimizer = Failing(problem.model.parameters(), process_group=Ranks(dist.new_group()), **SETTINGS)
+    optimizer = Failing(
+        problem.model.parameters(), process_group=Ranks(dist.new_group()), **SETTINGS
+    )
     said = []
     for step in range(4):
         optimizer.fails = fails and step == 1
@@ -240,7 +264,7 @@ def failing_steps(fails: bool) -> dict[str, Any]:
     return {"said": said, "weights": problem.weights(), "steps": steps_of(optimizer)}
 
 
-# ---- ranks that were never introduced --------------------------------------------------------------------------------
+# ---- ranks that were never introduced ------------------------------------------------------------
 
 
 def not_introduced(rank: int, folder: Path) -> list[str]:
@@ -259,7 +283,9 @@ SCENARIOS = [out_of_step, departures, errors, not_introduced]
 def main(rank: int, folder: str) -> None:
     """Do all of it, and leave what was found in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE
+    )
     found = {scenario.__name__: scenario(rank, Path(folder)) for scenario in SCENARIOS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.barrier()

@@ -19,7 +19,9 @@ LABELS = torch.arange(16) % 3
 class Fit(Regression):
     """The table's small network; what the closure returns is one of `FORMS`."""
 
-    def __init__(self, form: str = "squared_error", seed: int = 0, dtype: torch.dtype = DOUBLE) -> None:
+    def __init__(
+        self, form: str = "squared_error", seed: int = 0, dtype: torch.dtype = DOUBLE
+    ) -> None:
         super().__init__(seed, dtype)
         self.form = form
         if form == "cross_entropy":

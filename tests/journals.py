@@ -47,7 +47,12 @@ def bits(problem: Any) -> str:
 
 
 def recorded(
-    problem: Any, optimizer: ForwardOptimizer, path: Path, steps: int = FEW, before: Any = None, **options: Any
+    problem: Any,
+    optimizer: ForwardOptimizer,
+    path: Path,
+    steps: int = FEW,
+    before: Any = None,
+    **options: Any,
 ) -> list[str]:
     """Train under a journal; the digest of the weights after 0, 1, 2, ... steps."""
     ends = [bits(problem)]
@@ -69,7 +74,9 @@ def assert_rebuilt(make: Callable[[], Any], path: Path, ends: list[str], moved: 
         assert bits(fresh) == end, step
 
 
-def trained(path: Path, steps: int = 9, **options: Any) -> tuple[Regression, ForwardOptimizer, list[str]]:
+def trained(
+    path: Path, steps: int = 9, **options: Any
+) -> tuple[Regression, ForwardOptimizer, list[str]]:
     problem = Regression()
     optimizer = SPSA(problem.model.named_parameters(), directions=2, seed=3)
     return problem, optimizer, recorded(problem, optimizer, path, steps, **options)

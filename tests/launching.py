@@ -28,7 +28,9 @@ TESTS = Path(__file__).parent
 def _paths() -> Iterator[None]:
     """Let the server find the tests, as newer versions of Python do by themselves."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [TESTS, TESTS.parent / "src", *filter(None, [before])]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, [TESTS, TESTS.parent / "src", *filter(None, [before])])
+    )
     try:
         yield
     finally:
@@ -49,7 +51,9 @@ def _server() -> Any:
 def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
     """Start a function in as many processes; what comes back is waited for by `join`."""
     _server()
-    return mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
+    return mp.start_processes(
+        main, (str(folder),), nprocs=size, join=False, start_method="forkserver"
+    )  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Done(NamedTuple):
@@ -60,7 +64,9 @@ class Done(NamedTuple):
     err: str
 
 
-def _run_as_main(script: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _run_as_main(
+    script: str, arguments: list[str], environment: dict[str, str], folder: str
+) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ |= environment
@@ -70,7 +76,9 @@ def _run_as_main(script: str, arguments: list[str], environment: dict[str, str],
     runpy.run_path(script, run_name="__main__")
 
 
-def run_scripts(script: Path, *arguments: str, environments: list[dict[str, str]], limit: float = LIMIT) -> list[Done]:
+def run_scripts(
+    script: Path, *arguments: str, environments: list[dict[str, str]], limit: float = LIMIT
+) -> list[Done]:
     """Run a script as `python -W error` would, side by side in as many environments.
 
     Torch and the library are in memory already, which else takes each process three seconds.
@@ -89,16 +97,24 @@ def run_scripts(script: Path, *arguments: str, environments: list[dict[str, str]
             process.join(max(0.0, end - time.monotonic()))
             process.kill()  # nothing, where it has ended
             process.join()
-        texts = [[(Path(base) / str(i) / name).read_text() for name in ("out", "err")] for i in range(len(processes))]
-        return [Done(process.exitcode, *text) for process, text in zip(processes, texts, strict=True)]
+        texts = [
+            [(Path(base) / str(i) / name).read_text() for name in ("out", "err")]
+            for i in range(len(processes))
+        ]
+        return [
+            Done(process.exitcode, *text) for process, text in zip(processes, texts, strict=True)
+        ]
 
 
-def run_ranks(main: Callable[[int, str], None], folder: Path, size: int, limit: float = LIMIT) -> None:
+def run_ranks(
+    main: Callable[[int, str], None], folder: Path, size: int, limit: float = LIMIT
+) -> None:
     """Run a function in as many processes; kill them when they take longer than `limit` seconds."""
     context = start(main, folder, size)
     end = time.monotonic() + limit
     try:
-        while not context.join(timeout=max(0.0, end - time.monotonic())):  # it returns whenever a process ends
+        # It returns whenever a process ends.
+        while not context.join(timeout=max(0.0, end - time.monotonic())):
             assert time.monotonic() < end, "the ranks hang"
     finally:
         for process in context.processes:
@@ -106,7 +122,9 @@ def run_ranks(main: Callable[[int, str], None], folder: Path, size: int, limit: 
                 process.kill()
 
 
-def found_by_ranks(main: Callable[[int, str], None], factory: pytest.TempPathFactory, name: str) -> list[Any]:
+def found_by_ranks(
+    main: Callable[[int, str], None], factory: pytest.TempPathFactory, name: str
+) -> list[Any]:
     """What each of the ranks left in a file; they run once, also where several workers share the tests."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name

@@ -1,6 +1,8 @@
-"""The optimizers under test, one row each, and the rules once more: plain Python, written from algorithms.md alone.
+"""The optimizers under test, one row each, and the rules once more: plain Python, written from
+algorithms.md alone.
 
-A new optimizer gets a row here and is then covered by every test that takes the fixture `row`, or `any_row`.
+A new optimizer gets a row here and is then covered by every test that takes the fixture `row`, or
+`any_row`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Row(NamedTuple):
     plain: Callable[..., Iterator[Vector]]
 
 
-# ---- the rules by hand -----------------------------------------------------------------------------------------------
+# ---- the rules by hand ---------------------------------------------------------------------------
 
 
 def along(w: Vector, step: float, z: Vector) -> Vector:
@@ -142,7 +144,9 @@ def plain_dopamine(
     # One decay for all means, where algorithms.md has .9 for the scale and the outcome.
     expected, square, outcome, size = (RunningMean(beta) for _ in range(4))
     for t in range(steps):
-        base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
+        base, deltas, zs = around(
+            loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided
+        )
         size.add(abs(base))
         m = expected.value  # before this trial
         expected.add(average(deltas))
@@ -175,7 +179,9 @@ def plain_dopamine2(
     expected, square, size = RunningMean(beta), RunningMean(beta), RunningMean(beta)
     actual_size, expected_size, g, last, P = RunningMean(beta), RunningMean(beta), 1.0, None, 0.0
     for t in range(steps):
-        base, deltas, zs = around(loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided)
+        base, deltas, zs = around(
+            loss, w, [draw(t, k) for k in range(directions)], sigma, two_sided
+        )
         size.add(abs(base))
         if last is not None:
             A = last - base
@@ -187,8 +193,10 @@ def plain_dopamine2(
         expected.add(average(deltas))
         square.add(average([d * d for d in deltas]))
         s = math.sqrt(square.value) + 1e-8 * size.value
-        cs = [min(max((d - m) / s, -2), 2) for d in deltas]  # at two deviations, where algorithms.md has one
-        # algorithms.md's learning rate is lr / d here, so that one default serves networks of any size.
+        # At two deviations, where algorithms.md has one.
+        cs = [min(max((d - m) / s, -2), 2) for d in deltas]
+        # algorithms.md's learning rate is lr / d here, so that one default serves networks of any
+        # size.
         step = min(lr * g * directions / (len(w) + directions - 1), cap)
         P = average([step * c * (d - m) / sigma for c, d in zip(cs, deltas, strict=True)])
         last = base
@@ -221,17 +229,22 @@ ROWS = [
     Row("Dopamine2", Dopamine2, lambda K: K + 1, True, False, {}, plain_dopamine2),
 ]
 RULES = [row.make for row in ROWS]
-# Its step is no sum of scalar regrets: test_vector_reference.py has its rule; other tests take it where they fit.
-VECTOR = Row("VectorDopamine", VectorDopamine, lambda K: K + 2, True, False, {}, lambda *_, **__: iter(()))
+# Its step is no sum of scalar regrets: test_vector_reference.py has its rule; other tests take it
+# where they fit.
+VECTOR = Row(
+    "VectorDopamine", VectorDopamine, lambda K: K + 2, True, False, {}, lambda *_, **__: iter(())
+)
 
-# ---- what they are tried on ------------------------------------------------------------------------------------------
+# ---- what they are tried on ----------------------------------------------------------------------
 
 LARGE = 300_000  # float32 weights: more than 1 MiB, so that no copy of them is kept
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal numbers of a generator of their own."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def perceptron(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -242,7 +255,9 @@ def perceptron(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -
     model = nn.Sequential(*layers[:-1])
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
-            p.copy_(randn(*p.shape, seed=1000 * seed + i) / (p.shape[-1] ** 0.5 if p.ndim > 1 else 5.0))
+            p.copy_(
+                randn(*p.shape, seed=1000 * seed + i) / (p.shape[-1] ** 0.5 if p.ndim > 1 else 5.0)
+            )
     return model
 
 
@@ -287,8 +302,14 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def drawn(optimizer: WeightOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0) -> Tensor:
+def drawn(
+    optimizer: WeightOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0
+) -> Tensor:
     """The direction that the definition of the noise gives to a parameter, in float64 and the parameter's shape."""
-    draw = reference.rademacher if optimizer.settings["noise"] == "rademacher" else reference.gaussian
-    z = draw(p.numel(), seed=optimizer.settings["seed"], step=step, direction=direction, parameter=index)
+    draw = (
+        reference.rademacher if optimizer.settings["noise"] == "rademacher" else reference.gaussian
+    )
+    z = draw(
+        p.numel(), seed=optimizer.settings["seed"], step=step, direction=direction, parameter=index
+    )
     return z.double().reshape(p.shape)

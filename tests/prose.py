@@ -2,7 +2,8 @@
 
     python tests/prose.py
 
-prints a table with one row for each page. Code, tables and formulas are left out, and code within a line is one word.
+prints a table with one row for each page. Code, tables and formulas are left out, and code within a
+line is one word.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "results").rglob("README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+OTHERS = [
+    ROOT / "SECURITY.md",
+    ROOT / "benchmarks/README.md",
+    *sorted((ROOT / "results").rglob("README.md")),
+]
 LONG = 28  # words; a longer sentence is a long one
 
 FENCED = re.compile(r"^[ \t]*```.*?^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -56,7 +66,11 @@ def of_markdown(text: str) -> list[str]:
     """The headings, paragraphs and items of a page, each as one line of plain words."""
     text = COMMENT.sub("", FENCED.sub("\n", text))
     text = LINK.sub(r"\1", CODE.sub("code", text))
-    return _units(line for line in text.splitlines() if not line.lstrip().startswith(("|", ":::", "!!!", "---")))
+    return _units(
+        line
+        for line in text.splitlines()
+        if not line.lstrip().startswith(("|", ":::", "!!!", "---"))
+    )
 
 
 def of_docstring(text: str) -> list[str]:
@@ -79,7 +93,8 @@ def of_docstring(text: str) -> list[str]:
 
 
 def _units(lines: Iterable[str]) -> list[str]:
-    """Lines joined to paragraphs; an empty line, a heading and the sign of an item begin another one.
+    """Lines joined to paragraphs; an empty line, a heading and the sign of an item begin another
+    one.
 
     A heading keeps its sign, since it is no sentence.
     """

@@ -24,7 +24,9 @@ from launching import SIZE
 from optimizers import ROWS, VECTOR, Bowl, Regression, Row, copies, randn
 
 STEPS = 3
-K = 7  # with the weights themselves eight evaluations, two for each rank; the pairs of SPSA are shared unevenly
+# With the weights themselves eight evaluations, two for each rank; the pairs of SPSA are shared
+# unevenly.
+K = 7
 SETTINGS: dict[str, Any] = {"directions": K, "seed": 5, "weight_decay": 0.1}
 
 
@@ -56,12 +58,15 @@ class Shards(Regression):
         """The loss of all shards, summed in the order of ranks."""
         total = 0.0
         for shard in range(len(self.parts)):
-            total += float(self.of(shard))  # not by `sum`, which corrects the rounding of floats from Python 3.12 on
+            # Not by `sum`, which corrects the rounding of floats from Python 3.12 on.
+            total += float(self.of(shard))
         return total / len(self.parts)
 
     def noisy(self) -> Tensor:
         """Draws, as dropout does."""
-        return ((self.model(self.x * torch.bernoulli(torch.full_like(self.x, 0.8))) - self.y) ** 2).mean()
+        return (
+            (self.model(self.x * torch.bernoulli(torch.full_like(self.x, 0.8))) - self.y) ** 2
+        ).mean()
 
 
 def trained(
@@ -93,24 +98,35 @@ def directions(rank: int) -> dict[str, Any]:
     for row in ROWS:
         for noise in ("rademacher", "gaussian"):
             problem = Shards()
-            found[row.name, noise] = trained(row.make, problem, problem.loss, Ranks(data_parallel=1), noise=noise)
+            found[row.name, noise] = trained(
+                row.make, problem, problem.loss, Ranks(data_parallel=1), noise=noise
+            )
         torch.manual_seed(rank)  # ranks need not start alike
         problem, before = Shards(), torch.get_rng_state()
         found[row.name, "noisy"] = trained(row.make, problem, problem.noisy, Ranks(data_parallel=1))
         found[row.name, "generator"] = torch.equal(before, torch.get_rng_state())
         problem = Shards()
-        found[row.name, "batched"] = trained(row.make, problem, problem.loss, Ranks(data_parallel=1), batched=True)
+        found[row.name, "batched"] = trained(
+            row.make, problem, problem.loss, Ranks(data_parallel=1), batched=True
+        )
     for name, closure in vector_closures().items():
         problem = Shards()
         found[VECTOR.name, name] = trained(
-            VECTOR.make, problem, closure(problem, problem.x, problem.y), Ranks(data_parallel=1), memory=1
+            VECTOR.make,
+            problem,
+            closure(problem, problem.x, problem.y),
+            Ranks(data_parallel=1),
+            memory=1,
         )
     for row in LARGE_ROWS:
         bowl = Bowl()
-        run = trained(row.make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), **large(row))
+        run = trained(
+            row.make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), **large(row)
+        )
         found[row.name, "large"] = {**run, "weights": [w[:1000] for w in run["weights"]]}
     bowl = Bowl()
-    trained(ROWS[3].make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), noise="gaussian")  # keeps copies
+    # Keeps copies.
+    trained(ROWS[3].make, bowl, bowl.loss, Ranks(data_parallel=1, check_every=1), noise="gaussian")
     return found
 
 
@@ -124,7 +140,9 @@ def vector_closures() -> dict[str, Callable[[Any, Tensor, Tensor], Callable[[], 
     return {
         "squared_error": lambda problem, x, y: lambda: squared_error(problem.model(x), y),
         "cross_entropy": lambda problem, x, y: (
-            lambda: cross_entropy(torch.cat([problem.model(x), -problem.model(x)], 1), (y > 0).long()[:, 0])
+            lambda: cross_entropy(
+                torch.cat([problem.model(x), -problem.model(x)], 1), (y > 0).long()[:, 0]
+            )
         ),
         "losses": lambda problem, x, y: lambda: ((problem.model(x) - y) ** 2)[:, 0],
     }
@@ -160,10 +178,16 @@ def faulty(rank: int, row: Row) -> dict[str, Any]:
         calls += 1
         if step == 1 and rank == 2 and calls >= 2:
             raise ArithmeticError("of the closure")
-        value = problem.loss() if row is not VECTOR else ((problem.model(problem.x) - problem.y) ** 2)[:, 0]
+        value = (
+            problem.loss()
+            if row is not VECTOR
+            else ((problem.model(problem.x) - problem.y) ** 2)[:, 0]
+        )
         return value * float("nan") if step == 2 and rank == 1 else value
 
-    optimizer = row.make(problem.model.parameters(), process_group=Ranks(data_parallel=2), **SETTINGS)
+    optimizer = row.make(
+        problem.model.parameters(), process_group=Ranks(data_parallel=2), **SETTINGS
+    )
     optimizer.step(loss)
     before, step, calls = problem.weights(), 1, 0
     message = failing(lambda: optimizer.step(loss))
@@ -191,7 +215,9 @@ def differences(rank: int) -> dict[str, str]:
         problem = Shards()
         settings = {**SETTINGS, **settings}
         change(problem, settings)
-        optimizer = ROWS[3].make(problem.model.parameters(), process_group=Ranks(check_every=2), **settings)
+        optimizer = ROWS[3].make(
+            problem.model.parameters(), process_group=Ranks(check_every=2), **settings
+        )
         return failing(lambda: [optimizer.step(problem.loss) for _ in range(3)])
 
     def start(problem: Any, settings: Any) -> None:
@@ -211,7 +237,9 @@ def differences(rank: int) -> dict[str, str]:
 
     def later() -> str:
         problem, seen = Shards(), []
-        optimizer = ROWS[3].make(problem.model.parameters(), process_group=Ranks(check_every=2), **SETTINGS)
+        optimizer = ROWS[3].make(
+            problem.model.parameters(), process_group=Ranks(check_every=2), **SETTINGS
+        )
         for step in range(3):
             if step == 1 and rank == 3:
                 next(problem.model.parameters())[2, 1] *= -1.0
@@ -234,7 +262,9 @@ def resumed(rank: int) -> dict[str, Any]:
     end = trained(ROWS[4].make, whole, whole.noisy, Ranks(data_parallel=1), steps=2 * STEPS)
     first = Shards()
     half = trained(ROWS[4].make, first, first.noisy, Ranks(data_parallel=1))
-    optimizer = ROWS[4].make(first.model.parameters(), process_group=Ranks(data_parallel=1), **SETTINGS)
+    optimizer = ROWS[4].make(
+        first.model.parameters(), process_group=Ranks(data_parallel=1), **SETTINGS
+    )
     optimizer.load_state_dict(half["state"])
     for _ in range(STEPS):
         optimizer.step(first.noisy)
@@ -261,8 +291,13 @@ def fleet_of_three(group: Any) -> list[Tensor]:
 
 def bytes_sent(rank: int) -> dict[Any, int]:
     """Of two steps, without the comparison at the start."""
-    cases = [(row, size, shards) for row in [*ROWS, VECTOR] for size in (10, 10_000) for shards in (1, 4)]
-    return {(row.name, size, shards): bytes_of_two_steps(row, size, shards) for row, size, shards in cases}
+    cases = [
+        (row, size, shards) for row in [*ROWS, VECTOR] for size in (10, 10_000) for shards in (1, 4)
+    ]
+    return {
+        (row.name, size, shards): bytes_of_two_steps(row, size, shards)
+        for row, size, shards in cases
+    }
 
 
 def bytes_of_two_steps(row: Row, size: int, shards: int) -> int:
@@ -276,7 +311,8 @@ def bytes_of_two_steps(row: Row, size: int, shards: int) -> int:
 
 
 def sharded(rank: int) -> dict[str, Any]:
-    """FSDP2 over all ranks, and over two with two shares of the directions; gathered, and not sharded at all.
+    """FSDP2 over all ranks, and over two with two shares of the directions; gathered, and not
+    sharded at all.
 
     Five rows over four ranks make shards of two, two, one and none.
     """
@@ -291,12 +327,17 @@ def sharded(rank: int) -> dict[str, Any]:
                     problem = Shards(shards, ranks.shard, dtype)
                     if is_sharded:
                         fully_shard(problem.model, mesh=mesh, reshard_after_forward=True)
-                    settings: dict[str, Any] = {"sigma": 0.01, **({"memory": 1} if row is VECTOR else {})}
+                    settings: dict[str, Any] = {
+                        "sigma": 0.01,
+                        **({"memory": 1} if row is VECTOR else {}),
+                    }
                     closure = problem.outcome if row is VECTOR else problem.loss
                     run = trained(row.make, problem, closure, ranks, **settings)
                     whole = [w.full_tensor() if is_sharded else w for w in run["weights"]]
                     found[row.name, shards, str(dtype), is_sharded] = whole
-                    found[row.name, shards, str(dtype), is_sharded, "state"] = run["state"]["forward"]["progress"]
+                    found[row.name, shards, str(dtype), is_sharded, "state"] = run["state"][
+                        "forward"
+                    ]["progress"]
     return found
 
 
@@ -324,7 +365,9 @@ def misplaced(rank: int) -> str:
 
 def deadline(rank: int) -> dict[str, Any]:
     """With none to spare, each rank tries the first of its directions; with one to spare, all do that are not slow."""
-    found: dict[Any, Any] = {row.name: in_time(row, Ranks(data_parallel=1, deadline=0.0)) for row in [*ROWS, VECTOR]}
+    found: dict[Any, Any] = {
+        row.name: in_time(row, Ranks(data_parallel=1, deadline=0.0)) for row in [*ROWS, VECTOR]
+    }
     for row in (ROWS[3], VECTOR):
         found[row.name, "shards"] = in_time(row, Ranks(data_parallel=2, deadline=0.0))
     slow = Ranks(data_parallel=1, deadline=0.4)
@@ -346,14 +389,21 @@ def in_time(row: Row, ranks: Ranks, seconds: float = 0.0, directions: int = K) -
         return w.detach() ** 2 if row is VECTOR else bowl(w.detach())
 
     weights, moved = [], []
-    optimizer.listen(lambda change: moved.append([k for k, multiples in change.terms if any(multiples)]))
+    optimizer.listen(
+        lambda change: moved.append([k for k, multiples in change.terms if any(multiples)])
+    )
     with tempfile.TemporaryDirectory() as folder:
         with Journal(optimizer, f"{folder}/run.journal"):
             for _ in range(STEPS):
                 optimizer.step(loss)
                 weights.append(w.detach().clone())
         replay([twin], f"{folder}/run.journal")
-    return {"weights": weights, "moved": moved, "twin": twin.detach(), "passes": optimizer.forward_passes}
+    return {
+        "weights": weights,
+        "moved": moved,
+        "twin": twin.detach(),
+        "passes": optimizer.forward_passes,
+    }
 
 
 def bowl(w: Any) -> Any:
@@ -361,7 +411,19 @@ def bowl(w: Any) -> Any:
     return sum((1.0 + i % 3) * x * x for i, x in enumerate(w)) + 0.3 * w[0] * w[3] + 1.0
 
 
-SCENARIOS = [directions, deadline, data, faults, differences, resumed, fleet, bytes_sent, sharded, unseen, misplaced]
+SCENARIOS = [
+    directions,
+    deadline,
+    data,
+    faults,
+    differences,
+    resumed,
+    fleet,
+    bytes_sent,
+    sharded,
+    unseen,
+    misplaced,
+]
 
 
 def warm_up() -> None:
@@ -377,7 +439,9 @@ def warm_up() -> None:
 def main(rank: int, folder: str) -> None:
     """Do all of it, and leave what was found in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE
+    )
     found = {scenario.__name__: scenario(rank) for scenario in SCENARIOS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.barrier()

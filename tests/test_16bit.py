@@ -43,9 +43,11 @@ def test_hundreds_of_probes_do_not_move_a_bit(any_row: Row, dtype: torch.dtype) 
 def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
     half, single = (nn.Parameter(randn(5).to(dtype)) for dtype in (torch.float16, torch.float32))
     small, most = any_row.make([single]).default_sigmas
-    together = any_row.name == "VectorDopamine"  # sigma is then the length of the perturbation of all weights
+    # Sigma is then the length of the perturbation of all weights.
+    together = any_row.name == "VectorDopamine"
     large, larger, coarse = (
-        min(most, math.sqrt(size) / parts) if together else most for size, parts in ((5, 200), (10, 200), (5, 80))
+        min(most, math.sqrt(size) / parts) if together else most
+        for size, parts in ((5, 200), (10, 200), (5, 80))
     )
     for params in ([half], iter([half]), [("w", half)]):
         assert [group["sigma"] for group in any_row.make(params).param_groups] == [large]
@@ -53,7 +55,12 @@ def test_16_bit_weights_are_perturbed_more(any_row: Row) -> None:
     assert [group["sigma"] for group in both.param_groups] == [larger, larger]
     frozen = nn.Parameter(randn(7).to(torch.float16), requires_grad=False)
     assert any_row.make([half, frozen]).param_groups[0]["sigma"] == large
-    assert any_row.make([nn.Parameter(torch.zeros(100_000, dtype=torch.bfloat16))]).param_groups[0]["sigma"] == most
+    assert (
+        any_row.make([nn.Parameter(torch.zeros(100_000, dtype=torch.bfloat16))]).param_groups[0][
+            "sigma"
+        ]
+        == most
+    )
     fleet = any_row.make([nn.Parameter(torch.zeros(2, 5, dtype=torch.bfloat16))], seed=[1, 2])
     assert fleet.param_groups[0]["sigma"] == coarse
     frozen = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16), requires_grad=False)
@@ -108,10 +115,15 @@ def test_perturbed_weights_are_neighbours_of_the_exact_ones(dtype: torch.dtype) 
     assert abs(float(error)) < STANDARD_ERRORS * step / 2 / math.sqrt(len(moved))
 
 
-def mean_update(make: Any, dtype: torch.dtype, gradient: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+def mean_update(
+    make: Any, dtype: torch.dtype, gradient: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """Mean and standard error of one step over many seeds, for a linear loss; both over the learning rate."""
     replicas = 10_000
-    start = torch.linspace(0.6, 0.9, len(gradient)) * torch.tensor([1.0, -1.0]).repeat(len(gradient))[: len(gradient)]
+    start = (
+        torch.linspace(0.6, 0.9, len(gradient))
+        * torch.tensor([1.0, -1.0]).repeat(len(gradient))[: len(gradient)]
+    )
     w = nn.Parameter(start.repeat(replicas, 1).to(dtype))
     old = w.detach().double()
     make([w], seed=range(replicas), **settings).step(lambda: (w.double() * gradient).sum(1))
@@ -143,7 +155,9 @@ def test_errors_of_many_small_updates_cancel(dtype: torch.dtype, sign: str) -> N
             optimizer._weights.update([(0, [0.1 * unit])], None, lambda: None)
         else:
             exact -= 0.1 * unit
-            optimizer._weights.update([], [1.0 - 0.1 * unit / w.detach().double().mean().item()], lambda: None)
+            optimizer._weights.update(
+                [], [1.0 - 0.1 * unit / w.detach().double().mean().item()], lambda: None
+            )
     error = (w.detach().double() - exact) / unit
     assert abs(float(error.mean())) < 0.1 + STANDARD_ERRORS * float(error.std()) / math.sqrt(len(w))
     assert float(error.var()) < steps * 0.1 * 0.9 * (0.6 if sign == "random" else 0.06)
@@ -151,13 +165,18 @@ def test_errors_of_many_small_updates_cancel(dtype: torch.dtype, sign: str) -> N
 
 @dtypes
 @pytest.mark.parametrize("make", [WeightPerturbation, SPSA])
-def test_the_update_is_rounded_with_other_numbers_than_the_perturbation(make: Any, dtype: torch.dtype) -> None:
+def test_the_update_is_rounded_with_other_numbers_than_the_perturbation(
+    make: Any, dtype: torch.dtype
+) -> None:
     """Sharing them would move just those weights that had been perturbed, and bias the update by a factor."""
     gradient = torch.linspace(0.5, 1.0, 4, dtype=torch.float64)
     fine = 1.0 if dtype == torch.bfloat16 else 0.125  # the ratio of the resolutions
     mean, error = mean_update(make, dtype, gradient, lr=2e-4 * fine, sigma=1e-3 * fine)
     size = gradient @ gradient
-    slope, spread = float(mean @ gradient / size), float(((error * gradient).square().sum()).sqrt() / size)
+    slope, spread = (
+        float(mean @ gradient / size),
+        float(((error * gradient).square().sum()).sqrt() / size),
+    )
     assert abs(slope + 1.0) < STANDARD_ERRORS * spread
 
 

@@ -17,10 +17,13 @@ ROOT = Path(dopaminergic.__file__).parent
 LEAVES = ("lab",)  # nobody inside imports them
 ENTRANCE = ROOT / "__main__.py"  # `python -m dopaminergic` is the lab's command line
 CORE = [
-    path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
+    path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0] not in LEAVES and path != ENTRANCE
 ]
 ALLOWED = {"torch", "numpy", "dopaminergic"} | set(sys.stdlib_module_names)
-OWN = {"noise/cpu": {"numba", "llvmlite"}, "noise/gpu": {"triton"}, "jax.py": {"jax"}}  # only when they are there
+# Only when they are there.
+OWN = {"noise/cpu": {"numba", "llvmlite"}, "noise/gpu": {"triton"}, "jax.py": {"jax"}}
 LAB = ["matplotlib", "rich", "pandas", "scipy", "sklearn", "statsmodels", "pyarrow", "jinja2"]
 
 
@@ -50,14 +53,22 @@ def test_the_core_never_imports_the_lab(path: Path) -> None:
 
 
 def test_numba_is_imported_by_one_package_only() -> None:
-    users = {path.parent for path in CORE if {"numba", "llvmlite"} & {n.split(".")[0] for n in imported(path)}}
+    users = {
+        path.parent
+        for path in CORE
+        if {"numba", "llvmlite"} & {n.split(".")[0] for n in imported(path)}
+    }
     assert users == {ROOT / "noise" / "cpu"}
 
 
 def test_rules_know_no_tensors_of_weights() -> None:
     """A rule is a function of losses: neither the noise nor the weights are in its reach."""
     for name in ("dopamine.py", "prediction_errors.py", "baselines.py", "scalars.py"):
-        assert not [i for i in imported(ROOT / name) if i.startswith(("dopaminergic.noise", "dopaminergic.weights"))]
+        assert not [
+            i
+            for i in imported(ROOT / name)
+            if i.startswith(("dopaminergic.noise", "dopaminergic.weights"))
+        ]
 
 
 def test_all_public_names_are_there() -> None:
@@ -113,4 +124,6 @@ def test_without_jax_its_module_says_how_to_get_it() -> None:
     code = "import sys; sys.modules['jax'] = None\nimport dopaminergic\nimport dopaminergic.jax"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("needs JAX 0.8 or later: pip install 'dopaminergic[jax]'")
+    assert done.stderr.splitlines()[-1].endswith(
+        "needs JAX 0.8 or later: pip install 'dopaminergic[jax]'"
+    )

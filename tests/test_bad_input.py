@@ -99,7 +99,9 @@ OWN: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "error", "words"), COMMON, ids=[brief(case[0]) for case in COMMON])
+@pytest.mark.parametrize(
+    ("settings", "error", "words"), COMMON, ids=[brief(case[0]) for case in COMMON]
+)
 def test_settings_out_of_range(
     any_row: Row, settings: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:
@@ -110,7 +112,9 @@ def test_settings_out_of_range(
     assert len(str(caught.value)) <= 300
 
 
-@pytest.mark.parametrize(("make", "settings", "error", "words"), OWN, ids=[f"{c[0].__name__}-{c[1]}" for c in OWN])
+@pytest.mark.parametrize(
+    ("make", "settings", "error", "words"), OWN, ids=[f"{c[0].__name__}-{c[1]}" for c in OWN]
+)
 def test_a_rules_own_settings_out_of_range(
     make: Any, settings: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:
@@ -137,8 +141,12 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "numpy": lambda x: np.float64(x) if isinstance(x, float) else np.int64(x),
     "numpy, 32 bits": lambda x: np.float32(x) if isinstance(x, float) else np.int32(x),
     "an array": np.array,
-    "a tensor": lambda x: torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else torch.int64),
-    "a tensor with a gradient": lambda x: torch.tensor(x, requires_grad=True) if isinstance(x, float) else x,
+    "a tensor": lambda x: torch.tensor(
+        x, dtype=torch.float64 if isinstance(x, float) else torch.int64
+    ),
+    "a tensor with a gradient": lambda x: (
+        torch.tensor(x, requires_grad=True) if isinstance(x, float) else x
+    ),
     "fractions": lambda x: Fraction(x) if isinstance(x, float) else x,
     "decimals": lambda x: Decimal(x) if isinstance(x, float) else x,
 }
@@ -152,14 +160,19 @@ def test_numbers_of_any_kind_become_floats_and_ints(any_row: Row, form: str) -> 
     for make in (lambda x: x, NUMBERS[form]):
         w = nn.Parameter(randn(6))
         optimizer = any_row.make([w], **{name: make(value) for name, value in settings.items()})
-        assert all(type(optimizer.param_groups[0][name]) is float for name in ("lr", "sigma", "weight_decay"))
+        assert all(
+            type(optimizer.param_groups[0][name]) is float
+            for name in ("lr", "sigma", "weight_decay")
+        )
         optimizer.step(lambda w=w: (w**2).sum())
         states.append((str(optimizer.state_dict()), w.tolist()))
         through_a_file(optimizer.state_dict())
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("make", [Dopamine, Dopamine2, VectorDopamine], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(
+    "make", [Dopamine, Dopamine2, VectorDopamine], ids=lambda rule: rule.__name__
+)
 def test_a_rules_own_numbers_become_floats(make: Any) -> None:
     usual = make([nn.Parameter(randn(3))]).settings
     names = [name for name, value in usual.items() if name in checks.RANGES]
@@ -208,17 +221,24 @@ def test_seeds_of_numpy_are_seeds(any_row: Row) -> None:
     assert torch.equal(w.detach(), v.detach())
 
 
-# ---- parameters ------------------------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def frozen() -> list[Tensor]:
-    return [nn.Parameter(randn(3), requires_grad=False), nn.Parameter(randn(2), requires_grad=False)]
+    return [
+        nn.Parameter(randn(3), requires_grad=False),
+        nn.Parameter(randn(2), requires_grad=False),
+    ]
 
 
 PARAMETERS: dict[str, tuple[Any, type[Exception], list[str]]] = {
     "none": (list, ValueError, ["param"]),
     "all frozen": (frozen, ValueError, ["params", "2 parameters", "requires_grad_"]),
-    "all empty": (lambda: [nn.Parameter(torch.empty(0, 4))], ValueError, ["params", "1 parameters"]),
+    "all empty": (
+        lambda: [nn.Parameter(torch.empty(0, 4))],
+        ValueError,
+        ["params", "1 parameters"],
+    ),
     "integers alone": (
         lambda: [torch.zeros(2, 3, dtype=torch.long)],
         TypeError,
@@ -254,14 +274,25 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ValueError,
         ["not initialized"],
     ),
-    "sparse": (lambda: [nn.Parameter(torch.eye(3).to_sparse())], TypeError, ["parameter 0", "sparse", "to_dense"]),
+    "sparse": (
+        lambda: [nn.Parameter(torch.eye(3).to_sparse())],
+        TypeError,
+        ["parameter 0", "sparse", "to_dense"],
+    ),
     "sparse and frozen": (
-        lambda: [nn.Parameter(randn(2)), nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)],
+        lambda: [
+            nn.Parameter(randn(2)),
+            nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False),
+        ],
         TypeError,
         ["parameter 1", "sparse", "leave it out"],
     ),
     "a model": (lambda: nn.Linear(2, 1), TypeError, ["params", "Linear", "model.parameters()"]),
-    "a state": (lambda: nn.Linear(2, 1).state_dict(), TypeError, ["params", "OrderedDict", "model.parameters()"]),
+    "a state": (
+        lambda: nn.Linear(2, 1).state_dict(),
+        TypeError,
+        ["params", "OrderedDict", "model.parameters()"],
+    ),
     "None": (lambda: None, TypeError, ["params", "NoneType"]),
 }
 
@@ -298,7 +329,9 @@ def test_frozen_parameters_may_be_of_any_dtype(any_row: Row, kind: str) -> None:
         optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
         optimizer.step(lambda w=w: (w**2).sum())
         ends.append(copies([w]))
-        assert frozen.is_meta or torch.equal(before.view(torch.uint8), frozen.detach().view(torch.uint8))
+        assert frozen.is_meta or torch.equal(
+            before.view(torch.uint8), frozen.detach().view(torch.uint8)
+        )
     assert same(*ends)
 
 
@@ -365,10 +398,15 @@ def test_freezing_everything_later_is_an_error_in_the_step(any_row: Row) -> None
 
 def test_the_base_class_has_no_rule() -> None:
     w = nn.Parameter(randn(3))
-    with pytest.raises(NotImplementedError, match="ForwardOptimizer is a base class; use a subclass such as Dopamine"):
+    with pytest.raises(
+        NotImplementedError,
+        match="ForwardOptimizer is a base class; use a subclass such as Dopamine",
+    ):
         ForwardOptimizer([w], lr=0.1, sigma=0.1)
     optimizer = ScalarRule([w], lr=0.1, sigma=0.1)
-    with pytest.raises(NotImplementedError, match="ScalarRule is a base class; use a subclass such as Dopamine"):
+    with pytest.raises(
+        NotImplementedError, match="ScalarRule is a base class; use a subclass such as Dopamine"
+    ):
         optimizer.step(lambda: 1.0)
     assert torch.equal(w.detach(), randn(3))
 
@@ -378,7 +416,7 @@ def test_settings_are_named() -> None:
         WeightPerturbation([nn.Parameter(randn(3))], 0.1)  # pyright: ignore
 
 
-# ---- closures --------------------------------------------------------------------------------------------------------
+# ---- closures ------------------------------------------------------------------------------------
 
 OUTCOMES: list[tuple[Any, type[Exception], list[str]]] = [
     (None, TypeError, ["None", "return loss"]),
@@ -416,7 +454,9 @@ OUTCOME_IDS = [f"{i} {type(case[0]).__name__}" for i, case in enumerate(OUTCOMES
 
 
 @pytest.mark.parametrize(("returned", "error", "words"), OUTCOMES, ids=OUTCOME_IDS)
-def test_a_closure_that_returns_no_loss(any_row: Row, returned: Any, error: type[Exception], words: list[str]) -> None:
+def test_a_closure_that_returns_no_loss(
+    any_row: Row, returned: Any, error: type[Exception], words: list[str]
+) -> None:
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters())
     optimizer.step(problem.loss)
@@ -446,7 +486,11 @@ async def waits() -> float:
 def test_closures_that_return_what_has_no_words(any_row: Row) -> None:
     w = nn.Parameter(randn(3))
     optimizer = any_row.make([w])
-    for returned, words in ((waits, "async def"), (lambda: (x for x in (1.0,)), "yield"), (Unprintable, "Unprintable")):
+    for returned, words in (
+        (waits, "async def"),
+        (lambda: (x for x in (1.0,)), "yield"),
+        (Unprintable, "Unprintable"),
+    ):
         with pytest.raises(TypeError, match=words) as caught:
             optimizer.step(returned)  # pyright: ignore[reportArgumentType]
         assert len(str(caught.value)) <= 300
@@ -458,7 +502,9 @@ def test_what_is_no_closure_is_told_so(any_row: Row) -> None:
     optimizer = any_row.make([w])
     for closure in ((w**2).sum().detach(), 0.5, "loss", [1.0]):
         for half in (optimizer.step, optimizer.probe):
-            with pytest.raises(TypeError, match=f"{any_row.name}: the closure must be a function .*lambda"):
+            with pytest.raises(
+                TypeError, match=f"{any_row.name}: the closure must be a function .*lambda"
+            ):
                 half(closure)  # pyright: ignore[reportArgumentType]
     assert optimizer.forward_passes == 0
 
@@ -470,7 +516,7 @@ def test_whole_numbers_are_losses_too() -> None:
     assert optimizer.step(lambda: torch.tensor([1, 2, 2, 1])) == 1.5
 
 
-# ---- fleets ----------------------------------------------------------------------------------------------------------
+# ---- fleets --------------------------------------------------------------------------------------
 
 
 def test_parameters_of_a_fleet_need_a_replica_dimension(any_row: Row) -> None:

@@ -49,7 +49,9 @@ class Attention(nn.Module):
 
 
 def normalised() -> tuple[Any, Callable[[], Any]]:
-    model = started(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))).eval()
+    model = started(
+        nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+    ).eval()
     model[1].running_mean.copy_(randn(5))  # pyright: ignore
     return fitting(model, randn(7, 3))
 
@@ -58,7 +60,11 @@ def groups() -> tuple[Any, Callable[[], Any]]:
     model = perceptron(3, 5, 1)
     first, second, *rest = model.parameters()
     _, closure = fitting(model, randn(9, 3))
-    return [{"params": [first], "lr": 0.5}, {"params": [second], "sigma": 0.03}, {"params": rest}], closure
+    return [
+        {"params": [first], "lr": 0.5},
+        {"params": [second], "sigma": 0.03},
+        {"params": rest},
+    ], closure
 
 
 def frozen() -> tuple[Any, Callable[[], Any]]:
@@ -81,7 +87,9 @@ def scattered() -> tuple[Any, Callable[[], Any]]:
 
 
 def embedding() -> tuple[Any, Callable[[], Any]]:
-    model = started(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2)))
+    model = started(
+        nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2))
+    )
     x, y = torch.arange(8).reshape(4, 2) % 6, randn(4, 2)
     return list(model.parameters()), lambda: squared_error(model(x), y)
 
@@ -100,7 +108,9 @@ CASES: dict[str, Case] = {
 }
 
 
-def trained(make: Case, *, in_place: bool, steps: int = 3, **settings: Any) -> tuple[list[Tensor], VectorDopamine]:
+def trained(
+    make: Case, *, in_place: bool, steps: int = 3, **settings: Any
+) -> tuple[list[Tensor], VectorDopamine]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         params, closure = make()
@@ -129,7 +139,9 @@ def test_batches_are_the_steps_in_place(name: str) -> None:
 def test_one_batch_at_a_time_fits_the_memory() -> None:
     """With room for four copies of 26 float64 weights the same 40 directions take ten batches."""
     whole, _ = trained(CASES["perceptron"], in_place=False, directions=26)
-    parts, optimizer = trained(CASES["perceptron"], in_place=False, directions=26, memory=4 * 26 * 8)
+    parts, optimizer = trained(
+        CASES["perceptron"], in_place=False, directions=26, memory=4 * 26 * 8
+    )
     copied = optimizer._batched._copies
     assert copied is not None
     assert len(copied.rows) == 4
@@ -155,7 +167,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ends[0], ends[1], rtol=near, atol=near)
 
 
-# ---- common random numbers -------------------------------------------------------------------------------------------
+# ---- common random numbers -----------------------------------------------------------------------
 
 
 def dropping(dropout: nn.Module, x: Tensor, inputs: int) -> Case:
@@ -196,7 +208,7 @@ def test_random_numbers_in_a_batch_are_those_in_place(name: str) -> None:
     torch.testing.assert_close(batched, alone, rtol=1e-7, atol=1e-8)
 
 
-# ---- closures that cannot be batched ---------------------------------------------------------------------------------
+# ---- closures that cannot be batched -------------------------------------------------------------
 
 
 def impossible(kind: str) -> Case:
@@ -223,12 +235,14 @@ def impossible(kind: str) -> Case:
 
 
 def norm_in_training() -> tuple[Any, Callable[[], Any]]:
-    return fitting(started(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))), randn(9, 3))
+    return fitting(
+        started(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))), randn(9, 3)
+    )
 
 
-IMPOSSIBLE = {kind: impossible(kind) for kind in ("numpy", "item", "condition", "keeps the weights")} | {
-    "batch norm in training": norm_in_training
-}
+IMPOSSIBLE = {
+    kind: impossible(kind) for kind in ("numpy", "item", "condition", "keeps the weights")
+} | {"batch norm in training": norm_in_training}
 
 
 @pytest.mark.parametrize("sigma", [1e-2, 1e-5])
@@ -271,7 +285,7 @@ def test_what_a_closure_does_wrong_everywhere_is_no_reason_to_refuse() -> None:
     assert optimizer.forward_passes == 9 + 8
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
+# ---- parts ---------------------------------------------------------------------------------------
 
 
 def test_parameters_are_exchanged_wherever_they_appear() -> None:
@@ -282,12 +296,18 @@ def test_parameters_are_exchanged_wherever_they_appear() -> None:
         assert torch.equal(torch.add(other, other=w), other + new)
         assert torch.equal(w.data, new)
         assert torch.equal(w[1:], new[1:])
-        assert torch.equal(nn.functional.linear(randn(2, 3), torch.eye(3, dtype=DOUBLE), bias=w), randn(2, 3) + new)
+        assert torch.equal(
+            nn.functional.linear(randn(2, 3), torch.eye(3, dtype=DOUBLE), bias=w), randn(2, 3) + new
+        )
     assert not torch.equal(w.detach(), new)
 
 
 def test_copies_hold_the_perturbed_weights_of_the_definition() -> None:
-    parameters = [nn.Parameter(randn(4, 3)), nn.Parameter(randn(7, seed=1)), nn.Parameter(randn(5, 2, seed=2).t())]
+    parameters = [
+        nn.Parameter(randn(4, 3)),
+        nn.Parameter(randn(7, seed=1)),
+        nn.Parameter(randn(5, 2, seed=2).t()),
+    ]
     optimizer = VectorDopamine([{"params": parameters[:1]}, {"params": parameters[1:]}], seed=8)
     optimizer._weights.begin(3)
     made = Copies(optimizer._weights, 2)
@@ -295,7 +315,9 @@ def test_copies_hold_the_perturbed_weights_of_the_definition() -> None:
         made.write(1, direction, [*scales], 3)
         for p, stack in zip(made.parameters, made.stacks, strict=True):
             i = next(i for i, q in enumerate(parameters) if q is p)
-            expected = p.detach() + scales[min(i, 1)] * drawn(optimizer, p, i, step=3, direction=direction)
+            expected = p.detach() + scales[min(i, 1)] * drawn(
+                optimizer, p, i, step=3, direction=direction
+            )
             torch.testing.assert_close(stack[1], expected, rtol=0, atol=1e-15)
 
 

@@ -26,16 +26,21 @@ def closure(model: nn.Module) -> Callable[[], Any]:
     return lambda: squared_error(model(X), X[:, :2].flip(0))
 
 
-def run(row: Row, batched: bool, steps: int = 5, directions: int = 6, **settings: Any) -> tuple[list[float], Any, Any]:
+def run(
+    row: Row, batched: bool, steps: int = 5, directions: int = 6, **settings: Any
+) -> tuple[list[float], Any, Any]:
     model = network()
-    optimizer = row.make(model.parameters(), lr=0.01, seed=4, directions=directions, batched=batched, **settings)
+    optimizer = row.make(
+        model.parameters(), lr=0.01, seed=4, directions=directions, batched=batched, **settings
+    )
     losses = [optimizer.step(closure(model)) for _ in range(steps)]
     return losses, torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer
 
 
 def test_batches_give_what_evaluations_in_place_give(row: Row) -> None:
     (one, w, _), (other, v, _) = run(row, True), run(row, False)
-    # Regrets are differences of order sigma, so their rounding is 1e-16 / sigma of a loss of order 1.
+    # Regrets are differences of order sigma, so their rounding is 1e-16 / sigma of a loss of order
+    # 1.
     assert one == pytest.approx(other, rel=1e-10)
     torch.testing.assert_close(w, v, rtol=0, atol=1e-10)
     assert not torch.equal(v, torch.cat([p.detach().flatten() for p in network().parameters()]))
@@ -43,7 +48,8 @@ def test_batches_give_what_evaluations_in_place_give(row: Row) -> None:
 
 def test_the_comparison_of_the_first_step_is_counted(row: Row) -> None:
     in_place, as_batch = run(row, False)[2].forward_passes, run(row, True)[2].forward_passes
-    # A rule that does not ask for the unperturbed loss needs it once, to compare regrets instead of losses.
+    # A rule that does not ask for the unperturbed loss needs it once, to compare regrets instead of
+    # losses.
     assert as_batch - in_place == (1 if row.returns_base else 2)  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -61,7 +67,9 @@ def test_the_closure_runs_once_for_many_directions(row: Row) -> None:
     assert calls[0] == 2  # the base and one batch, or one batch for each sign
 
 
-def test_a_closure_that_leaves_torch_is_evaluated_in_place(row: Row, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closure_that_leaves_torch_is_evaluated_in_place(
+    row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
     def leaving(model: nn.Module) -> Callable[[], float]:
         return lambda: float(closure(model)().mean())
 
@@ -104,4 +112,6 @@ def test_a_loaded_run_does_not_compare_again(row: Row) -> None:
     resumed.load_state_dict(saved["optimizer"])
     resumed.step(closure(other))
     assert resumed.forward_passes == straight.forward_passes
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )

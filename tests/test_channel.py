@@ -37,7 +37,7 @@ def alone(tmp_path: Path) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-# ---- ranks that differ -----------------------------------------------------------------------------------------------
+# ---- ranks that differ ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", [*BY_FRAMES, *BY_NUMBERS])
@@ -47,7 +47,9 @@ def test_ranks_that_differ_are_all_told_by_the_same_words(found: list[Any], what
     if what == "outcomes":
         assert said.startswith("RuntimeError: ranks 1 and 3 share a shard of the data")
     elif what in BY_NUMBERS:
-        assert said.startswith("RuntimeError: rank 3 differs from rank 0 in the optimizer's settings")
+        assert said.startswith(
+            "RuntimeError: rank 3 differs from rank 0 in the optimizer's settings"
+        )
     else:
         assert said.startswith("RuntimeError: rank 3 is at [step ")
         there, here = said.split("[")[1:]
@@ -62,14 +64,19 @@ def test_ranks_whose_frames_differ_have_parted_for_good(found: list[Any], what: 
     for rank in range(SIZE):
         run = found[rank]["out_of_step"][what]
         if what in BY_FRAMES:
-            assert run["again"].startswith("RuntimeError: Ranks: closed for good, since rank 3 and rank 0 were about")
+            assert run["again"].startswith(
+                "RuntimeError: Ranks: closed for good, since rank 3 and rank 0 were about"
+            )
         else:
             assert run["again"] == run["said"]
 
 
-# ---- ranks that are interrupted --------------------------------------------------------------------------------------
+# ---- ranks that are interrupted ------------------------------------------------------------------
 
-RAISED = {"handler that raises a RuntimeError": "RuntimeError: of a handler", "Ctrl-C after the exchange": "KeyboardI"}
+RAISED = {
+    "handler that raises a RuntimeError": "RuntimeError: of a handler",
+    "Ctrl-C after the exchange": "KeyboardI",
+}
 # Others complete the second step where they have all numbers of the rank that has left.
 COMPLETED = [
     "waiting",
@@ -94,10 +101,15 @@ def test_a_rank_that_is_interrupted_leaves_and_ends_all(found: list[Any], where:
         if where == "waiting while another raises" and rank == 0:
             assert said[0] == "ArithmeticError: of the closure"
         else:
-            assert said[0].startswith(f"RuntimeError: rank 1 of 4 was interrupted in step 1 by {name} and has left")
+            assert said[0].startswith(
+                f"RuntimeError: rank 1 of 4 was interrupted in step 1 by {name} and has left"
+            )
             assert len(said[0]) <= len("RuntimeError: ") + 300
     for run in runs:
-        assert all(said.startswith("RuntimeError: Ranks: closed for good, since ") for said in run["said"][1:])
+        assert all(
+            said.startswith("RuntimeError: Ranks: closed for good, since ")
+            for said in run["said"][1:]
+        )
 
 
 def test_an_error_of_a_handler_of_signals_is_not_taken_for_one_of_torch() -> None:
@@ -119,9 +131,16 @@ def test_ranks_that_raise_the_same_error_after_the_exchange_go_on(found: list[An
     reference = trained(Dopamine, problem, problem.loss, None)
     for rank in range(SIZE):
         run = found[rank]["errors"]["all"]
-        assert run["said"] == ["nothing was raised", "ArithmeticError: of the rule", *2 * ["nothing was raised"]]
+        assert run["said"] == [
+            "nothing was raised",
+            "ArithmeticError: of the rule",
+            *2 * ["nothing was raised"],
+        ]
         assert run["steps"] == 3
-        assert all(a.allclose(b, rtol=1e-12) for a, b in zip(run["weights"], reference["weights"], strict=True))
+        assert all(
+            a.allclose(b, rtol=1e-12)
+            for a, b in zip(run["weights"], reference["weights"], strict=True)
+        )
         assert same(run["weights"], found[0]["errors"]["all"]["weights"])
 
 
@@ -129,14 +148,16 @@ def test_an_error_of_one_rank_after_the_exchange_is_told_to_all(found: list[Any]
     """It is a step behind, which its next frame shows."""
     for rank in range(SIZE):
         run = found[rank]["errors"]["one"]
-        assert run["said"][1] == ("ArithmeticError: of the rule" if rank == 1 else "nothing was raised")
+        assert run["said"][1] == (
+            "ArithmeticError: of the rule" if rank == 1 else "nothing was raised"
+        )
         assert "rank 1 is at [step 1, Failing" in run["said"][2]
         assert "rank 0 at [step 2, Failing" in run["said"][2]
         assert run["said"][3].startswith("RuntimeError: Ranks: closed for good")
         assert run["steps"] == (1 if rank == 1 else 2)
 
 
-# ---- other processes -------------------------------------------------------------------------------------------------
+# ---- other processes -----------------------------------------------------------------------------
 
 
 def in_a_child(work: Callable[[], Any]) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from dopaminergic import (
 )
 from optimizers import Regression, Row, copies, perceptron, randn, same
 
-# ---- what it returns -------------------------------------------------------------------------------------------------
+# ---- what it returns -----------------------------------------------------------------------------
 
 RETURNS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a float": lambda p, y: float(((p - y) ** 2).mean()),
@@ -33,7 +33,9 @@ RETURNS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "losses per sample": lambda p, y: ((p - y) ** 2).flatten(),
     "an array without dimensions": lambda p, y: np.array(((p - y) ** 2).mean().item()),
     "an array of losses": lambda p, y: ((p - y) ** 2).flatten().numpy(),
-    "an array from the end, of the other byte order": lambda p, y: ((p - y) ** 2).flatten().numpy().astype(">f8")[::-1],
+    "an array from the end, of the other byte order": lambda p, y: (
+        ((p - y) ** 2).flatten().numpy().astype(">f8")[::-1]
+    ),
     "a list of floats": lambda p, y: ((p - y) ** 2).flatten().tolist(),
     "a list of tensors": lambda p, y: list(((p - y) ** 2).flatten()),
     "a sparse tensor": lambda p, y: ((p - y) ** 2).flatten().to_sparse(),
@@ -51,7 +53,9 @@ def test_every_form_of_the_same_loss_gives_the_same_run(row: Row, form: str) -> 
     for make in (RETURNS["a 0-d tensor"], RETURNS[form]):
         problem = Regression()
         optimizer = row.make(problem.model.parameters())
-        losses = [optimizer.step(lambda p=problem, make=make: make(p.model(p.x), p.y)) for _ in range(3)]
+        losses = [
+            optimizer.step(lambda p=problem, make=make: make(p.model(p.x), p.y)) for _ in range(3)
+        ]
         assert all(isinstance(loss, float) for loss in losses)
         ends.append((problem.weights(), losses))
     # Means of the same 16 numbers, perhaps added up in another order; the regret magnifies that.
@@ -63,15 +67,36 @@ def test_every_form_of_the_same_loss_gives_the_same_run(row: Row, form: str) -> 
 def test_numbers_of_other_kinds_are_losses() -> None:
     w = nn.Parameter(randn(3))
     optimizer = WeightPerturbation([w], lr=0.0)
-    values = (2, np.float32(2), np.int64(2), np.array(2), torch.tensor(2), torch.tensor(2.0, dtype=torch.float16))
-    for value in (*values, Fraction(2), Decimal(2), [2], [3, np.float32(1)], torch.tensor(2.0).to(torch.float8_e5m2)):
+    values = (
+        2,
+        np.float32(2),
+        np.int64(2),
+        np.array(2),
+        torch.tensor(2),
+        torch.tensor(2.0, dtype=torch.float16),
+    )
+    for value in (
+        *values,
+        Fraction(2),
+        Decimal(2),
+        [2],
+        [3, np.float32(1)],
+        torch.tensor(2.0).to(torch.float8_e5m2),
+    ):
         assert optimizer.step(lambda value=value: value) == 2.0  # pyright: ignore[reportArgumentType]
 
 
 def test_errors_yes_or_no_are_losses() -> None:
     w = nn.Parameter(randn(3))
     optimizer = WeightPerturbation([w], lr=0.0)
-    for value in (True, np.bool_(True), torch.tensor(True), [True, True], np.array([True]), torch.ones(2) == 1):
+    for value in (
+        True,
+        np.bool_(True),
+        torch.tensor(True),
+        [True, True],
+        np.array([True]),
+        torch.ones(2) == 1,
+    ):
         assert optimizer.step(lambda value=value: value) == 1.0  # pyright: ignore[reportArgumentType]
 
 
@@ -112,11 +137,17 @@ def test_cross_entropy_is_torchs() -> None:
     model, x, labels = perceptron(4, 6, 3), randn(10, 4), torch.arange(10) % 3
     optimizer = WeightPerturbation(model.parameters())
     expected = float(nn.functional.cross_entropy(model(x), labels).detach())
-    assert optimizer.step(lambda: cross_entropy(model(x), labels)) == pytest.approx(expected, rel=1e-14)
+    assert optimizer.step(lambda: cross_entropy(model(x), labels)) == pytest.approx(
+        expected, rel=1e-14
+    )
     sequence = cross_entropy(randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.long))
     assert sequence.losses.shape == (2, 5)
     assert float(sequence.mean()) == pytest.approx(
-        float(nn.functional.cross_entropy(randn(2, 5, 3).reshape(10, 3), torch.zeros(10, dtype=torch.long)))
+        float(
+            nn.functional.cross_entropy(
+                randn(2, 5, 3).reshape(10, 3), torch.zeros(10, dtype=torch.long)
+            )
+        )
     )
 
 
@@ -133,7 +164,11 @@ def test_an_outcome_keeps_what_the_model_predicted() -> None:
     ("make", "error", "words"),
     [
         (lambda: squared_error(randn(4, 1), randn(4)), ValueError, ["(4, 1)", "(4,)"]),
-        (lambda: cross_entropy(randn(4, 3), torch.zeros(3, dtype=torch.long)), ValueError, ["(4, 3)", "(3,)"]),
+        (
+            lambda: cross_entropy(randn(4, 3), torch.zeros(3, dtype=torch.long)),
+            ValueError,
+            ["(4, 3)", "(3,)"],
+        ),
         (lambda: cross_entropy(randn(4, 3), torch.zeros(4)), TypeError, ["labels", "float32"]),
         (lambda: cross_entropy(torch.tensor(1.0), torch.tensor(0)), ValueError, ["logits"]),
         (lambda: squared_error(randn(4), 0.0), TypeError, ["target", "float"]),  # pyright: ignore[reportArgumentType]
@@ -141,13 +176,15 @@ def test_an_outcome_keeps_what_the_model_predicted() -> None:
         (lambda: outcome(np.zeros(4), abs), TypeError, ["values", "ndarray"]),  # pyright: ignore
     ],
 )
-def test_outcomes_of_what_does_not_fit(make: Callable[[], Any], error: type[Exception], words: list[str]) -> None:
+def test_outcomes_of_what_does_not_fit(
+    make: Callable[[], Any], error: type[Exception], words: list[str]
+) -> None:
     with pytest.raises(error) as caught:
         make()
     assert all(word in str(caught.value) for word in words)
 
 
-# ---- what it may do --------------------------------------------------------------------------------------------------
+# ---- what it may do ------------------------------------------------------------------------------
 
 
 def test_it_runs_without_gradients(any_row: Row) -> None:
@@ -168,7 +205,9 @@ def test_gradients_it_computes_are_neither_needed_nor_used(row: Row) -> None:
         problem = Regression()
         optimizer = row.make(problem.model.parameters())
 
-        def closure(problem: Regression = problem, optimizer: Any = optimizer, backward: bool = backward) -> Tensor:
+        def closure(
+            problem: Regression = problem, optimizer: Any = optimizer, backward: bool = backward
+        ) -> Tensor:
             if not backward:
                 return problem.loss()
             optimizer.zero_grad()
@@ -185,7 +224,9 @@ def test_gradients_it_computes_are_neither_needed_nor_used(row: Row) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"directions": 8}], ids=str)
-def test_a_closure_that_asks_for_gradients_is_told_to_return_the_loss(any_row: Row, settings: Any) -> None:
+def test_a_closure_that_asks_for_gradients_is_told_to_return_the_loss(
+    any_row: Row, settings: Any
+) -> None:
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters(), **settings)
     optimizer.step(problem.loss)
@@ -204,7 +245,9 @@ def test_a_closure_that_asks_for_gradients_is_told_to_return_the_loss(any_row: R
 
     for closure in (backward, grad):
         for half in (optimizer.step, optimizer.probe):
-            with pytest.raises(RuntimeError, match=rf"{any_row.name}: .*leave backward\(\) out") as caught:
+            with pytest.raises(
+                RuntimeError, match=rf"{any_row.name}: .*leave backward\(\) out"
+            ) as caught:
                 half(closure)
             assert len(str(caught.value)) <= 300
             assert isinstance(caught.value.__cause__, RuntimeError)
@@ -216,8 +259,14 @@ def test_a_closure_that_asks_for_gradients_is_told_to_return_the_loss(any_row: R
 def test_a_step_without_a_closure_says_what_frameworks_do(any_row: Row) -> None:
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters())
-    for call in (optimizer.step, lambda: optimizer.step(None), lambda: optimizer.step(closure=None)):
-        with pytest.raises(RuntimeError, match=rf"{any_row.name}\.step\(\).*needs a probe first.*accelerate") as caught:
+    for call in (
+        optimizer.step,
+        lambda: optimizer.step(None),
+        lambda: optimizer.step(closure=None),
+    ):
+        with pytest.raises(
+            RuntimeError, match=rf"{any_row.name}\.step\(\).*needs a probe first.*accelerate"
+        ) as caught:
             call()
         assert len(str(caught.value)) <= 300
     assert optimizer.forward_passes == 0
@@ -230,7 +279,9 @@ def test_a_second_probe_without_a_step_is_warned_of_once(any_row: Row) -> None:
         optimizer.probe(problem.loss)
         optimizer.step()
     optimizer.probe(problem.loss)
-    with pytest.warns(RuntimeWarning, match=rf"{any_row.name}: a second probe .*inside one closure"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"{any_row.name}: a second probe .*inside one closure"
+    ):
         optimizer.probe(problem.loss)
     optimizer.probe(problem.loss)
     optimizer.step()
@@ -279,7 +330,7 @@ def test_it_may_use_the_optimizer_of_another_model() -> None:
     assert same(two.weights(), alone.weights())
 
 
-# ---- common random numbers -------------------------------------------------------------------------------------------
+# ---- common random numbers -----------------------------------------------------------------------
 
 
 def test_all_evaluations_of_a_step_see_the_same_random_numbers(row: Row) -> None:
@@ -294,7 +345,9 @@ def test_all_evaluations_of_a_step_see_the_same_random_numbers(row: Row) -> None
         optimizer.step(closure)
     passes = row.passes(2)
     for step in range(3):
-        assert all(torch.equal(m, masks[passes * step]) for m in masks[passes * step : passes * (step + 1)])
+        assert all(
+            torch.equal(m, masks[passes * step]) for m in masks[passes * step : passes * (step + 1)]
+        )
     assert not torch.equal(masks[0], masks[passes])
 
 

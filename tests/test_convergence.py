@@ -52,7 +52,11 @@ def passes_to_solve_xor(row: Row, seed: int, budget: int, **settings: Any) -> in
     return None
 
 
-XOR = {"WeightPerturbation": {"lr": 1.0}, "SPSA": {"lr": 1.0}, "EvolutionStrategy": {"lr": 0.02, "sigma": 0.1}}
+XOR = {
+    "WeightPerturbation": {"lr": 1.0},
+    "SPSA": {"lr": 1.0},
+    "EvolutionStrategy": {"lr": 0.02, "sigma": 0.1},
+}
 
 
 def test_xor_is_solved(row: Row) -> None:

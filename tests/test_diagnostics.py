@@ -27,23 +27,32 @@ from dopaminergic.weights import Weights
 from optimizers import Regression, Row, copies, perceptron, randn, same
 
 
-def linear(d: int = 60, shapes: list[tuple[int, ...]] | None = None) -> tuple[list[nn.Parameter], Callable[[], Tensor]]:
+def linear(
+    d: int = 60, shapes: list[tuple[int, ...]] | None = None
+) -> tuple[list[nn.Parameter], Callable[[], Tensor]]:
     """A loss of which theory is exact; it is far above 0, so that there is much to gain."""
     parameters = [nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate(shapes or [(d,)])]
     gradients = [randn(*p.shape, seed=100 + i) for i, p in enumerate(parameters)]
     return (
         parameters,
-        lambda: torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum() + 100,
+        lambda: (
+            torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+            + 100
+        ),
     )
 
 
-# ---- sound -----------------------------------------------------------------------------------------------------------
+# ---- sound ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"noise": "gaussian"}, {"noise": "rademacher", "directions": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"noise": "gaussian"}, {"noise": "rademacher", "directions": 3}], ids=str
+)
 def test_every_optimizer_is_sound(row: Row, settings: dict[str, Any]) -> None:
     problem = Regression()
-    report = check_estimator(row.make(problem.model.parameters(), **settings), problem.loss, probes=100)
+    report = check_estimator(
+        row.make(problem.model.parameters(), **settings), problem.loss, probes=100
+    )
     assert report.sound, str(report)
     assert report.rule == row.name
     assert (report.expected_learning_rate is not None) is row.estimates
@@ -80,7 +89,10 @@ def test_groups_frozen_and_tied_weights_are_sound(row: Row) -> None:
     first, second, *rest = model.parameters()
     rest[0].requires_grad_(False)
     x, y = randn(16, 4), randn(16, 1, seed=1)
-    groups = [{"params": [first], "lr": 0.3}, {"params": [second, *rest], "sigma": 0.003, "weight_decay": 0.1}]
+    groups = [
+        {"params": [first], "lr": 0.3},
+        {"params": [second, *rest], "sigma": 0.003, "weight_decay": 0.1},
+    ]
     optimizer = row.make(groups, lr=0.1, sigma=0.001)
     report = check_estimator(optimizer, lambda: squared_error(model(x), y), probes=200)
     assert report.sound, str(report)
@@ -102,14 +114,18 @@ def test_dropout_is_sound() -> None:
 def test_a_linear_loss_meets_theory_exactly(noise: str, directions: int) -> None:
     """Variance (d -+ 1) / K |g|^2, so the cosine of the mean of M updates is 1 / sqrt(1 + (d -+ 1) / (K M))."""
     parameters, loss = linear(60)
-    report = check_estimator(SPSA(parameters, lr=0.1, directions=directions, noise=noise), loss, probes=200)
+    report = check_estimator(
+        SPSA(parameters, lr=0.1, directions=directions, noise=noise), loss, probes=200
+    )
     assert report.sound
     assert report.learning_rate == pytest.approx(0.1, rel=1e-4)
     assert report.variance == pytest.approx(1.0, rel=1e-4)
     d = 59 if noise == "rademacher" else 61
     assert report.predicted_cosine == pytest.approx(1 / math.sqrt(1 + d / (200 * directions)))
     # (1 / cosine^2 - 1) is chi-square of 59 over its mean, within five standard deviations.
-    measured, predicted = (1 / c**2 - 1 for c in (report.cosine, 1 / math.sqrt(1 + 59 / (200 * directions))))
+    measured, predicted = (
+        1 / c**2 - 1 for c in (report.cosine, 1 / math.sqrt(1 + 59 / (200 * directions)))
+    )
     assert abs(measured / predicted - 1) < 5 * math.sqrt(2 / 59)
 
 
@@ -124,11 +140,13 @@ def test_false_alarms_are_rare() -> None:
     problem = Regression()
     for seed in range(10):
         for make in (EvolutionStrategy, Dopamine, Dopamine2):
-            report = check_estimator(make(problem.model.parameters(), seed=seed), problem.loss, probes=100)
+            report = check_estimator(
+                make(problem.model.parameters(), seed=seed), problem.loss, probes=100
+            )
             assert report.sound, f"seed {seed}: {report}"
 
 
-# ---- broken, as other libraries were ---------------------------------------------------------------------------------
+# ---- broken, as other libraries were -------------------------------------------------------------
 
 
 class WrongSign(WeightPerturbation):
@@ -182,12 +200,16 @@ def same_noise_at_every_step(weights: Any) -> None:
 def same_noise_in_every_direction(weights: Any) -> None:
     move, update = weights.move, weights.update
     weights.move = lambda terms, *rest: move([(0 * k, multiples) for k, multiples in terms], *rest)
-    weights.update = lambda terms, *rest: update([(0 * k, multiples) for k, multiples in terms], *rest)
+    weights.update = lambda terms, *rest: update(
+        [(0 * k, multiples) for k, multiples in terms], *rest
+    )
 
 
 def other_noise_in_the_update(weights: Any) -> None:
     update = weights.update
-    weights.update = lambda terms, *rest: update([(k + 100, multiples) for k, multiples in terms], *rest)
+    weights.update = lambda terms, *rest: update(
+        [(k + 100, multiples) for k, multiples in terms], *rest
+    )
 
 
 def checked(optimizer: Any, loss: Any, probes: int = 200) -> EstimatorReport:
@@ -223,7 +245,9 @@ def test_a_group_that_climbs_is_found() -> None:
 
 def test_signals_of_other_directions_are_found() -> None:
     problem = Regression()
-    report = checked(SwappedSignals(problem.model.parameters(), directions=4), problem.loss, probes=100)
+    report = checked(
+        SwappedSignals(problem.model.parameters(), directions=4), problem.loss, probes=100
+    )
     assert not report.sound
     assert "does not follow" in report.problems[0]
 
@@ -236,7 +260,9 @@ def test_updates_with_other_noise_than_the_perturbation_are_found(row: Row) -> N
     assert "does not follow" in report.problems[0]
 
 
-def test_noise_shared_by_layers_of_one_shape_is_found(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_shared_by_layers_of_one_shape_is_found(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parameters, loss = linear(shapes=[(5, 5), (5, 5)])
     assert checked(row.make(parameters), loss).sound
 
@@ -251,7 +277,9 @@ def test_noise_shared_by_layers_of_one_shape_is_found(row: Row, monkeypatch: pyt
 
 def test_noise_that_repeats_at_every_step_is_found(row: Row) -> None:
     problem = Regression()
-    report = checked(breaking(row.make, same_noise_at_every_step)(problem.model.parameters()), problem.loss)
+    report = checked(
+        breaking(row.make, same_noise_at_every_step)(problem.model.parameters()), problem.loss
+    )
     assert not report.sound
 
 
@@ -259,7 +287,11 @@ def test_directions_that_repeat_within_a_step_are_found(row: Row) -> None:
     """Unbiased, but K times as noisy as K directions should be."""
     parameters, loss = linear(30)
     broken = breaking(row.make, same_noise_in_every_direction)
-    report = checked(broken(parameters, directions=5, noise="rademacher"), loss, probes=100 if row.estimates else 200)
+    report = checked(
+        broken(parameters, directions=5, noise="rademacher"),
+        loss,
+        probes=100 if row.estimates else 200,
+    )
     assert not report.sound
     assert "directions may repeat" in report.problems[-1]
 
@@ -285,7 +317,7 @@ def test_an_optimizer_that_does_not_move_is_not_sound(row: Row) -> None:
     assert "does not move" in report.problems[0]
 
 
-# ---- nothing changes -------------------------------------------------------------------------------------------------
+# ---- nothing changes -----------------------------------------------------------------------------
 
 
 def test_everything_is_as_before(row: Row) -> None:
@@ -294,7 +326,11 @@ def test_everything_is_as_before(row: Row) -> None:
     optimizer.register_step_post_hook(lambda *_: heard.append(1))
     optimizer.step(problem.loss)
     optimizer.probe(problem.loss)
-    weights, state, generator = problem.weights(), str(optimizer.state_dict()), torch.get_rng_state()
+    weights, state, generator = (
+        problem.weights(),
+        str(optimizer.state_dict()),
+        torch.get_rng_state(),
+    )
     check_estimator(optimizer, lambda: problem.loss() + 0 * torch.rand(()), probes=100)
     assert same(problem.weights(), weights)
     assert str(optimizer.state_dict()) == state
@@ -329,31 +365,46 @@ def test_everything_is_as_before_when_it_fails() -> None:
 def test_large_models_come_back_bit_for_bit() -> None:
     w = nn.Parameter(randn(300_000, dtype=torch.float32))
     old = copies([w])
-    report = check_estimator(WeightPerturbation([w], lr=0.1), lambda: (w[:50].double() ** 2).sum(), probes=100)
+    report = check_estimator(
+        WeightPerturbation([w], lr=0.1), lambda: (w[:50].double() ** 2).sum(), probes=100
+    )
     assert same(copies([w]), old)
     assert report.weights == 300_000
     assert report.sound, str(report)
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 def rejected(
-    error: type[Exception], words: str, closure: Callable[[Tensor], Any] | None = None, **settings: Any
+    error: type[Exception],
+    words: str,
+    closure: Callable[[Tensor], Any] | None = None,
+    **settings: Any,
 ) -> None:
     w = nn.Parameter(randn(3, 4))
     old, probes = copies([w]), settings.pop("probes", 100)
     with pytest.raises(error, match=words):
-        check_estimator(Dopamine([w], **settings), lambda: (closure or (lambda w: (w**2).sum()))(w), probes=probes)
+        check_estimator(
+            Dopamine([w], **settings),
+            lambda: (closure or (lambda w: (w**2).sum()))(w),
+            probes=probes,
+        )
     assert same(copies([w]), old)
 
 
 def test_bad_input() -> None:
-    rejected(TypeError, r"closure must return a tensor.*float.*loss\.item", lambda w: float((w.detach() ** 2).sum()))
+    rejected(
+        TypeError,
+        r"closure must return a tensor.*float.*loss\.item",
+        lambda w: float((w.detach() ** 2).sum()),
+    )
     rejected(ValueError, "not differentiable", lambda w: (w.detach() ** 2).sum())
     rejected(ValueError, "gradient has length 0", lambda w: (0 * w).sum())
     rejected(ValueError, "loss is nan", lambda w: (w * math.nan).sum())
-    rejected(ValueError, "not finite at perturbed", lambda w: torch.sqrt((w - randn(3, 4)).sum() + 1e-9))
+    rejected(
+        ValueError, "not finite at perturbed", lambda w: torch.sqrt((w - randn(3, 4)).sum() + 1e-9)
+    )
     rejected(ValueError, "fleet of 3 seeds", seed=[0, 1, 2])
     rejected(ValueError, "probes must be >= 100.*got 10", probes=10)
     rejected(TypeError, "probes must be an int, got 1.5", probes=1.5)

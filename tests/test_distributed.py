@@ -25,7 +25,11 @@ from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, Shards, large, trained, vector_closures
 
 NAMES = [row.name for row in ROWS]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parent.parent / "src"),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,9 @@ def alone(tmp_path: Path) -> Iterator[Ranks]:
 def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) -> None:
     assert run["losses"] == reference["losses"], what
     assert same(run["weights"], reference["weights"]), what
-    assert str(run["state"]["forward"]["progress"]) == str(reference["state"]["forward"]["progress"]), what
+    assert str(run["state"]["forward"]["progress"]) == str(
+        reference["state"]["forward"]["progress"]
+    ), what
     assert str(run["state"]["forward"]["rule"]) == str(reference["state"]["forward"]["rule"]), what
 
 
@@ -53,7 +59,9 @@ def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) ->
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
-def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: list[Any], row: Any) -> None:
+def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(
+    found: list[Any], row: Any
+) -> None:
     """Bit for bit: losses, weights, the rule's state and all counters."""
     for noise in ("rademacher", "gaussian"):
         problem = Shards()
@@ -63,7 +71,9 @@ def test_four_ranks_with_a_share_of_the_directions_equal_one_with_all(found: lis
 
 
 @pytest.mark.parametrize("row", LARGE_ROWS, ids=lambda row: row.name)
-def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(found: list[Any], row: Any) -> None:
+def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(
+    found: list[Any], row: Any
+) -> None:
     """Float32 weights without a copy; all ranks compared the hashes of theirs in each step."""
     problem = Bowl()
     reference = trained(row.make, problem, problem.loss, None, **large(row))
@@ -73,7 +83,9 @@ def test_large_models_come_back_to_the_bit_whichever_directions_a_rank_tries(fou
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
-def test_closures_that_draw_see_the_same_numbers_on_all_ranks(found: list[Any], row: Any, alone: Ranks) -> None:
+def test_closures_that_draw_see_the_same_numbers_on_all_ranks(
+    found: list[Any], row: Any, alone: Ranks
+) -> None:
     """Wherever torch's generators stood, which are left there; as on one rank."""
     problem = Shards()
     reference = trained(row.make, problem, problem.noisy, alone)
@@ -89,11 +101,16 @@ def test_shares_may_be_evaluated_as_batches(found: list[Any], row: Any) -> None:
     for rank in range(SIZE):
         run = found[rank]["directions"][row.name, "batched"]
         assert same(run["weights"], found[0]["directions"][row.name, "batched"]["weights"])
-        assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(run["weights"], reference["weights"], strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-9)
+            for a, b in zip(run["weights"], reference["weights"], strict=True)
+        )
 
 
 @pytest.mark.parametrize("outcome", vector_closures())
-def test_vector_dopamine_gathers_the_regrets_of_all_directions(found: list[Any], outcome: str) -> None:
+def test_vector_dopamine_gathers_the_regrets_of_all_directions(
+    found: list[Any], outcome: str
+) -> None:
     problem = Shards()
     closure = vector_closures()[outcome](problem, problem.x, problem.y)
     reference = trained(VECTOR.make, problem, closure, None, memory=1)
@@ -103,7 +120,9 @@ def test_vector_dopamine_gathers_the_regrets_of_all_directions(found: list[Any],
 
 @pytest.mark.parametrize("shards", [4, 2])
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
-def test_losses_of_shards_are_averaged_in_the_order_of_ranks(found: list[Any], row: Any, shards: int) -> None:
+def test_losses_of_shards_are_averaged_in_the_order_of_ranks(
+    found: list[Any], row: Any, shards: int
+) -> None:
     """With two shards the directions are shared as well."""
     problem = Shards(shards)
     reference = trained(row.make, problem, problem.mean, None)
@@ -123,7 +142,10 @@ def test_vector_dopamine_sums_over_shards_what_one_rank_finds_in_all_samples(
     for rank in range(SIZE):
         run = found[rank]["data"][outcome, shards]
         assert run["losses"] == pytest.approx(reference["losses"], rel=1e-9)
-        assert all(torch.allclose(a, b, rtol=1e-7) for a, b in zip(run["weights"], reference["weights"], strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-7)
+            for a, b in zip(run["weights"], reference["weights"], strict=True)
+        )
         assert_same(run, found[0]["data"][outcome, shards], rank)
 
 
@@ -131,7 +153,10 @@ def test_vector_dopamine_learns_from_the_losses_of_shards(found: list[Any]) -> N
     for shards in (4, 2):
         run = found[0]["data"]["losses", shards]
         assert run["losses"][-1] < 0.9 * run["losses"][0]
-        assert all(same(run["weights"], found[rank]["data"]["losses", shards]["weights"]) for rank in range(SIZE))
+        assert all(
+            same(run["weights"], found[rank]["data"]["losses", shards]["weights"])
+            for rank in range(SIZE)
+        )
 
 
 def test_a_fleet_is_shared_like_a_single_model(found: list[Any]) -> None:
@@ -176,13 +201,17 @@ def test_shards_that_are_no_range_of_rows_are_refused(found: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, VECTOR.name])
-def test_a_rank_that_raises_or_has_a_nan_stops_all_at_the_same_step(found: list[Any], name: str) -> None:
+def test_a_rank_that_raises_or_has_a_nan_stops_all_at_the_same_step(
+    found: list[Any], name: str
+) -> None:
     for rank in range(SIZE):
         run = found[rank]["faults"][name]
         if rank == 2:
             assert run["message"] == "ArithmeticError: of the closure"
         else:
-            assert run["message"].startswith("RuntimeError: rank 2 of 4 raised an exception"), run["message"]
+            assert run["message"].startswith("RuntimeError: rank 2 of 4 raised an exception"), run[
+                "message"
+            ]
         assert same(run["before"], run["after_error"])
         assert same(run["before"], run["after_nan"])
         assert (run["skipped"], run["warnings"]) == (1, 1)
@@ -196,7 +225,10 @@ def test_a_rank_that_raises_or_has_a_nan_stops_all_at_the_same_step(found: list[
         ("start", "weights of rank 2 differ from those of rank 0"),
         ("frozen", "weights of rank 2 differ from those of rank 0"),
         ("rate", "rank 1 differs from rank 0 in the optimizer's settings"),
-        ("later", "nothing was raised; nothing was raised; RuntimeError: the weights of rank 3 differ"),
+        (
+            "later",
+            "nothing was raised; nothing was raised; RuntimeError: the weights of rank 3 differ",
+        ),
     ],
 )
 def test_ranks_that_differ_are_told_so(found: list[Any], what: str, said: str) -> None:
@@ -206,11 +238,17 @@ def test_ranks_that_differ_are_told_so(found: list[Any], what: str, said: str) -
 
 
 def test_weights_may_be_broadcast_at_the_start(found: list[Any]) -> None:
-    assert [found[rank]["differences"]["broadcast"] for rank in range(SIZE)] == ["nothing was raised"] * SIZE
+    assert [found[rank]["differences"]["broadcast"] for rank in range(SIZE)] == [
+        "nothing was raised"
+    ] * SIZE
 
 
 def test_one_changed_bit_changes_the_fingerprint() -> None:
-    for dtype, bits in ((torch.float32, torch.int32), (torch.float64, torch.int64), (torch.bfloat16, torch.int16)):
+    for dtype, bits in (
+        (torch.float32, torch.int32),
+        (torch.float64, torch.int64),
+        (torch.bfloat16, torch.int16),
+    ):
         w, top = randn(CHUNK + 5).to(dtype), 8 * dtype.itemsize - 1
         before, seen = fingerprint([], [w]), set()
         for i in (0, CHUNK, CHUNK + 4):
@@ -253,25 +291,33 @@ def test_directions_that_are_late_are_left_out_by_all(found: list[Any], row: Any
     optimizer = row.make([torch.nn.Parameter(randn(12, seed=3))], directions=len(IN_TIME), seed=11)
     w = optimizer.param_groups[0]["params"][0]
     by_hand = {key: optimizer.param_groups[0][key] for key in ("lr", "sigma")}
-    by_hand |= {key: x for key, x in optimizer.settings.items() if key not in ("noise", "seed", "batched")}
+    by_hand |= {
+        key: x for key, x in optimizer.settings.items() if key not in ("noise", "seed", "batched")
+    }
 
     def draw(step: int, k: int) -> list[float]:
         return drawn(optimizer, w, 0, step=step, direction=IN_TIME[k]).tolist()
 
     near = 1e-10 if optimizer.settings["noise"] == "rademacher" else 2e-6
-    expected = list(row.plain(rank_scenarios.bowl, w.tolist(), draw, rank_scenarios.STEPS, **by_hand))
+    expected = list(
+        row.plain(rank_scenarios.bowl, w.tolist(), draw, rank_scenarios.STEPS, **by_hand)
+    )
     for rank in range(SIZE):
         run = found[rank]["deadline"][row.name]
         assert run["moved"] == [IN_TIME] * rank_scenarios.STEPS
         assert run["passes"] == rank_scenarios.STEPS * row.passes(len(IN_TIME))
         for got, want in zip(run["weights"], expected, strict=True):
-            torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near)
+            torch.testing.assert_close(
+                got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near
+            )
 
 
 @pytest.mark.parametrize(
     "name", [*NAMES, VECTOR.name, ("Dopamine", "shards"), (VECTOR.name, "shards"), "slow"], ids=str
 )
-def test_ranks_stay_equal_when_directions_are_missing_and_a_journal_repeats_them(found: list[Any], name: Any) -> None:
+def test_ranks_stay_equal_when_directions_are_missing_and_a_journal_repeats_them(
+    found: list[Any], name: Any
+) -> None:
     runs = [found[rank]["deadline"][name] for rank in range(SIZE)]
     for run in runs:
         assert same(run["weights"], runs[0]["weights"])
@@ -371,7 +417,14 @@ def launched(folder: Path, script: str, *arguments: str) -> subprocess.Completed
     """Two workers under torchrun, at a free port."""
     folder.mkdir()
     (folder / "train.py").write_text(script.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=5"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        "--nproc-per-node=2",
+        "--max-restarts=5",
+    ]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
     # Else workers may read the addresses of dead ones.
     environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -404,7 +457,11 @@ def dying(rank: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=20),
     )
     problem, calls = Shards(), [0]
 
@@ -418,7 +475,9 @@ def dying(rank: int, folder: str) -> None:
     optimizer.step(loss)
     before = problem.weights()
     message = rank_scenarios.failing(lambda: optimizer.step(loss))
-    torch.save({"message": message, "same": same(before, problem.weights())}, Path(folder) / f"{rank}.pt")
+    torch.save(
+        {"message": message, "same": same(before, problem.weights())}, Path(folder) / f"{rank}.pt"
+    )
     os._exit(0)  # the group cannot be ended any more
 
 
@@ -450,8 +509,14 @@ print(sum("gloo" in name for name in threads()))
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has batch threads")
 def test_threads_of_gloo_interrupt_nobody(alone: Ranks) -> None:
     threads, end = [], time.monotonic() + 30.0
-    while not threads and time.monotonic() < end:  # a thread names itself; with other ranks, before they are connected
-        threads = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("gloo")]
+    while (
+        not threads and time.monotonic() < end
+    ):  # a thread names itself; with other ranks, before they are connected
+        threads = [
+            t
+            for t in Path("/proc/self/task").iterdir()
+            if (t / "comm").read_text().startswith("gloo")
+        ]
     assert threads
     Ranks()
     assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {os.SCHED_BATCH}
@@ -461,7 +526,9 @@ def test_threads_of_gloo_interrupt_nobody(alone: Ranks) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells the names of threads")
 def test_no_thread_of_the_process_group_outlives_it() -> None:
     """One that wakes while Python shuts down aborts the process, now and then."""
-    run = subprocess.run([sys.executable, "-c", ENDS], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", ENDS], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     before, after = map(int, run.stdout.split())
     assert before > 0

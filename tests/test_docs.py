@@ -42,18 +42,26 @@ def anchors(page: Path) -> set[str]:
     """The names by which a page's headings can be linked."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in headings}
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in headings
+    }
 
 
 def commands() -> list[list[str]]:
     """The words of every `dopaminergic ...` line in a bash block, without comments."""
-    lines = [line for page in PAGES for _, text in blocks(page, "bash") for line in text.splitlines()]
+    lines = [
+        line for page in PAGES for _, text in blocks(page, "bash") for line in text.splitlines()
+    ]
     words = [shlex.split(line, comments=True) for line in lines]
     return [each[1:] for each in words if each and each[0] == "dopaminergic"]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
-def test_python_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name
+)
+def test_python_on_the_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # pages may write files
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -91,11 +99,15 @@ def test_nothing_is_taken_for_html(page: Path) -> None:
 
 
 def test_nothing_in_docstrings_of_the_reference_is_taken_for_html() -> None:
-    listed = re.findall(r"^::: (dopaminergic\.\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^::: (dopaminergic\.\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
     for name in listed:
         found = pkgutil.resolve_name(name) if not name.startswith("dopaminergic.jax") else None
         public = (
-            [each for key, each in vars(found).items() if not key.startswith("_")] if inspect.isclass(found) else []
+            [each for key, each in vars(found).items() if not key.startswith("_")]
+            if inspect.isclass(found)
+            else []
         )
         members = [found, *public]
         for text in (inspect.getdoc(each) for each in members if each is not None):
@@ -135,7 +147,9 @@ def test_default_sigmas_are_those_of_the_code(row: Row) -> None:
             assert default_sigma(row, dtype) == pytest.approx(8**0.5 / int(divisor), rel=1e-5)
             assert f"√d / {divisor} ({kind})" in (ROOT / "docs/choosing.md").read_text()
     else:
-        assert float(short) == default_sigma(row, torch.bfloat16) == default_sigma(row, torch.float16)
+        assert (
+            float(short) == default_sigma(row, torch.bfloat16) == default_sigma(row, torch.float16)
+        )
 
 
 def test_sigmas_in_the_guide_are_those_of_the_table() -> None:
@@ -148,13 +162,16 @@ def test_sigmas_in_the_guide_are_those_of_the_table() -> None:
 
 def test_what_a_function_returns_is_one_sentence_in_the_reference() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
-    assert "docstring_options: {returns_multiple_items: false}" in settings  # else each line is a value of its own
+    # Else each line is a value of its own.
+    assert "docstring_options: {returns_multiple_items: false}" in settings
     [extra] = re.findall(r"^docs = .*$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert '"ruff' in extra  # mkdocstrings formats signatures with it, one argument a line
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    listed = re.findall(r"^::: dopaminergic\.(?:\w+\.)?(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^::: dopaminergic\.(?:\w+\.)?(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
     assert set(dopaminergic.__all__) - {"__version__"} <= set(listed)
 
 
@@ -165,23 +182,30 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_the_table_of_studies_is_what_runs() -> None:
     rows = [
-        f"| {size} | `{s.task}` | {', '.join(f'`{k}={v}`' for k, v in s.settings.items())} | {s.budget:,} "
+        f"| {size} | `{s.task}` | {', '.join(f'`{k}={v}`' for k, v in s.settings.items())} | "
+        f"{s.budget:,} "
         f"| {s.tuning_seeds} | {s.report_seeds} |"
         for size in ("quick", "default", "full")
         for s in studies("all", size)
     ]
-    written = re.findall(r"^\| (?:quick|default|full) \|.*$", (ROOT / "docs/reproduce.md").read_text(), re.MULTILINE)
+    written = re.findall(
+        r"^\| (?:quick|default|full) \|.*$", (ROOT / "docs/reproduce.md").read_text(), re.MULTILINE
+    )
     assert written == rows
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_defaults_are_those_of_the_code(row: Row) -> None:
-    section = (ROOT / "docs/algorithms.md").read_text().split(f"\n## {row.name}\n")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "docs/algorithms.md").read_text().split(f"\n## {row.name}\n")[1].split("\n## ")[0]
+    )
     written = re.findall(r"`(\w+=[^`]+)`", section.split("Defaults: ")[1].split(". ")[0])
     parameters = inspect.signature(row.make).parameters.values()
     settings = [f"{p.name}={p.default!r}" for p in parameters if p.kind is p.KEYWORD_ONLY]
     assert written == [
-        each for each in settings if each.split("=")[0] not in ("seed", "weight_decay", "batched", "process_group")
+        each
+        for each in settings
+        if each.split("=")[0] not in ("seed", "weight_decay", "batched", "process_group")
     ]
 
 

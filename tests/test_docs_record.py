@@ -30,7 +30,8 @@ METHODS: dict[str, Method] = {
     "ES": ("es", "tuned"),
     "SGD": ("sgd", "tuned"),
 }
-# The rows of the tables by the beginning of their first cell: the task's title in the record, and what is measured.
+# The rows of the tables by the beginning of their first cell: the task's title in the record, and
+# what is measured.
 README_ROWS = {
     "Lorenz, NRMSE": "Lorenz (hidden 16)",
     "Lorenz, 32 units": "Lorenz (hidden 32)",
@@ -130,7 +131,10 @@ def test_the_table_of_the_readme_is_the_record() -> None:
                 values[name] = measured("final", runs)
                 assert agrees(cell.strip("*"), values[name]), (label, name, cell, values[name])
                 assert len(runs) == int(seeds), (label, name)
-                assert {run["budget"] for run in runs} == {int(passes.replace(",", ""))}, (label, name)
+                assert {run["budget"] for run in runs} == {int(passes.replace(",", ""))}, (
+                    label,
+                    name,
+                )
         bold = [name for name, cell in zip(METHODS, cells, strict=True) if cell.startswith("**")]
         assert bold == [min(values, key=lambda name: values[name])], label
 
@@ -149,16 +153,25 @@ def test_the_table_of_the_theory_is_the_record_and_leaves_no_task_out() -> None:
             numbers = re.findall(r"[\d.,]+", re.sub(r"\(.*?\)", "", cell))
             assert not cell or len(numbers) == len(measures), (label, cell)
             for measure, number in zip(measures, numbers, strict=False):
-                assert agrees(number, measured(measure, runs)), (label, name, number, measured(measure, runs))
+                assert agrees(number, measured(measure, runs)), (
+                    label,
+                    name,
+                    number,
+                    measured(measure, runs),
+                )
             assert not cell or len(runs) == int(seeds), (label, name)
-            assert not passes or {run["budget"] for run in runs} <= {int(passes.replace(",", ""))}, label
+            assert not passes or {run["budget"] for run in runs} <= {
+                int(passes.replace(",", ""))
+            }, label
     assert told == set(tasks())
 
 
 @pytest.mark.parametrize("text", [README, THEORY], ids=["README", "theory"])
 def test_errors_of_the_linear_autoregression_stand_beside_the_sunspots(text: str) -> None:
     runs = tasks()["Sunspots"]["vector", "default"]
-    found = re.findall(r"^\| sunspots,? (\d+).*?linear autoregression(?: has|:) (\.\d+)", text, re.MULTILINE)
+    found = re.findall(
+        r"^\| sunspots,? (\d+).*?linear autoregression(?: has|:) (\.\d+)", text, re.MULTILINE
+    )
     suffix = {"1921": "", "1956": "_1956_1979", "1980": "_1980_2008"}
     assert found
     for year, error in found:
@@ -170,8 +183,12 @@ def test_what_is_said_of_the_sunspots_is_so() -> None:
     errors = {name: measured("final", runs) for name, runs in cells.items()}
     assert max(errors, key=lambda name: errors[name]) == "VectorDopamine"
     assert len(errors) == 8
-    paragraph = " ".join(THEORY.split("Sunspots are the only measured series")[1].split("\n\n")[0].split())
-    for name, shown in re.findall(r"`?(SPSA|WP|Dopamine2|Dopamine)`?(?: ends)? at (\.\d+)", paragraph):
+    paragraph = " ".join(
+        THEORY.split("Sunspots are the only measured series")[1].split("\n\n")[0].split()
+    )
+    for name, shown in re.findall(
+        r"`?(SPSA|WP|Dopamine2|Dopamine)`?(?: ends)? at (\.\d+)", paragraph
+    ):
         assert agrees(shown, errors[name]), name
     passes, shown = re.findall(r"After (\d+) passes it was at (\.\d+)", paragraph)[0]
     curves = [dict(zip(*run["curve"].values(), strict=True)) for run in cells["VectorDopamine"]]
@@ -183,14 +200,23 @@ def test_what_is_said_of_the_sunspots_is_so() -> None:
 
 
 def test_what_is_said_of_the_passes_to_the_best_scalar_rule_is_so() -> None:
-    rows = re.findall(r"^\| (.+?) \| tuned `?(\w+)`? \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", THEORY, re.MULTILINE)
-    titles = {"convolutions on digits": "Digits conv", "Markov chain, transformer": "Markov transformer"}
+    rows = re.findall(
+        r"^\| (.+?) \| tuned `?(\w+)`? \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$",
+        THEORY,
+        re.MULTILINE,
+    )
+    titles = {
+        "convolutions on digits": "Digits conv",
+        "Markov chain, transformer": "Markov transformer",
+    }
     assert [row[0] for row in rows] == list(titles)
     for label, name, budget, shown, factor in rows:
         runs = tasks()[titles[label]]
         method = (METHODS[name][0], "tuned")
         goal = measured("final", runs[method])
-        needed = float(statistics.median([passes_to(run, goal) for run in runs["vector", "default"]]))
+        needed = float(
+            statistics.median([passes_to(run, goal) for run in runs["vector", "default"]])
+        )
         passes = int(budget.replace(",", ""))
         assert {run["budget"] for run in runs[method]} == {passes}
         assert agrees(shown, needed), label
@@ -202,7 +228,9 @@ def test_verdicts_and_their_evidence_are_those_of_the_report() -> None:
     verdicts = {each.claim: each for each in judge(record(), costs)}
     _, rows = table(README.replace("\n| claim |", "\n## Claims\n\n| claim |"), "## Claims")
     assert [row[0][:2] for row in rows] == ["V1", "C1", "C2", "C3", "C4", "C5", "C6"]
-    assert {row[0][:2]: row[1] for row in rows} == {name: each.verdict for name, each in verdicts.items()}
+    assert {row[0][:2]: row[1] for row in rows} == {
+        name: each.verdict for name, each in verdicts.items()
+    }
     evidence = {name: each.evidence[0] for name, each in verdicts.items()}
     told = {row[0][:2]: row[2] for row in rows}
     for name in ("V1", "C1"):
@@ -229,13 +257,17 @@ def test_verdicts_and_their_evidence_are_those_of_the_report() -> None:
 
 def test_costs_in_the_readme_are_those_measured() -> None:
     rows = json.loads((ROOT / "results/record/costs.json").read_text())["rows"]
-    per_pass = {row["optimizer"]: 2 * row["time_over_two_forwards"] / row["passes_per_step"] for row in rows}
+    per_pass = {
+        row["optimizer"]: 2 * row["time_over_two_forwards"] / row["passes_per_step"] for row in rows
+    }
     scalar = [per_pass[name] for name in ("dopamine", "dopamine2", "wp", "spsa", "es")]
     low, high = re.findall(r"costs ([\d.]+) to ([\d.]+) of two", " ".join(README.split()))[0]
     assert agrees(low, min(scalar))
     assert agrees(high, max(scalar))
     [batched] = re.findall(r"as a batch, at ([\d.]+) of a pass each", README)
     assert agrees(batched, per_pass["vector"])
-    ours = [row["peak_memory_over_inference"] for row in rows if row["optimizer"] not in ("sgd", "adam")]
+    ours = [
+        row["peak_memory_over_inference"] for row in rows if row["optimizer"] not in ("sgd", "adam")
+    ]
     assert "within 0.5 % of" in README
     assert max(ours) <= 1.005

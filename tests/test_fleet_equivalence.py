@@ -19,14 +19,18 @@ X, Y = randn(8, 3, seed=50), randn(8, seed=51)
 
 
 class Perceptrons:
-    """R copies of a 3-4-1 network with stacked weights; R = None: one network, without that dimension.
+    """R copies of a 3-4-1 network with stacked weights; R = None: one network, without that
+    dimension.
 
-    Written in sums and products of one element at a time, whose bits do not depend on where in memory they are.
+    Written in sums and products of one element at a time, whose bits do not depend on where in
+    memory they are.
     """
 
     def __init__(self, replicas: list[int] | None) -> None:
         def stacked(*shape: int) -> nn.Parameter:
-            starts = [randn(*shape, seed=7 * (seed % 1000) + len(shape)) for seed in replicas or [0]]
+            starts = [
+                randn(*shape, seed=7 * (seed % 1000) + len(shape)) for seed in replicas or [0]
+            ]
             return nn.Parameter(torch.stack(starts) if replicas is not None else starts[0])
 
         self.W, self.b, self.v = stacked(4, 3), stacked(4), stacked(4)
@@ -97,7 +101,12 @@ def test_sums_are_those_of_any_python(any_row: Row, monkeypatch: pytest.MonkeyPa
         net = Perceptrons(None)
         optimizer = any_row.make([{"params": [p]} for p in net.parameters], seed=5, directions=5)
         losses = [optimizer.step(net.losses) for _ in range(10)]
-        return [losses, optimizer.last_rpe, optimizer.last_learning_rate, *(p.tolist() for p in net.parameters)]
+        return [
+            losses,
+            optimizer.last_rpe,
+            optimizer.last_learning_rate,
+            *(p.tolist() for p in net.parameters),
+        ]
 
     here = trained()
     monkeypatch.setattr(builtins, "sum", corrected)
@@ -121,7 +130,9 @@ def test_a_fleet_of_one_is_the_single_run(any_row: Row) -> None:
 def test_each_replica_may_have_its_own_learning_rate(any_row: Row) -> None:
     rates = [0.01, 0.0, 0.3]
     fleet = Perceptrons(SEEDS)
-    optimizer = any_row.make(fleet.parameters, seed=SEEDS, lr=torch.tensor(rates, dtype=torch.float64))
+    optimizer = any_row.make(
+        fleet.parameters, seed=SEEDS, lr=torch.tensor(rates, dtype=torch.float64)
+    )
     for _ in range(5):
         optimizer.step(fleet.losses)
     for i, (seed, rate) in enumerate(zip(SEEDS, rates, strict=True)):
@@ -145,28 +156,36 @@ def test_an_outcome_of_a_fleet_is_averaged_over_all_but_the_replicas() -> None:
     optimizer = Dopamine(fleet.parameters, seed=SEEDS)
     target = Y.expand(3, -1)
     expected = ((fleet.predictions() - Y) ** 2).mean(1).detach()
-    torch.testing.assert_close(optimizer.step(lambda: squared_error(fleet.predictions(), target)), expected)
+    torch.testing.assert_close(
+        optimizer.step(lambda: squared_error(fleet.predictions(), target)), expected
+    )
 
 
 def test_large_fleets_in_place_are_their_runs() -> None:
-    """Above 1 MiB there is no copy; a replica alone is below, and takes the other way back: equal but for rounding.
+    """Above 1 MiB there is no copy; a replica alone is below, and takes the other way back: equal
+    but for rounding.
 
-    Only with a sigma of few bits, for it is rounded to six of them where weights are perturbed in place.
+    Only with a sigma of few bits, for it is rounded to six of them where weights are perturbed in
+    place.
     """
     starts = randn(3, 60_000, seed=1, dtype=torch.float64)
     w = nn.Parameter(starts.clone())
-    optimizer = WeightPerturbation([w], seed=SEEDS, lr=1e-3, sigma=2.0**-10, directions=2, weight_decay=0.1)
+    optimizer = WeightPerturbation(
+        [w], seed=SEEDS, lr=1e-3, sigma=2.0**-10, directions=2, weight_decay=0.1
+    )
     for _ in range(2):
         optimizer.step(lambda: (w**2).sum(1))
     for i, seed in enumerate(SEEDS):
         v = nn.Parameter(starts[i].clone())
-        single = WeightPerturbation([v], seed=seed, lr=1e-3, sigma=2.0**-10, directions=2, weight_decay=0.1)
+        single = WeightPerturbation(
+            [v], seed=seed, lr=1e-3, sigma=2.0**-10, directions=2, weight_decay=0.1
+        )
         for _ in range(2):
             single.step(lambda v=v: (v**2).sum())
         torch.testing.assert_close(w.detach()[i], v.detach(), rtol=1e-7, atol=1e-8)
 
 
-# ---- one replica fails -----------------------------------------------------------------------------------------------
+# ---- one replica fails ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -192,10 +211,14 @@ def test_a_replica_whose_loss_is_not_finite_is_frozen_alone(row: Row, bad: float
             with pytest.warns(RuntimeWarning, match="not finite") as caught:
                 optimizer.step(closure)
             assert len(caught) == 1
-            assert all(torch.equal(p.detach()[1], w[1]) for p, w in zip(fleet.parameters, old, strict=True))
+            assert all(
+                torch.equal(p.detach()[1], w[1]) for p, w in zip(fleet.parameters, old, strict=True)
+            )
         else:
             optimizer.step(closure)
-            assert not any(torch.equal(p.detach()[1], w[1]) for p, w in zip(fleet.parameters, old, strict=True))
+            assert not any(
+                torch.equal(p.detach()[1], w[1]) for p, w in zip(fleet.parameters, old, strict=True)
+            )
     assert optimizer.skipped_steps.tolist() == [0, 1, 0]
     for i, seed in enumerate(SEEDS):
         alone = Perceptrons(None).start_as(seed)
@@ -226,7 +249,7 @@ def test_a_diverged_replica_harms_nobody_for_good(any_row: Row) -> None:
     assert same([p[2] for p in copies(fleet.parameters)], copies(alone.parameters))
 
 
-# ---- state -----------------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", RULES, ids=lambda make: make.__name__)

@@ -20,9 +20,12 @@ EVERY = 13  # of the situations, one is trained here; the command trains all
 RECORDED = table.read()
 QUICK = [s for s in situations()[::EVERY] if s.special != "jax" and s.engine == "numba"]
 
-needs_numba = pytest.mark.skipif(fast_kernels() is None, reason="noise comes from torch alone without numba")
+needs_numba = pytest.mark.skipif(
+    fast_kernels() is None, reason="noise comes from torch alone without numba"
+)
 same_machine = pytest.mark.skipif(
-    bool(table.other_machine(RECORDED.head)), reason=f"bits are of: {table.other_machine(RECORDED.head)}"
+    bool(table.other_machine(RECORDED.head)),
+    reason=f"bits are of: {table.other_machine(RECORDED.head)}",
 )
 
 
@@ -52,9 +55,12 @@ def test_an_exception_a_resumed_journal_and_a_loaded_state_leave_no_trace() -> N
     for situation in situations():
         if situation.special == "raising":
             row, *others = [
-                RECORDED.rows[situation._replace(special=special).name] for special in ("raising", "resumed", "loaded")
+                RECORDED.rows[situation._replace(special=special).name]
+                for special in ("raising", "resumed", "loaded")
             ]
-            assert all((other.weights, other.losses) == (row.weights, row.losses) for other in others)
+            assert all(
+                (other.weights, other.losses) == (row.weights, row.losses) for other in others
+            )
 
 
 def test_each_three_levels_that_go_together_occur_in_a_situation() -> None:
@@ -75,7 +81,9 @@ def test_each_special_situation_is_in_the_table() -> None:
 
 @needs_numba
 def test_numba_and_the_reference_give_the_same_row() -> None:
-    situation = Situation("Dopamine2", "bfloat16", "large", directions="K3", groups="2 groups", change="decay")
+    situation = Situation(
+        "Dopamine2", "bfloat16", "large", directions="K3", groups="2 groups", change="decay"
+    )
     assert row_of(situation) == row_of(situation._replace(engine="torch"))
 
 
@@ -84,7 +92,9 @@ def test_a_row_is_the_same_again_and_another_where_a_bit_of_a_setting_is() -> No
     situation = Situation("SPSA")
     row = row_of(situation)
     assert row == row_of(situation)
-    assert all(a != b for a, b in zip(row[:5], row_of(situation._replace(change="decay"))[:5], strict=True))
+    assert all(
+        a != b for a, b in zip(row[:5], row_of(situation._replace(change="decay"))[:5], strict=True)
+    )
 
 
 @needs_numba
@@ -113,7 +123,10 @@ def raise_planned_error(*_: object) -> None:
 def test_a_situation_that_fails_is_told_and_stops_no_other_and_no_such_table_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two = [Situation("SPSA", mode="fleet", special="rates"), Situation("Dopamine", mode="fleet", special="rates")]
+    two = [
+        Situation("SPSA", mode="fleet", special="rates"),
+        Situation("Dopamine", mode="fleet", special="rates"),
+    ]
     monkeypatch.setattr(command, "situations", lambda: two)
     monkeypatch.setattr(table, "PATH", tmp_path / "table.txt")
     table.write({two[1].name: row_of(two[1])})
@@ -134,8 +147,28 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_text_tells_values_apart_to_the_last_bit() -> None:
     one = torch.tensor([1.0])
-    values = [0.0, -0.0, 0, False, None, "0", [0], (0,), {"a": 0, "b": 1}, {"b": 1, "a": 0}, 1.0, 1.0 + 2**-52]
-    values += [one, one.double(), one[0], torch.nextafter(one, 2 * one), torch.tensor([-0.0]), torch.tensor([0.0])]
+    values = [
+        0.0,
+        -0.0,
+        0,
+        False,
+        None,
+        "0",
+        [0],
+        (0,),
+        {"a": 0, "b": 1},
+        {"b": 1, "a": 0},
+        1.0,
+        1.0 + 2**-52,
+    ]
+    values += [
+        one,
+        one.double(),
+        one[0],
+        torch.nextafter(one, 2 * one),
+        torch.tensor([-0.0]),
+        torch.tensor([0.0]),
+    ]
     assert len({canonical(value) for value in values}) == len(values)
 
 

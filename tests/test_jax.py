@@ -55,7 +55,9 @@ def loss(w: Any, inputs: Any = INPUTS) -> jax.Array:
     return jnp.mean((jnp.tanh(inputs @ w[0].T + w[1]) @ w[2].T + w[3] - TARGETS) ** 2)
 
 
-def run(functional: Functional, params: Any, state: State, steps: int) -> tuple[Any, State, jax.Array]:
+def run(
+    functional: Functional, params: Any, state: State, steps: int
+) -> tuple[Any, State, jax.Array]:
     """`steps` steps as one call."""
 
     def step(carry: Any, _: None) -> Any:
@@ -185,7 +187,9 @@ def test_a_constant_loss_moves_nothing() -> None:
     for kind in (Dopamine, Dopamine2):
         functional, params = Functional(kind), weights_of(network())
         for constant in (0.0, 1.0):
-            after, state, _ = functional.step(lambda w, c=constant: jnp.float32(c), params, functional.init(params, 0))
+            after, state, _ = functional.step(
+                lambda w, c=constant: jnp.float32(c), params, functional.init(params, 0)
+            )
             assert int(state.skipped_steps) == 0
             for a, b in zip(params, after, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -194,7 +198,9 @@ def test_a_constant_loss_moves_nothing() -> None:
 def test_dictionaries_keep_their_form() -> None:
     functional, params = Functional(Dopamine), {"b": jnp.ones(3), "a": {"c": jnp.ones((2, 2))}}
     after, _, _ = functional.step(
-        lambda w: jnp.sum(w["b"] ** 2) + jnp.sum(w["a"]["c"] ** 2), params, functional.init(params, 0)
+        lambda w: jnp.sum(w["b"] ** 2) + jnp.sum(w["a"]["c"] ** 2),
+        params,
+        functional.init(params, 0),
     )
     assert jax.tree.structure(after) == jax.tree.structure(params)
     # The first leaf is "a", so that its signs are those of parameter 0.
@@ -207,7 +213,9 @@ def test_dictionaries_keep_their_form() -> None:
 def test_rules_of_users_work_too() -> None:
     class Halves(ScalarRule):
         def rule(self, state: Any, losses: Losses, groups: list[Group]) -> Decision:
-            return Decision(None, [(p - losses.base) / 2 for p in losses.plus], [100.0], [0.1], losses.plus[0])
+            return Decision(
+                None, [(p - losses.base) / 2 for p in losses.plus], [100.0], [0.1], losses.plus[0]
+            )
 
     functional, params = Functional(Halves, lr=1.0, sigma=0.01), weights_of(network())
     plain = Functional(WeightPerturbation, lr=0.5, sigma=0.01)
@@ -228,8 +236,16 @@ def test_rules_of_users_work_too() -> None:
         (lambda: Functional(Dopamine, sigma=-1.0), ValueError, "sigma"),
         (lambda: Functional(Dopamine, tau=0.5), TypeError, "tau"),
         (lambda: Functional(Dopamine).init([jnp.ones(3)], -1), ValueError, "seed must be in"),
-        (lambda: Functional(Dopamine).init([jnp.ones(3)], [1, 2]), TypeError, "one seed for one run"),
-        (lambda: Functional(Dopamine).init([jnp.ones(3, jnp.bfloat16)], 1), TypeError, "found bfloat16"),
+        (
+            lambda: Functional(Dopamine).init([jnp.ones(3)], [1, 2]),
+            TypeError,
+            "one seed for one run",
+        ),
+        (
+            lambda: Functional(Dopamine).init([jnp.ones(3, jnp.bfloat16)], 1),
+            TypeError,
+            "found bfloat16",
+        ),
         (lambda: Functional(Dopamine).init({"steps": 3}, 1), TypeError, "found int"),
         (lambda: Functional(Dopamine).init({}, 1), TypeError, "found nothing"),
     ],

@@ -23,14 +23,18 @@ from optimizers import Bowl, Regression, Row, randn
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_every_step_is_rebuilt(any_row: Row, kind: str, noise: str, path: Path) -> None:
     problem = PROBLEMS[kind]()
-    optimizer = any_row.make(problem.model.parameters(), directions=3, noise=noise, seed=9, weight_decay=0.01)
+    optimizer = any_row.make(
+        problem.model.parameters(), directions=3, noise=noise, seed=9, weight_decay=0.01
+    )
     steps = 3 if kind.startswith("in place") else FEW
     ends = recorded(problem, optimizer, path, steps, every=2)
     assert_rebuilt(PROBLEMS[kind], path, ends)
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
-def test_a_step_in_place_is_rebuilt_in_one_pass(noise: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_place_is_rebuilt_in_one_pass(
+    noise: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training writes in place twice a step, perturbed and updated; the sums of a replay draw a direction once."""
     bowl, fresh = Bowl(), Bowl()
     with Journal(Dopamine([bowl.w], noise=noise), path) as journal:
@@ -45,7 +49,8 @@ def test_a_step_in_place_is_rebuilt_in_one_pass(noise: str, path: Path, monkeypa
     monkeypatch.setattr(Combination, "__call__", counted)
     assert replay([fresh.w], path) == 3
     assert torch.equal(fresh.w, bowl.w)
-    assert len(passes) == 3 + (noise == "rademacher")  # the first brings the weights onto sigma's grid
+    # The first brings the weights onto sigma's grid.
+    assert len(passes) == 3 + (noise == "rademacher")
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
@@ -56,7 +61,8 @@ def test_rejected_trials_in_place_are_rebuilt(noise: str, path: Path) -> None:
     def loss() -> float:
         nonlocal passes
         passes += 1
-        return float(problem.loss()) + (5.0 if passes > 1 and passes % 6 == 1 else 0.0)  # of K + 2 and a check
+        # Of K + 2 and a check.
+        return float(problem.loss()) + (5.0 if passes > 1 and passes % 6 == 1 else 0.0)
 
     optimizer = VectorDopamine(problem.model.parameters(), directions=4, noise=noise, memory=1)
     ends = [bits(problem)]
@@ -83,7 +89,9 @@ def test_fleets_are_rebuilt(any_row: Row, path: Path) -> None:
 
     problem = make()
     rates = torch.tensor([0.01, 0.02, 0.0], dtype=torch.float64)
-    optimizer = any_row.make(problem.model.parameters(), directions=2, seed=[4, 5, 6], lr=rates, weight_decay=0.1)
+    optimizer = any_row.make(
+        problem.model.parameters(), directions=2, seed=[4, 5, 6], lr=rates, weight_decay=0.1
+    )
     ends = recorded(problem, optimizer, path)
     assert_rebuilt(make, path, ends)
 
@@ -109,7 +117,8 @@ def test_groups_schedules_frozen_parameters_and_hooks(any_row: Row, kind: str, p
     problem = PROBLEMS[kind]()
     first, *rest = problem.model.parameters()
     optimizer = any_row.make(
-        [{"params": [first], "lr": 0.02, "weight_decay": 0.1}, {"params": rest, "sigma": 0.01}], directions=2
+        [{"params": [first], "lr": 0.02, "weight_decay": 0.1}, {"params": rest, "sigma": 0.01}],
+        directions=2,
     )
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.7)
 
@@ -203,7 +212,8 @@ def test_steps_that_fail_and_steps_that_are_skipped(any_row: Row, kind: str, pat
         with pytest.raises(ConnectionError):
             optimizer.step(failing_at(2, None))
         assert journal.steps == 4
-    assert_rebuilt(PROBLEMS[kind], path, ends[:4], moved=1)  # VectorDopamine may reject its only step
+    # VectorDopamine may reject its only step.
+    assert_rebuilt(PROBLEMS[kind], path, ends[:4], moved=1)
     fresh = PROBLEMS[kind]()
     replay(fresh.model, path)
     assert bits(fresh) == bits(problem)  # also the trace of the step that failed last
@@ -222,7 +232,9 @@ def test_skipped_steps_cost_a_few_bytes(path: Path) -> None:
     assert read(path).skipped == 10
 
 
-def test_a_step_costs_at_most_forty_bytes_whatever_the_size_of_the_model(any_row: Row, path: Path) -> None:
+def test_a_step_costs_at_most_forty_bytes_whatever_the_size_of_the_model(
+    any_row: Row, path: Path
+) -> None:
     sizes = []
     for n in (10, 20_000):
         weights = nn.Parameter(randn(n))

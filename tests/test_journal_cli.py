@@ -34,7 +34,9 @@ def test_the_command_line_rebuilds_weights(path: Path, capsys: pytest.CaptureFix
     assert all(torch.equal(state[name], initial[name]) for name in initial)
 
 
-def test_the_command_line_shows_and_verifies(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_shows_and_verifies(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained(path, 5)
     assert cli.main(["journal", "show", str(path), "--last", "2"]) == 0
     text = capsys.readouterr().out
@@ -72,7 +74,10 @@ def test_the_command_line_says_what_is_wrong(
     torch.save([1], path.with_suffix(".list"))
     path.with_suffix(".evil").write_bytes(pickle.dumps(Malicious()))
     path.with_suffix(".text").write_text("nothing")
-    files = {name: str(path.with_suffix("." + name)) for name in ("pt", "list", "evil", "text", "missing", "out")}
+    files = {
+        name: str(path.with_suffix("." + name))
+        for name in ("pt", "list", "evil", "text", "missing", "out")
+    }
     replaying = ["replay", str(path), "--out", files["out"]]
     for arguments, message in [
         (["show", files["missing"]], "missing"),
@@ -83,11 +88,20 @@ def test_the_command_line_says_what_is_wrong(
         ([*replaying, "--base", files["evil"]], "cannot be loaded"),
         ([*replaying, "--base", files["pt"], "--upto", "99"], "steps 0 to 9, not 99"),
         (["replay", str(path), "--base", files["pt"], "--out", files["pt"]], "base itself"),
-        (["replay", str(path), "--base", files["pt"], "--out", files["pt"] + "/x"], "cannot write there"),
+        (
+            ["replay", str(path), "--base", files["pt"], "--out", files["pt"] + "/x"],
+            "cannot write there",
+        ),
     ]:
         assert cli.main(["journal", *arguments]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(JournalError, match="cannot be loaded"):
         revert(Regression().model, path, 1, base=files["evil"])
     assert not Path("malicious").exists()
-    assert {each.suffix for each in path.parent.iterdir()} == {".journal", ".pt", ".list", ".evil", ".text"}
+    assert {each.suffix for each in path.parent.iterdir()} == {
+        ".journal",
+        ".pt",
+        ".list",
+        ".evil",
+        ".text",
+    }

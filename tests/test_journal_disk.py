@@ -15,7 +15,7 @@ from dopaminergic.journal import Contents, JournalDamage, JournalError, read
 from journals import assert_rebuilt, bits, trained
 from optimizers import Regression
 
-# ---- disks -----------------------------------------------------------------------------------------------------------
+# ---- disks ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -42,7 +42,8 @@ def test_a_full_disk_costs_nothing(path: Path) -> None:
                 else:
                     optimizer.step(problem.loss)
                 ends.append(bits(problem))
-            assert replay(Regression().model, read(path)._replace(damage=None)) == 1  # half a record is there
+            # Half a record is there.
+            assert replay(Regression().model, read(path)._replace(damage=None)) == 1
             with pytest.raises(OSError, match="step has happened"):
                 journal.close()
         optimizer.step(problem.loss)  # not recorded: it was asked to stop
@@ -81,7 +82,7 @@ def test_wrong_arguments(path: Path) -> None:
     assert not path.exists()
 
 
-# ---- damage ----------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 
 def read_quietly(path: Path) -> Contents | None:
@@ -106,7 +107,9 @@ def test_cut_off_anywhere(path: Path) -> None:
         assert (contents.damage is None) == (size in bounds)
         if contents.damage is not None and size % 25 == 0:
             fresh = Regression()
-            with pytest.warns(JournalDamage, match=f"at byte {contents.size}.*{contents.steps} whole steps"):
+            with pytest.warns(
+                JournalDamage, match=f"at byte {contents.size}.*{contents.steps} whole steps"
+            ):
                 replay(fresh.model, path)
             assert bits(fresh) == ends[contents.steps]
 
@@ -132,7 +135,12 @@ def test_records_that_are_lost_or_in_another_order_are_found(path: Path) -> None
     one, two = records[2:4]
     path.write_bytes(whole[: one.start] + whole[one.end :])
     assert read(path).steps == 0
-    path.write_bytes(whole[: one.start] + whole[two.start : two.end] + whole[one.start : one.end] + whole[two.end :])
+    path.write_bytes(
+        whole[: one.start]
+        + whole[two.start : two.end]
+        + whole[one.start : one.end]
+        + whole[two.end :]
+    )
     assert read(path).steps == 0
 
 

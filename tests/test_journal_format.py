@@ -21,7 +21,7 @@ from dopaminergic.journal.format import HEADER, STEP, Codec, read_varint, to_jso
 from journals import bits, forged, trained
 from optimizers import Regression
 
-# ---- hostile files ---------------------------------------------------------------------------------------------------
+# ---- hostile files -------------------------------------------------------------------------------
 
 
 def test_sizes_are_checked_before_anything_is_made(path: Path) -> None:
@@ -84,7 +84,9 @@ WRONG = [
 def test_headers_with_wrong_values(path: Path, change: dict[str, Any]) -> None:
     trained(path, 2)
     header = {**read(path).headers[0]._asdict(), **change}
-    header = {name: value for name, value in header.items() if "x" not in change or name != "library"}
+    header = {
+        name: value for name, value in header.items() if "x" not in change or name != "library"
+    }
     forged(path, first=to_json(header))
     with pytest.raises(JournalError, match="the header"):
         read(path)
@@ -103,7 +105,7 @@ def test_other_files_and_versions_are_refused(path: Path) -> None:
         read(path.with_name("missing"))
 
 
-# ---- the format ------------------------------------------------------------------------------------------------------
+# ---- the format ----------------------------------------------------------------------------------
 
 
 @given(st.integers(0, (1 << 62) - 1))
@@ -118,13 +120,21 @@ numbers = st.floats(width=64)
 @given(st.data())
 def test_steps_come_back_to_the_bit(data: st.DataObject) -> None:
     groups, replicas = data.draw(st.integers(1, 3)), data.draw(st.none() | st.integers(1, 3))
-    multiple: Any = numbers if replicas is None else st.lists(numbers, min_size=replicas, max_size=replicas)
-    row = st.lists(multiple.map(lambda m: m if replicas is None else np.array(m)), min_size=groups, max_size=groups)
+    multiple: Any = (
+        numbers if replicas is None else st.lists(numbers, min_size=replicas, max_size=replicas)
+    )
+    row = st.lists(
+        multiple.map(lambda m: m if replicas is None else np.array(m)),
+        min_size=groups,
+        max_size=groups,
+    )
     direction = st.integers(0, (1 << 28) - 1)
     terms = st.lists(st.tuples(direction, row), max_size=3)
     writer, reader = Codec(groups, replicas), Codec(groups, replicas)
     for _ in range(2):
-        update = data.draw(terms | st.lists(row, max_size=3).map(lambda rows: list(enumerate(rows))))
+        update = data.draw(
+            terms | st.lists(row, max_size=3).map(lambda rows: list(enumerate(rows)))
+        )
         scales, traces = data.draw(st.none() | row), data.draw(st.lists(terms, max_size=3))
         back = [[(d, [-m for m in ms]) for d, ms in each] for each in traces]
         traces = [*traces, *back, *traces, update]
@@ -154,8 +164,20 @@ def test_a_known_journal_is_read_for_ever(path: Path) -> None:
     assert record[:2] == b"\x02\x0a"
     # The checksum is that of all bytes before it, without the other checksums.
     records = list(read(path).records())
-    so_far = b"".join([whole[:10], *(whole[r.start : r.end - 4] for r in records if r.start <= raw[0].start)])
+    so_far = b"".join(
+        [whole[:10], *(whole[r.start : r.end - 4] for r in records if r.start <= raw[0].start)]
+    )
     assert record[-4:] == zlib.crc32(so_far).to_bytes(4, "little")
     header = json.loads(records[0].payload)
-    assert set(header) == {"library", "optimizer", "settings", "step", "groups", "weights", "perturbation"}
-    assert header["groups"][0]["parameters"] == [{"name": None, "shape": [2], "dtype": "float32", "trainable": True}]
+    assert set(header) == {
+        "library",
+        "optimizer",
+        "settings",
+        "step",
+        "groups",
+        "weights",
+        "perturbation",
+    }
+    assert header["groups"][0]["parameters"] == [
+        {"name": None, "shape": [2], "dtype": "float32", "trainable": True}
+    ]

@@ -79,7 +79,9 @@ def test_names_find_parameters_in_any_order(path: Path) -> None:
 def test_a_state_dict_with_buffers_will_do(path: Path) -> None:
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=True), nn.Linear(4, 1)).eval()
+        return nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4, affine=True), nn.Linear(4, 1)
+        ).eval()
 
     model, x = make(), randn(5, 3, dtype=torch.float32)
     optimizer = Dopamine(model.parameters())
@@ -107,7 +109,9 @@ def test_weights_changed_by_other_hands_are_found(path: Path) -> None:
 
 def test_merging_what_follows(path: Path) -> None:
     problem, optimizer, ends = trained(path, every=4)
-    ends += recorded(problem, VectorDopamine(problem.model.parameters(), seed=77), path.with_suffix(".2"), 3)[1:]
+    ends += recorded(
+        problem, VectorDopamine(problem.model.parameters(), seed=77), path.with_suffix(".2"), 3
+    )[1:]
     ends += recorded(problem, optimizer, path.with_suffix(".3"), 3)[1:]
     merge(path, path.with_suffix(".2"), path.with_suffix(".12"))
     merge(path.with_suffix(".12"), path.with_suffix(".3"), path.with_suffix(".123"))
@@ -136,6 +140,12 @@ def test_tensors_without_memory_of_their_own_are_no_base(path: Path, way: str) -
     state = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
     name = max(state, key=lambda name: state[name].numel())
     old = state[name]
-    ways = {"meta": old.to("meta"), "sparse": old.to_sparse(), "expanded": old.flatten()[:1].expand(old.shape)}
-    with pytest.raises(JournalError, match=r"has no memory for each of its entries; give a dense one"):
+    ways = {
+        "meta": old.to("meta"),
+        "sparse": old.to_sparse(),
+        "expanded": old.flatten()[:1].expand(old.shape),
+    }
+    with pytest.raises(
+        JournalError, match=r"has no memory for each of its entries; give a dense one"
+    ):
         replay({**state, name: ways[way]}, path)

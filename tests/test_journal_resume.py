@@ -138,10 +138,15 @@ def test_a_journal_of_something_else_is_not_resumed(path: Path) -> None:
     with pytest.raises(FileExistsError, match="resume=True"):
         Journal(optimizer, path)
     problems = [Regression(), Regression(dtype=torch.float32), Regression(seed=1), Regression()]
-    wrong = [Dopamine(problems[0].model.parameters()), *(SPSA(p.model.parameters()) for p in problems[1:3])]
+    wrong = [
+        Dopamine(problems[0].model.parameters()),
+        *(SPSA(p.model.parameters()) for p in problems[1:3]),
+    ]
     two = [{"params": [p]} for p in problems[3].model.parameters()]
     for other, message in zip(
-        [*wrong, SPSA(two)], ["another optimizer", "another dtype", "other weights", "4$|groups"], strict=True
+        [*wrong, SPSA(two)],
+        ["another optimizer", "another dtype", "other weights", "4$|groups"],
+        strict=True,
     ):
         with pytest.raises(JournalError, match=message):
             Journal(other, path, resume=True)
@@ -171,7 +176,10 @@ def test_copies_do_not_write_into_the_journal(path: Path) -> None:
     problem = Regression()
     optimizer = Dopamine(problem.model.parameters())
     with Journal(optimizer, path) as journal:
-        for copied, other in (copy.deepcopy((problem, optimizer)), pickle.loads(pickle.dumps((problem, optimizer)))):
+        for copied, other in (
+            copy.deepcopy((problem, optimizer)),
+            pickle.loads(pickle.dumps((problem, optimizer))),
+        ):
             other.step(copied.loss)
         assert journal.steps == 0
         optimizer.step(problem.loss)
@@ -227,7 +235,9 @@ def test_a_snapshot_that_no_optimizer_has_made_is_refused_by_file_and_byte_befor
     holder[place[-1]] = value
     assert (header.kind, first.kind, last.kind) == (HEADER, SNAPSHOT, SNAPSHOT)
     forged(
-        path, *((raw.kind, raw.payload) for raw in steps), (SNAPSHOT, last.payload[:32] + json.dumps(state).encode())
+        path,
+        *((raw.kind, raw.payload) for raw in steps),
+        (SNAPSHOT, last.payload[:32] + json.dumps(state).encode()),
     )
     content, problem = path.read_bytes(), Regression()
     optimizer = SPSA(problem.model.named_parameters(), directions=2, seed=3)

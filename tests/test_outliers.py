@@ -43,7 +43,9 @@ def test_an_outlier_costs_a_fifth_of_the_steps_at_most(rule: Any, at: int, facto
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
 @pytest.mark.parametrize("evaluation", [1, 2])
 @pytest.mark.parametrize("factor", [1e2, 1e6, 1e200, -1e6])
-def test_an_outlier_of_one_evaluation_costs_no_more(rule: Any, evaluation: int, factor: float) -> None:
+def test_an_outlier_of_one_evaluation_costs_no_more(
+    rule: Any, evaluation: int, factor: float
+) -> None:
     assert steps_to_solve(rule, factor, 30, evaluation) <= 1.2 * steps_to_solve(rule, 1.0, 30)
 
 

@@ -18,7 +18,19 @@ from dopaminergic import Dopamine, VectorDopamine, check_estimator, squared_erro
 from optimizers import Regression, Row, copies, randn, same, through_a_file
 
 ROOT = Path(dopaminergic.__file__).parent
-MAKERS = ("zeros", "ones", "empty", "full", "eye", "arange", "linspace", "tensor", "as_tensor", "rand", "randn")
+MAKERS = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "eye",
+    "arange",
+    "linspace",
+    "tensor",
+    "as_tensor",
+    "rand",
+    "randn",
+)
 
 
 @pytest.fixture(params=["meta", torch.float64, torch.float16], ids=str)
@@ -39,8 +51,12 @@ def default(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
         torch.set_default_dtype(dtype)
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 8, "noise": "gaussian"}, {"seed": [1, 2, 3]}], ids=str)
-def test_defaults_of_torch_do_not_reach_a_run(any_row: Row, settings: Any, default: Callable[[], None]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"directions": 8, "noise": "gaussian"}, {"seed": [1, 2, 3]}], ids=str
+)
+def test_defaults_of_torch_do_not_reach_a_run(
+    any_row: Row, settings: Any, default: Callable[[], None]
+) -> None:
     ends = []
     for change in (False, True):
         fleet = "seed" in settings
@@ -58,7 +74,9 @@ def test_defaults_of_torch_do_not_reach_a_run(any_row: Row, settings: Any, defau
 
 
 @pytest.mark.parametrize("rule", [Dopamine, VectorDopamine], ids=lambda rule: rule.__name__)
-def test_batches_and_lone_losses_do_not_depend_on_them(rule: Any, default: Callable[[], None]) -> None:
+def test_batches_and_lone_losses_do_not_depend_on_them(
+    rule: Any, default: Callable[[], None]
+) -> None:
     ends = []
     for change in (False, True):
         problem = Regression(dtype=torch.float32)
@@ -81,12 +99,20 @@ def test_the_estimator_is_checked_under_them(default: Callable[[], None]) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted(ROOT.rglob("*.py")) if "lab" not in p.relative_to(ROOT).parts and p.name != "jax.py"],
+    [
+        p
+        for p in sorted(ROOT.rglob("*.py"))
+        if "lab" not in p.relative_to(ROOT).parts and p.name != "jax.py"
+    ],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_every_tensor_that_is_made_names_its_device(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MAKERS:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in MAKERS
+        ):
             of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
             named = {keyword.arg for keyword in node.keywords}
             assert not of_torch or {"device", "dtype"} <= named, f"{path}:{node.lineno}"
@@ -94,7 +120,9 @@ def test_every_tensor_that_is_made_names_its_device(path: Path) -> None:
 
 @pytest.mark.parametrize("inside", ["the model", "the steps", "both"])
 @pytest.mark.parametrize("n", [8, 300_000])
-def test_models_and_steps_in_inference_mode_are_as_others(any_row: Row, n: int, inside: str) -> None:
+def test_models_and_steps_in_inference_mode_are_as_others(
+    any_row: Row, n: int, inside: str
+) -> None:
     ends = []
     for mode in (False, True):
         with torch.inference_mode(mode and inside != "the steps"):

@@ -31,7 +31,10 @@ def parameters(draw: Any) -> list[nn.Parameter]:
     """One to five, of which at least one is not empty and can be trained."""
     found = []
     for i in range(draw(st.integers(1, 4))):
-        shape, dtype = draw(SHAPES), draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+        shape, dtype = (
+            draw(SHAPES),
+            draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])),
+        )
         layout, p = draw(st.sampled_from(LAYOUTS)), randn(*shape, seed=i, dtype=dtype)
         if layout == "transposed" and len(shape) > 1:
             p = randn(*shape[::-1], seed=i, dtype=dtype).permute(*range(len(shape))[::-1])
@@ -44,12 +47,16 @@ def parameters(draw: Any) -> list[nn.Parameter]:
 
 
 def loss_of(params: list[nn.Parameter]) -> Tensor:
-    return sum((p.double().square().sum() for p in params), torch.zeros((), dtype=torch.float64)) + 1.0
+    return (
+        sum((p.double().square().sum() for p in params), torch.zeros((), dtype=torch.float64)) + 1.0
+    )
 
 
 @bounded
 @given(params=parameters(), data=st.data())
-def test_no_learning_rate_no_change(any_row: Row, params: list[nn.Parameter], data: st.DataObject) -> None:
+def test_no_learning_rate_no_change(
+    any_row: Row, params: list[nn.Parameter], data: st.DataObject
+) -> None:
     old, directions = copies(params), data.draw(st.integers(1, 3))
     optimizer = any_row.make(params, lr=0.0, directions=directions, weight_decay=0.1)
     optimizer.step(lambda: loss_of(params))
@@ -59,7 +66,9 @@ def test_no_learning_rate_no_change(any_row: Row, params: list[nn.Parameter], da
 
 @bounded
 @given(params=parameters())
-def test_frozen_and_empty_parameters_stay_and_others_move(row: Row, params: list[nn.Parameter]) -> None:
+def test_frozen_and_empty_parameters_stay_and_others_move(
+    row: Row, params: list[nn.Parameter]
+) -> None:
     old = copies(params)
     row.make(params, lr=0.1, sigma=0.1).step(lambda: loss_of(params))
     assert all(torch.equal(p, o) for p, o in zip(params, old, strict=True) if not p.requires_grad)
@@ -67,8 +76,12 @@ def test_frozen_and_empty_parameters_stay_and_others_move(row: Row, params: list
 
 
 @bounded
-@given(params=parameters(), bad=st.sampled_from([math.nan, math.inf, -math.inf]), at=st.integers(1, 2))
-def test_a_loss_that_is_not_finite_changes_no_weight(row: Row, params: list[nn.Parameter], bad: float, at: int) -> None:
+@given(
+    params=parameters(), bad=st.sampled_from([math.nan, math.inf, -math.inf]), at=st.integers(1, 2)
+)
+def test_a_loss_that_is_not_finite_changes_no_weight(
+    row: Row, params: list[nn.Parameter], bad: float, at: int
+) -> None:
     if row.name == "EvolutionStrategy" and bad == math.inf:
         bad = math.nan  # inf ranks last there
     old, calls = copies(params), 0
@@ -106,14 +119,19 @@ def test_noise_depends_on_the_index_alone_not_on_the_grouping_or_the_neighbours(
     one = probed(params, [{"params": params}])
     two = probed(params, [{"params": params[:cut]}, {"params": params[cut:]}])
     assert same(one, two)
-    # Another neighbour of the same place, frozen or not, larger or smaller, changes nothing for the last.
-    others = [nn.Parameter(randn(data.draw(st.integers(1, 300)))) for _ in params[:-1]] + [params[-1]]
+    # Another neighbour of the same place, frozen or not, larger or smaller, changes nothing for the
+    # last.
+    others = [nn.Parameter(randn(data.draw(st.integers(1, 300)))) for _ in params[:-1]] + [
+        params[-1]
+    ]
     assert torch.equal(probed(others, [{"params": others}])[-1], one[-1])
 
 
 @bounded
 @given(params=parameters(), directions=st.integers(1, 3))
-def test_a_saved_state_continues_bit_for_bit(any_row: Row, params: list[nn.Parameter], directions: int) -> None:
+def test_a_saved_state_continues_bit_for_bit(
+    any_row: Row, params: list[nn.Parameter], directions: int
+) -> None:
     optimizer = any_row.make(params, directions=directions)
     optimizer.step(lambda: loss_of(params))
     twins = [nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in params]
@@ -135,7 +153,7 @@ def test_a_fleet_of_one_is_the_single_run(row: Row, shape: tuple[int, ...], seed
     torch.testing.assert_close(w, stacked[0], rtol=1e-12, atol=1e-14)
 
 
-# ---- memory that parameters share ------------------------------------------------------------------------------------
+# ---- memory that parameters share ----------------------------------------------------------------
 
 
 def test_a_tied_parameter_is_one_parameter() -> None:
@@ -147,13 +165,18 @@ def test_a_tied_parameter_is_one_parameter() -> None:
     with pytest.raises(ZeroDivisionError):
         optimizer.step(lambda: 1 / 0)
     assert same(copies([tied.weight]), old)
-    with pytest.warns(UserWarning, match="duplicate"), pytest.raises(ValueError, match="share memory"):
+    with (
+        pytest.warns(UserWarning, match="duplicate"),
+        pytest.raises(ValueError, match="share memory"),
+    ):
         Dopamine([tied.weight, tied.weight])
 
 
 @bounded
 @given(first=st.integers(0, 6), size=st.integers(1, 6))
-def test_parameters_that_share_memory_are_refused_and_neighbours_are_not(first: int, size: int) -> None:
+def test_parameters_that_share_memory_are_refused_and_neighbours_are_not(
+    first: int, size: int
+) -> None:
     memory = randn(12)
     a, b = nn.Parameter(memory[:4]), nn.Parameter(memory[first : first + size])
     if first < 4:

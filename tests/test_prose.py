@@ -12,8 +12,9 @@ from prose import OTHERS, PAGES, ROOT, Reading
 
 CORE = ROOT / "src/dopaminergic"
 
-# At most so many "what" and at least so many examples in 1,000 words, at least this share of short sentences, and at
-# most so many forbidden words. Limits of docstrings are where they are now, and may only be tightened.
+# At most so many "what" and at least so many examples in 1,000 words, at least this share of short
+# sentences, and at most so many forbidden words. Limits of docstrings are where they are now, and
+# may only be tightened.
 LIMITS = {
     "pages": {"what": 1.5, "examples": 1.5, "short": 0.9, "forbidden": 0},
     "docstrings": {"what": 1.5, "examples": 1.5, "short": 0.99, "forbidden": 1},
@@ -59,7 +60,12 @@ def test_formulas_and_doctests_of_a_docstring_do_not_count() -> None:
 
 def test_sentences_examples_and_forbidden_words_are_counted() -> None:
     long = "word " * 29
-    found = prose.read([f"See e.g. this page. {long}.", "What is it? For example, want of time such as whoever has."])
+    found = prose.read(
+        [
+            f"See e.g. this page. {long}.",
+            "What is it? For example, want of time such as whoever has.",
+        ]
+    )
     assert found.words == 4 + 29 + 3 + 9
     assert found.short == 3 / 4
     assert found.longest == 29
@@ -70,13 +76,22 @@ def test_sentences_examples_and_forbidden_words_are_counted() -> None:
 
 def map_of_the_tree() -> str:
     """The drawing of the tree in CONTRIBUTING."""
-    return (ROOT / "CONTRIBUTING.md").read_text().split("```text\nsrc/dopaminergic/\n")[1].split("```")[0]
+    return (
+        (ROOT / "CONTRIBUTING.md")
+        .read_text()
+        .split("```text\nsrc/dopaminergic/\n")[1]
+        .split("```")[0]
+    )
 
 
 def test_every_module_and_package_of_the_core_is_in_the_map() -> None:
     modules = {path.name for path in CORE.glob("*.py") if not path.name.startswith("_")}
     packages = {f"{path.parent.name}/" for path in CORE.glob("*/__init__.py")}
-    assert {name for name in modules | packages if not re.search(rf"\b{re.escape(name)}", map_of_the_tree())} == set()
+    assert {
+        name
+        for name in modules | packages
+        if not re.search(rf"\b{re.escape(name)}", map_of_the_tree())
+    } == set()
 
 
 def test_every_name_in_the_map_exists() -> None:

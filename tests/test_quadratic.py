@@ -35,13 +35,19 @@ def quartic(values: Tensor) -> Tensor:
 
 
 KINDS: dict[str, tuple[Returned, Mean]] = {
-    "squared_error": (lambda v: squared_error(v, target(v)), lambda v: ((v - target(v)) ** 2).mean()),
+    "squared_error": (
+        lambda v: squared_error(v, target(v)),
+        lambda v: ((v - target(v)) ** 2).mean(),
+    ),
     "cross_entropy": (
         lambda v: cross_entropy(v, labels(v)),
         lambda v: functional.cross_entropy(v, labels(v)),
     ),
     "outcome": (lambda v: outcome(v, quartic), lambda v: quartic(v).mean()),
-    "outcome of single numbers": (lambda v: outcome(v, lambda v: v.exp() - v), lambda v: (v.exp() - v).mean()),
+    "outcome of single numbers": (
+        lambda v: outcome(v, lambda v: v.exp() - v),
+        lambda v: (v.exp() - v).mean(),
+    ),
 }
 
 
@@ -55,12 +61,16 @@ def test_labels_of_minus_100_are_not_scored() -> None:
 
     for r in range(2):
         torch.testing.assert_close(found.loss[r], mean(values[r]), rtol=1e-14, atol=0)
-        torch.testing.assert_close(found.slope[r], torch.func.grad(mean)(values[r]).flatten(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            found.slope[r], torch.func.grad(mean)(values[r]).flatten(), rtol=1e-12, atol=1e-14
+        )
         assert torch.equal(found.values[r].reshape(5, 3)[scored], values[r][scored])
         assert not found.values[r].reshape(5, 3)[~scored].any()
     other = values.clone()
     other[:, ~scored] = 7.0
-    assert torch.equal(quadratic(cross_entropy(other, some.expand(2, 5)), "Rule", 2).slope, found.slope)
+    assert torch.equal(
+        quadratic(cross_entropy(other, some.expand(2, 5)), "Rule", 2).slope, found.slope
+    )
 
 
 def checked(found: Quadratic, mean: Mean, values: Tensor) -> None:
@@ -95,7 +105,9 @@ def test_slope_and_curvature_of_one_model(kind: str, shape: tuple[int, int]) -> 
 def test_slope_and_curvature_of_fleets(kind: str) -> None:
     make, mean = KINDS[kind]
     values = randn(4, 5, 3, seed=3)
-    returned = outcome(values, lambda v: KINDS[kind][0](v).losses) if "outcome" in kind else make(values)
+    returned = (
+        outcome(values, lambda v: KINDS[kind][0](v).losses) if "outcome" in kind else make(values)
+    )
     found = quadratic(returned, "Rule", 4)
     checked(found, mean, values)
     per_sample = kind in ("cross_entropy", "outcome")
@@ -114,16 +126,19 @@ def test_values_of_more_dimensions_are_flattened() -> None:
 
 
 def test_saturated_logits_are_not_curved_and_finite() -> None:
-    found = quadratic(cross_entropy(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 0])), "Rule", None)
+    found = quadratic(
+        cross_entropy(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 0])), "Rule", None
+    )
     assert found.slope.tolist() == [[0.0, 0.0, -0.5, 0.5]]
     assert not found.curve(torch.ones(1, 1, 4)).any()
 
 
-# ---- losses without predictions --------------------------------------------------------------------------------------
+# ---- losses without predictions ------------------------------------------------------------------
 
 
 def test_losses_of_samples_are_squares_of_something_linear() -> None:
-    """l_i = u_i^2 and do = 2 u du: <do, H do> would be that of the squared error, 2 du^2 / N; exact Gauss-Newton.
+    """l_i = u_i^2 and do = 2 u du: <do, H do> would be that of the squared error, 2 du^2 / N; exact
+    Gauss-Newton.
 
     But for a tenth of the mean that is added to each loss.
     """
@@ -132,8 +147,12 @@ def test_losses_of_samples_are_squares_of_something_linear() -> None:
     found = quadratic(losses, "Rule", None)
     unit = losses + 0.1 * losses.mean()
     expected = (changes * changes / (2 * 7 * unit)).sum(1)
-    torch.testing.assert_close((changes * found.curve(changes[None])[0]).sum(1), expected, rtol=1e-13, atol=0)
-    torch.testing.assert_close(changes @ found.slope[0], (2 / 7 * u * du).sum(1), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        (changes * found.curve(changes[None])[0]).sum(1), expected, rtol=1e-13, atol=0
+    )
+    torch.testing.assert_close(
+        changes @ found.slope[0], (2 / 7 * u * du).sum(1), rtol=1e-13, atol=0
+    )
     alike = torch.full((7,), 1.5, dtype=torch.float64)
     moved = 2 * alike.sqrt() * du
     bent = (moved * quadratic(alike, "Rule", None).curve(moved[None])[0]).sum(1)
@@ -153,7 +172,9 @@ def test_a_lone_loss_has_the_curvature_of_its_square_root() -> None:
 
 
 @pytest.mark.parametrize("losses", [[-3.0, -1.0, 2.0], [-2.0], [0.0, 0.0], [0.0]], ids=str)
-def test_negative_and_vanishing_losses_have_a_curvature_that_is_finite_and_not_negative(losses: list[float]) -> None:
+def test_negative_and_vanishing_losses_have_a_curvature_that_is_finite_and_not_negative(
+    losses: list[float],
+) -> None:
     found = quadratic(torch.tensor(losses, dtype=torch.float64), "Rule", None)
     curved = found.curve(torch.full((1, 1, len(losses)), 1e-3, dtype=torch.float64))
     assert curved.isfinite().all()
@@ -181,18 +202,26 @@ def test_a_hundredfold_loss_has_a_hundredfold_slope_and_curvature(kind: str) -> 
     """As functions of the weights: where the outcomes are the losses, their changes grow with them."""
     values, changes = randn(5, 3), randn(1, 2, 15, seed=1)
     if kind == "outcome":
-        one, many = (quadratic(outcome(values, lambda v, s=s: s * quartic(v)), "Rule", None) for s in (1.0, 100.0))
+        one, many = (
+            quadratic(outcome(values, lambda v, s=s: s * quartic(v)), "Rule", None)
+            for s in (1.0, 100.0)
+        )
         scaled = changes
     else:
         one, many = (quadratic(s * values.flatten().square(), "Rule", None) for s in (1.0, 100.0))
         scaled = 100.0 * changes
-    torch.testing.assert_close(scaled @ many.slope[0], 100.0 * changes @ one.slope[0], rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(
-        scaled @ many.curve(scaled)[0].mT, 100.0 * changes @ one.curve(changes)[0].mT, rtol=1e-12, atol=1e-12
+        scaled @ many.slope[0], 100.0 * changes @ one.slope[0], rtol=1e-13, atol=1e-13
+    )
+    torch.testing.assert_close(
+        scaled @ many.curve(scaled)[0].mT,
+        100.0 * changes @ one.curve(changes)[0].mT,
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
-# ---- forms and errors ------------------------------------------------------------------------------------------------
+# ---- forms and errors ----------------------------------------------------------------------------
 
 
 def test_16_bit_and_whole_numbers_are_read_in_float32() -> None:
@@ -212,11 +241,15 @@ def test_the_mean_of_float32_losses_is_taken_in_float64() -> None:
 
 def test_an_unknown_loss_is_an_error_that_says_what_to_do() -> None:
     values = randn(3)
-    with pytest.raises(ValueError, match=r"Rule.*'hinge'.*squared_error, cross_entropy.*outcome\(values, loss\)"):
+    with pytest.raises(
+        ValueError, match=r"Rule.*'hinge'.*squared_error, cross_entropy.*outcome\(values, loss\)"
+    ):
         quadratic(Outcome(values, values**2, "hinge", values), "Rule", None)
 
 
-@pytest.mark.parametrize("returned", [None, "loss", (1.0,), [], torch.zeros(2, 2), torch.zeros(0)], ids=str)
+@pytest.mark.parametrize(
+    "returned", [None, "loss", (1.0,), [], torch.zeros(2, 2), torch.zeros(0)], ids=str
+)
 def test_what_is_no_loss_is_an_error_that_names_the_rule(returned: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="Rule"):
         quadratic(returned, "Rule", None)

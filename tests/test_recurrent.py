@@ -13,9 +13,11 @@ from dopaminergic import VectorDopamine, squared_error
 from dopaminergic.recurrent import RECURRENT
 from optimizers import copies, randn
 
-OPERATIONS = {"rnn_tanh": (nn.RNN, {}), "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}), "gru": (nn.GRU, {})} | {
-    "lstm": (nn.LSTM, {})
-}
+OPERATIONS = {
+    "rnn_tanh": (nn.RNN, {}),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+    "gru": (nn.GRU, {}),
+} | {"lstm": (nn.LSTM, {})}
 SHAPES: list[dict[str, Any]] = [
     {},
     {"bias": False},
@@ -43,7 +45,10 @@ def states(operation: str, shape: dict[str, Any], batch: int) -> tuple[Tensor, .
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_outputs_and_last_states_are_torchs(operation: str, shape: dict[str, Any]) -> None:
-    made, x = layer(operation, shape), randn(*((5, 7, 3) if shape.get("batch_first") else (7, 5, 3)), seed=9)
+    made, x = (
+        layer(operation, shape),
+        randn(*((5, 7, 3) if shape.get("batch_first") else (7, 5, 3)), seed=9),
+    )
     hx = states(operation, shape, 5)
     expected, last = made(x, hx if operation == "lstm" else hx[0])
     found, *own_last = RECURRENT[operation](
@@ -87,7 +92,10 @@ class Cells(nn.Module):
 
     def __init__(self, operation: str, bias: bool) -> None:
         super().__init__()
-        make, own = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[operation[:4].rstrip("_")], {}
+        make, own = (
+            {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[operation[:4].rstrip("_")],
+            {},
+        )
         if operation.startswith("rnn"):
             own = {"nonlinearity": operation.removeprefix("rnn_")}
         self.inner: Any = make(3, 4, bias=bias, dtype=torch.float64, **own)
@@ -111,7 +119,9 @@ def test_cells_are_torchs_and_batched(operation: str, bias: bool, shape: tuple[i
     state = tuple(h[0] for h in hx) if operation == "lstm" else hx[0][0]
     parameters = [p.detach() for p in made.inner.parameters()] + [None, None] * (not bias)
     found = RECURRENT[f"{operation}_cell"](randn(5, 3, seed=2), state, *parameters)
-    torch.testing.assert_close(found, made.inner(randn(5, 3, seed=2), state), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        found, made.inner(randn(5, 3, seed=2), state), rtol=1e-13, atol=1e-13
+    )
     for in_place in (False, True):
         weights, optimizer = trained(Cells(operation, bias), x, in_place=in_place)
         assert optimizer._batched.refused is in_place
@@ -123,11 +133,15 @@ def test_packed_sequences_say_what_to_do() -> None:
     packed = nn.utils.rnn.pack_padded_sequence(randn(4, 2, 3), torch.tensor([4, 2]))
     made = layer("gru", {})
     with pytest.raises(NotImplementedError, match="pad them"):
-        RECURRENT["gru"](packed.data, packed.batch_sizes, randn(1, 2, 4), made._flat_weights, True, 1)
+        RECURRENT["gru"](
+            packed.data, packed.batch_sizes, randn(1, 2, 4), made._flat_weights, True, 1
+        )
 
 
 class Recurrent(nn.Module):
-    def __init__(self, operation: str, shape: dict[str, Any], dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, operation: str, shape: dict[str, Any], dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__()
         self.inner = layer(operation, shape, dtype)
 
@@ -135,7 +149,9 @@ class Recurrent(nn.Module):
         return self.inner(x)[0]
 
 
-def trained(model: nn.Module, x: Tensor, *, in_place: bool, steps: int = 3) -> tuple[list[Tensor], VectorDopamine]:
+def trained(
+    model: nn.Module, x: Tensor, *, in_place: bool, steps: int = 3
+) -> tuple[list[Tensor], VectorDopamine]:
     target = torch.zeros_like(model(x).detach())
     optimizer = VectorDopamine(model.parameters(), directions=6)
     optimizer._batched.refused = in_place
@@ -155,12 +171,15 @@ def test_training_in_batches_is_training_in_place(operation: str, shape: dict[st
     # Regrets of 0.01 lose two digits more than the outcomes, and the solution a few times that.
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-10)
     assert not any(
-        torch.equal(a, b) for a, b in zip(ends[0], copies(layer(operation, shape).parameters()), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(ends[0], copies(layer(operation, shape).parameters()), strict=True)
     )
 
 
 @pytest.mark.parametrize("case", ["packed", "projection"])
-def test_what_is_not_written_out_is_evaluated_in_place(case: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_written_out_is_evaluated_in_place(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
     x, ends = randn(6, 2, 3), []
     for in_place in (False, True):
         made = layer("lstm", {"proj_size": 2} if case == "projection" else {})

@@ -63,7 +63,13 @@ HOSTILE: list[Any] = [
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something could be exchanged in a state."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, entry in inside:
         yield (*path, key)
         yield from paths(entry, (*path, key))
@@ -114,12 +120,25 @@ def check(optimizer: WeightOptimizer, w: Parameter, closure: Any, state: Any, wh
 
 
 # Those that the constructor takes too, or that change nothing but what is told.
-FREE = {"lr", "sigma", "weight_decay", "loss_floor", "cap", "tau", "kappa", "damping", "memory", "directions"}
+FREE = {
+    "lr",
+    "sigma",
+    "weight_decay",
+    "loss_floor",
+    "cap",
+    "tau",
+    "kappa",
+    "damping",
+    "memory",
+    "directions",
+}
 
 
 @pytest.mark.filterwarnings("ignore:Dopamine. a loss of .* is below loss_floor:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")  # with a sigma or a rate of 1e300
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # with a kappa of 1e300
+# With a sigma or a rate of 1e300.
+@pytest.mark.filterwarnings("ignore:.*the step was skipped:RuntimeWarning")
+# With a kappa of 1e300.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 @pytest.mark.parametrize("seed", [5, [5, 6, 7]], ids=["one", "fleet"])
 @pytest.mark.parametrize("row", [*ROWS, VECTOR], ids=lambda row: row.name)
 def test_whatever_is_exchanged_weights_stay_sound(row: Row, seed: Any) -> None:
@@ -153,12 +172,15 @@ def test_what_is_missing_or_unknown_is_refused(row: Row) -> None:
         for key in path[:-1]:
             at = at[key]
         del at[path[-1]]
-        older = path in (("forward", "batched"), ("forward", "on_use"))  # which earlier versions did not save
+        # Which earlier versions did not save.
+        older = path in (("forward", "batched"), ("forward", "on_use"))
         taken = check(optimizer, w, closure, changed, path)
         assert taken is (older or path[-1] == "param_names"), path
         optimizer.load_state_dict(good)
     for place in ((), ("settings",), ("progress",), ("batched",), ("on_use",)):
-        assert not check(optimizer, w, closure, exchanged(good, ("forward", *place, "other"), 1), place)
+        assert not check(
+            optimizer, w, closure, exchanged(good, ("forward", *place, "other"), 1), place
+        )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +194,12 @@ def test_what_is_missing_or_unknown_is_refused(row: Row) -> None:
         (Dopamine, ("forward", "settings", "cap"), 0.0, ["cap must be finite and > 0"]),
         (Dopamine, ("forward", "settings", "beta"), 1.0, ["beta must be finite", "< 1"]),
         (Dopamine, ("forward", "settings", "two_sided"), 1, ["two_sided must be True or False"]),
-        (Dopamine, ("forward", "settings", "directions"), 1 << 32, ["directions must be", str(1 << 32)]),
+        (
+            Dopamine,
+            ("forward", "settings", "directions"),
+            1 << 32,
+            ["directions must be", str(1 << 32)],
+        ),
         (Dopamine, ("forward", "rule", 0), 1e300, ["rule regret", "1e+300"]),
         (Dopamine, ("forward", "rule", 1), -1.0, ["rule root", "in [0, inf]", "-1.0"]),
         (Dopamine, ("forward", "progress", "step"), -1, ["step must be an int", "-1"]),
@@ -182,13 +209,25 @@ def test_what_is_missing_or_unknown_is_refused(row: Row) -> None:
         (Dopamine2, ("forward", "settings", "tau"), 1.0, ["tau must be finite"]),
         (Dopamine2, ("forward", "rule", 10), 1e30, ["rule gain", "0.001", "1000"]),
         (VectorDopamine, ("forward", "settings", "memory"), 0, ["memory must be"]),
-        (VectorDopamine, ("forward", "settings", "automatic"), "yes", ["automatic must be True or False"]),
-        (VectorDopamine, ("forward", "rule", 0), torch.ones(1), ["rule damping", "float64 tensor of shape (1,)"]),
+        (
+            VectorDopamine,
+            ("forward", "settings", "automatic"),
+            "yes",
+            ["automatic must be True or False"],
+        ),
+        (
+            VectorDopamine,
+            ("forward", "rule", 0),
+            torch.ones(1),
+            ["rule damping", "float64 tensor of shape (1,)"],
+        ),
         (WeightPerturbation, ("forward", "rule"), [1.0], ["rule must be None"]),
     ],
     ids=str,
 )
-def test_the_error_names_the_setting_and_the_value(make: Any, path: Any, value: Any, words: list[str]) -> None:
+def test_the_error_names_the_setting_and_the_value(
+    make: Any, path: Any, value: Any, words: list[str]
+) -> None:
     optimizer = make([nn.Parameter(randn(4))])
     with pytest.raises(ValueError, match=f"{make.__name__}.load_state_dict") as caught:
         optimizer.load_state_dict(exchanged(optimizer.state_dict(), path, value))
@@ -209,7 +248,7 @@ def test_a_fleet_takes_no_state_of_another_size(any_row: Row) -> None:
         fleet.load_state_dict(changed)
 
 
-# ---- the order of parameters -----------------------------------------------------------------------------------------
+# ---- the order of parameters ---------------------------------------------------------------------
 
 
 def named(*names: str) -> list[tuple[str, Parameter]]:
@@ -218,7 +257,9 @@ def named(*names: str) -> list[tuple[str, Parameter]]:
 
 def test_a_state_of_another_order_is_refused_by_name(any_row: Row) -> None:
     one, other = any_row.make(named("a", "b", "c")), any_row.make(named("a", "c", "b"))
-    with pytest.raises(ValueError, match="another order: number 1 of a group is 'b' there and 'c' here"):
+    with pytest.raises(
+        ValueError, match="another order: number 1 of a group is 'b' there and 'c' here"
+    ):
         other.load_state_dict(one.state_dict())
     state = one.state_dict()
     del state["param_groups"][0]["param_names"]  # the way out that the error names
@@ -233,9 +274,11 @@ def test_wrappers_of_a_model_and_unnamed_parameters_are_not_another_order(any_ro
         other.load_state_dict(one.state_dict())
 
 
-# ---- whatever happens, a run's own state can be loaded --------------------------------------------------------------
+# ---- whatever happens, a run's own state can be loaded -------------------------------------------
 
-LOSSES = st.floats(-1e100, 1e100) | st.floats(-10, 10) | st.sampled_from([math.nan, math.inf, -math.inf])
+LOSSES = (
+    st.floats(-1e100, 1e100) | st.floats(-10, 10) | st.sampled_from([math.nan, math.inf, -math.inf])
+)
 
 
 @pytest.mark.parametrize("row", [*ROWS, VECTOR], ids=lambda row: row.name)
@@ -266,7 +309,10 @@ def test_a_hook_that_fails_leaves_the_optimizer_as_it_was(any_row: Row) -> None:
         raise ConnectionError("of a hook")
 
     def spoil(_: Any, state: Any) -> Any:
-        return {**state, "param_groups": [{**group, "lr": math.nan} for group in state["param_groups"]]}
+        return {
+            **state,
+            "param_groups": [{**group, "lr": math.nan} for group in state["param_groups"]],
+        }
 
     other = any_row.make([nn.Parameter(randn(4))], seed=3).state_dict()
     for register, hook, error in (
@@ -292,7 +338,8 @@ def test_a_state_loaded_onto_another_device_goes_on_on_the_cpu(any_row: Row) -> 
     optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     optimizer.step(closure)
     file.seek(0)
-    if any_row.name not in ("WeightPerturbation", "SPSA", "EvolutionStrategy"):  # they have no numbers
+    # They have no numbers.
+    if any_row.name not in ("WeightPerturbation", "SPSA", "EvolutionStrategy"):
         with pytest.raises(ValueError, match="float64 tensor"):
             optimizer.load_state_dict(torch.load(file, map_location="meta", weights_only=True))
     optimizer.step(closure)

@@ -63,13 +63,17 @@ def test_nothing_left_to_gain_stops_dopamine() -> None:
 
 @pytest.mark.parametrize("improvement", [0.1, 0.025, -0.2, 0.8])
 def test_actual_against_expected_improvement_sets_the_gain(improvement: float) -> None:
-    state = dopamine2(learning_rate_gain(START2, 1.0, **KNOBS), 1.0, [1.1]).state._replace(expected=0.1)
+    state = dopamine2(learning_rate_gain(START2, 1.0, **KNOBS), 1.0, [1.1]).state._replace(
+        expected=0.1
+    )
     after = learning_rate_gain(state, 1.0 - improvement, **KNOBS)
     error = (improvement - 0.25 * 0.1) / (abs(improvement) + 0.1)
     assert after.gain == pytest.approx(math.exp(0.02 * error), rel=1e-12)
     third = learning_rate_gain(after._replace(last_loss=0.0, expected=0.4), 0.3, **KNOBS)
     sizes = [(0.99 * a + b) / 1.99 for a, b in ((abs(improvement), 0.3), (0.1, 0.4))]
-    assert third.gain / after.gain == pytest.approx(math.exp(0.02 * (-0.3 - 0.1) / sum(sizes)), rel=1e-12)
+    assert third.gain / after.gain == pytest.approx(
+        math.exp(0.02 * (-0.3 - 0.1) / sum(sizes)), rel=1e-12
+    )
 
 
 def test_a_surprise_counts_three_standard_sizes_at_most() -> None:
@@ -109,14 +113,16 @@ def test_equal_losses_have_equal_ranks() -> None:
 def test_variance_factor_is_the_mean_square_of_the_estimate() -> None:
     """Averages of all sign patterns of 3 weights, taken two at a time: E|g_hat|^2 / |g|^2 = (d + K - 1) / K."""
     g = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    z = torch.tensor([[1.0 - 2 * (i >> b & 1) for b in range(3)] for i in range(8)], dtype=torch.float64)
+    z = torch.tensor(
+        [[1.0 - 2 * (i >> b & 1) for b in range(3)] for i in range(8)], dtype=torch.float64
+    )
     estimates = (z @ g)[:, None] * z
     pairs = (estimates[:, None] + estimates[None]) / 2
     assert float((estimates**2).sum(-1).mean() / (g @ g)) == pytest.approx(variance_factor(3, 1))
     assert float((pairs**2).sum(-1).mean() / (g @ g)) == pytest.approx(variance_factor(3, 2))
 
 
-# ---- whole runs ------------------------------------------------------------------------------------------------------
+# ---- whole runs ----------------------------------------------------------------------------------
 
 SCALES = (0.5, 2.0, 1.0, 3.0, 0.1)
 
@@ -153,10 +159,17 @@ CASES = [
         {"noise": "rademacher"},
     )
 ]
-CASES += [(row, {"two_sided": True, "directions": k}) for row in ROWS if "Dopamine" in row.name for k in (1, 3)]
+CASES += [
+    (row, {"two_sided": True, "directions": k})
+    for row in ROWS
+    if "Dopamine" in row.name
+    for k in (1, 3)
+]
 
 
-@pytest.mark.parametrize(("row", "settings"), CASES, ids=[f"{row.name}-{settings}" for row, settings in CASES])
+@pytest.mark.parametrize(
+    ("row", "settings"), CASES, ids=[f"{row.name}-{settings}" for row, settings in CASES]
+)
 def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, Any]) -> None:
     w = nn.Parameter(randn(5, seed=3))
     optimizer = row.make([w], seed=11, **settings)
@@ -164,13 +177,19 @@ def test_a_run_is_the_formulas_of_algorithms_md(row: Row, settings: dict[str, An
     by_hand = {key: group[key] for key in ("lr", "sigma")}
     by_hand |= {key: value for key, value in own.items() if key not in ("noise", "seed", "batched")}
     expected = row.plain(
-        bowl, w.tolist(), lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(), 5, **by_hand
+        bowl,
+        w.tolist(),
+        lambda t, k: drawn(optimizer, w, 0, step=t, direction=k).tolist(),
+        5,
+        **by_hand,
     )
-    # Losses near 10 are differenced over 1e-3: rounding of 2e-15 becomes 1e-11 of a regret. Normals may differ by a few
-    # ulp of float32 from the definition's.
+    # Losses near 10 are differenced over 1e-3: rounding of 2e-15 becomes 1e-11 of a regret. Normals
+    # may differ by a few ulp of float32 from the definition's.
     near = 1e-10 if optimizer.settings["noise"] == "rademacher" else 2e-6
     for got, want in zip(trained(row, settings, 5), expected, strict=True):
-        torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near)
+        torch.testing.assert_close(
+            got, torch.tensor(want, dtype=torch.float64), rtol=10 * near, atol=near
+        )
 
 
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
@@ -225,14 +244,21 @@ def test_no_weight_moves_farther_than_the_cap(rule: Any) -> None:
     w = nn.Parameter(randn(5, seed=3))
     rule([w], lr=1e6, cap=0.02).step(lambda: torch_bowl(w))
     # One direction, whose signal is 1 in the first step but for the floor of the scale.
-    torch.testing.assert_close((w.detach() - randn(5, seed=3)).abs(), torch.full_like(w, 0.02), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        (w.detach() - randn(5, seed=3)).abs(), torch.full_like(w, 0.02), rtol=1e-4, atol=0
+    )
 
 
 def test_one_number_and_a_fleets_give_the_same_bits() -> None:
     """The exponential of the C library differs from numpy's in the last bit for some numbers."""
     values = randn(3000, seed=2).abs().tolist()
     rows = np.array(values).reshape(-1, 3)
-    for function in (scalars.sqrt, scalars.exp, scalars.absolute, lambda x: scalars.clip(x, 0.3, 0.9)):
+    for function in (
+        scalars.sqrt,
+        scalars.exp,
+        scalars.absolute,
+        lambda x: scalars.clip(x, 0.3, 0.9),
+    ):
         fleets = np.concatenate([function(row) for row in rows]).tolist()
         assert fleets == [function(x) for x in values]
     for row in (rows[0], torch.from_numpy(rows[0])):
@@ -264,11 +290,13 @@ def test_rpe_and_learning_rate_are_told() -> None:
     assert moved == pytest.approx(-optimizer.last_learning_rate * delta / 1e-3, rel=1e-9)
 
 
-# ---- two sides -------------------------------------------------------------------------------------------------------
+# ---- two sides -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
-def test_both_sides_are_asked_for_where_weights_have_16_bits(rule: type[Dopamine] | type[Dopamine2]) -> None:
+def test_both_sides_are_asked_for_where_weights_have_16_bits(
+    rule: type[Dopamine] | type[Dopamine2],
+) -> None:
     def passes(optimizer: ForwardOptimizer) -> int:
         optimizer.step(lambda: 1.0)
         return optimizer.forward_passes
@@ -296,7 +324,9 @@ def test_curvature_is_no_part_of_a_two_sided_regret(rule: type[Dopamine] | type[
     optimizer = rule([w], two_sided=True, sigma=0.5)
     curvature = torch.linspace(1.0, 6.0, 6, dtype=torch.float64)
     for _ in range(5):
-        assert optimizer.step(lambda: 1.0 + (curvature * w.square()).sum()) == pytest.approx(1.0 + 0.25 * 21)
+        assert optimizer.step(lambda: 1.0 + (curvature * w.square()).sum()) == pytest.approx(
+            1.0 + 0.25 * 21
+        )
     assert torch.equal(w.detach(), torch.zeros(6, dtype=torch.float64))
     one = rule([w], two_sided=False, sigma=0.5)
     for _ in range(5):

@@ -18,7 +18,12 @@ from torch.optim import lr_scheduler
 from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
 from optimizers import ROWS, Regression, Row, same, through_a_file
 
-SETTINGS: dict[str, Any] = {"directions": 2, "noise": "rademacher", "seed": 77, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {
+    "directions": 2,
+    "noise": "rademacher",
+    "seed": 77,
+    "weight_decay": 0.01,
+}
 
 
 def run(problem: Regression, optimizer: ForwardOptimizer, steps: int) -> None:
@@ -35,7 +40,9 @@ def halfway(row: Row) -> tuple[Regression, ForwardOptimizer]:
 
 def test_a_loaded_state_goes_on_bit_for_bit(any_row: Row) -> None:
     problem, optimizer = halfway(any_row)
-    saved = through_a_file({"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()})
+    saved = through_a_file(
+        {"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()}
+    )
     run(problem, optimizer, 4)
     # Other settings and some steps, all of which loading must overrule.
     other = Regression(seed=1)
@@ -74,7 +81,9 @@ def test_a_fresh_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     saved, expected = {}, {}
     for row in ROWS:
         problem, optimizer = halfway(row)
-        saved[row.name] = copy.deepcopy({"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()})
+        saved[row.name] = copy.deepcopy(
+            {"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()}
+        )
         run(problem, optimizer, 4)
         expected[row.name] = problem.weights()
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
@@ -158,7 +167,7 @@ def test_copies_of_a_scheduled_optimizer_are_copies(any_row: Row) -> None:
         assert other.forward_passes == passes + any_row.passes(2)
 
 
-# ---- learning rates and groups ---------------------------------------------------------------------------------------
+# ---- learning rates and groups -------------------------------------------------------------------
 
 
 def test_schedulers_have_their_effect(any_row: Row) -> None:
@@ -178,12 +187,16 @@ def test_schedulers_have_their_effect(any_row: Row) -> None:
     assert not same(stale.weights(), problem.weights())
 
 
-@pytest.mark.parametrize("make", [lr_scheduler.OneCycleLR, lr_scheduler.CosineAnnealingLR], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "make", [lr_scheduler.OneCycleLR, lr_scheduler.CosineAnnealingLR], ids=lambda c: c.__name__
+)
 def test_other_schedulers_run(make: Any) -> None:
     problem = Regression()
     optimizer = Dopamine(problem.model.parameters())
     settings = (
-        {"max_lr": 3.0, "total_steps": 5, "cycle_momentum": False} if "OneCycle" in make.__name__ else {"T_max": 5}
+        {"max_lr": 3.0, "total_steps": 5, "cycle_momentum": False}
+        if "OneCycle" in make.__name__
+        else {"T_max": 5}
     )
     scheduler, rates = make(optimizer, **settings), []
     for _ in range(4):
@@ -201,7 +214,9 @@ def test_a_scheduled_run_resumes(any_row: Row) -> None:
         scheduler = lr_scheduler.ExponentialLR(optimizer, 0.7)
         for step in range(6):
             if stopped and step == 3:
-                saved = through_a_file([x.state_dict() for x in (problem.model, optimizer, scheduler)])
+                saved = through_a_file(
+                    [x.state_dict() for x in (problem.model, optimizer, scheduler)]
+                )
                 problem = Regression(seed=2)
                 optimizer = any_row.make(problem.model.parameters())
                 scheduler = lr_scheduler.ExponentialLR(optimizer, 0.7)
@@ -221,7 +236,10 @@ def test_groups_and_named_parameters_are_saved_too(any_row: Row) -> None:
         def make(problem: Regression) -> ForwardOptimizer:
             named = list(problem.model.named_parameters())
             return any_row.make(
-                [{"params": named[:2], "lr": 0.05, "sigma": 0.01}, {"params": named[2:], "weight_decay": 0.1}]
+                [
+                    {"params": named[:2], "lr": 0.05, "sigma": 0.01},
+                    {"params": named[2:], "weight_decay": 0.1},
+                ]
             )
 
         optimizer = make(problem)
@@ -230,7 +248,10 @@ def test_groups_and_named_parameters_are_saved_too(any_row: Row) -> None:
             saved = through_a_file([problem.model.state_dict(), optimizer.state_dict()])
             problem = Regression(seed=1)
             optimizer = any_row.make(
-                [{"params": p} for p in (list(problem.model.named_parameters())[i : i + 2] for i in (0, 2))]
+                [
+                    {"params": p}
+                    for p in (list(problem.model.named_parameters())[i : i + 2] for i in (0, 2))
+                ]
             )
             problem.model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
@@ -269,7 +290,7 @@ def test_a_group_added_between_steps_is_found() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, problem.weights(), strict=True))
 
 
-# ---- states of something else ----------------------------------------------------------------------------------------
+# ---- states of something else --------------------------------------------------------------------
 
 
 def wrong_states() -> dict[str, tuple[Any, list[str]]]:
@@ -278,11 +299,17 @@ def wrong_states() -> dict[str, tuple[Any, list[str]]]:
 
     good = saved(nn.Linear(3, 2))
     return {
-        "another optimizer": (saved(nn.Linear(3, 2), WeightPerturbation), ["WeightPerturbation", "Dopamine"]),
+        "another optimizer": (
+            saved(nn.Linear(3, 2), WeightPerturbation),
+            ["WeightPerturbation", "Dopamine"],
+        ),
         "another model": (saved(nn.Linear(2, 3)), ["[3, 2]", "[2, 3]"]),
         "more parameters": (saved(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))), ["shapes"]),
         "another dtype": (saved(nn.Linear(3, 2).double()), ["float64", "float32"]),
-        "torch's": (torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1).state_dict(), ["state_dict", "param_groups"]),
+        "torch's": (
+            torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1).state_dict(),
+            ["state_dict", "param_groups"],
+        ),
         "nothing": ({}, ["state_dict"]),
         "not a dict": (None, ["state_dict", "NoneType"]),
         "other groups": (

@@ -31,16 +31,22 @@ def visited(optimizer: ForwardOptimizer, steps: int = 1) -> list[list[Tensor]]:
     return seen
 
 
-# ---- perturbations ---------------------------------------------------------------------------------------------------
+# ---- perturbations -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_the_closure_sees_the_weights_of_the_definition(row: Row, noise: str, directions: int) -> None:
+def test_the_closure_sees_the_weights_of_the_definition(
+    row: Row, noise: str, directions: int
+) -> None:
     """Distinct noise for every layer (two of them of one shape), direction and step; signs for SPSA's pairs."""
-    parameters = [nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (4, 3), (7,)])]
+    parameters = [
+        nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (4, 3), (7,)])
+    ]
     old, sigma = copies(parameters), 0.01
-    optimizer = row.make(parameters, sigma=sigma, noise=noise, directions=directions, seed=5, lr=0.0)
+    optimizer = row.make(
+        parameters, sigma=sigma, noise=noise, directions=directions, seed=5, lr=0.0
+    )
     seen = visited(optimizer, steps=2)
     both = row.passes(1) == 2 and not row.returns_base
     expected = []
@@ -53,7 +59,9 @@ def test_the_closure_sees_the_weights_of_the_definition(row: Row, noise: str, di
     assert len(seen) == len(expected)
     for got, want in zip(seen, expected, strict=True):
         for a, b in zip(got, want, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-15 if noise == "rademacher" else sigma * 2e-6)
+            torch.testing.assert_close(
+                a, b, rtol=0, atol=1e-15 if noise == "rademacher" else sigma * 2e-6
+            )
 
 
 def test_forward_passes_are_the_calls_of_the_closure(row: Row) -> None:
@@ -81,7 +89,9 @@ def test_the_loss_returned_is_that_of_the_weights_before(any_row: Row) -> None:
 
     returned = any_row.make(problem.model.parameters()).step(closure)
     assert isinstance(returned, float)
-    assert returned == (seen[0] if any_row.returns_base else pytest.approx(sum(seen) / len(seen), rel=1e-15))
+    assert returned == (
+        seen[0] if any_row.returns_base else pytest.approx(sum(seen) / len(seen), rel=1e-15)
+    )
 
 
 def test_dtypes_mix_in_one_optimizer(row: Row) -> None:
@@ -89,13 +99,15 @@ def test_dtypes_mix_in_one_optimizer(row: Row) -> None:
     optimizer = row.make([a, b], directions=1, sigma=0.25)
     seen = visited(optimizer)[-1]
     sign = 1 if row.returns_base else -1
-    for i, (p, got, old) in enumerate(((a, seen[0], randn(40).float()), (b, seen[1], randn(40, seed=1)))):
+    for i, (p, got, old) in enumerate(
+        ((a, seen[0], randn(40).float()), (b, seen[1], randn(40, seed=1)))
+    ):
         want = (old.double() + sign * 0.25 * drawn(optimizer, p, i, step=0)).to(got.dtype)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
         assert got.dtype == old.dtype
 
 
-# ---- updates ---------------------------------------------------------------------------------------------------------
+# ---- updates -------------------------------------------------------------------------------------
 
 
 def test_no_learning_rate_no_change(any_row: Row) -> None:
@@ -131,14 +143,21 @@ def test_a_step_without_decay_moves_along_the_directions_alone(row: Row) -> None
     change = torch.cat([(p.detach() - w).flatten() for p, w in zip(parameters, old, strict=True)])
     z = torch.stack(
         [
-            torch.cat([drawn(optimizer, p, i, step=0, direction=k).flatten() for i, p in enumerate(parameters)])
+            torch.cat(
+                [
+                    drawn(optimizer, p, i, step=0, direction=k).flatten()
+                    for i, p in enumerate(parameters)
+                ]
+            )
             for k in range(3)
         ]
     )
     left = change - z.T @ torch.linalg.lstsq(z.T, change).solution
     assert float(change.norm()) > 1e-6
     # Fast normals differ from the definition's by a few ulp of float32.
-    assert float(left.norm() / change.norm()) < (1e-12 if optimizer.settings["noise"] == "rademacher" else 1e-5)
+    assert float(left.norm() / change.norm()) < (
+        1e-12 if optimizer.settings["noise"] == "rademacher" else 1e-5
+    )
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -157,14 +176,18 @@ def test_weight_decay_shrinks_by_the_learning_rate_it_amounts_to(row: Row, large
     if rates[1] * 0.7 < 1:
         torch.testing.assert_close(ends[1], shrunk, rtol=0, atol=2e-6 if large else 1e-14)
     else:
-        torch.testing.assert_close(ends[1], ends[0] - old.double(), rtol=0, atol=2e-6 if large else 1e-14)
+        torch.testing.assert_close(
+            ends[1], ends[0] - old.double(), rtol=0, atol=2e-6 if large else 1e-14
+        )
 
 
 def test_groups_have_their_own_learning_rate_sigma_and_decay() -> None:
     a, b = nn.Parameter(randn(6)), nn.Parameter(randn(4, seed=1))
     old_a, old_b = copies([a, b])
     optimizer = WeightPerturbation(
-        [{"params": [a], "lr": 0.5}, {"params": [b], "sigma": 0.1, "weight_decay": 0.2}], lr=0.03, sigma=1e-3
+        [{"params": [a], "lr": 0.5}, {"params": [b], "sigma": 0.1, "weight_decay": 0.2}],
+        lr=0.03,
+        sigma=1e-3,
     )
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
@@ -174,7 +197,9 @@ def test_groups_have_their_own_learning_rate_sigma_and_decay() -> None:
     za, zb = drawn(optimizer, a, 0, step=0), drawn(optimizer, b, 1, step=0)
     delta = loss(old_a + 1e-3 * za, old_b + 0.1 * zb) - loss(old_a, old_b)
     torch.testing.assert_close(a.detach(), old_a - 0.5 * delta / 1e-3 * za, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(b.detach(), (1 - 0.03 * 0.2) * old_b - 0.03 * delta / 0.1 * zb, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        b.detach(), (1 - 0.03 * 0.2) * old_b - 0.03 * delta / 0.1 * zb, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_a_group_that_does_not_learn_stays(row: Row) -> None:
@@ -188,7 +213,7 @@ def test_a_group_that_does_not_learn_stays(row: Row) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(new[1:], old[1:], strict=True))
 
 
-# ---- which parameters ------------------------------------------------------------------------------------------------
+# ---- which parameters ----------------------------------------------------------------------------
 
 
 def test_frozen_parameters_are_not_touched_and_others_keep_their_noise(row: Row) -> None:
@@ -203,7 +228,10 @@ def test_frozen_parameters_are_not_touched_and_others_keep_their_noise(row: Row)
         for i, p in enumerate(parameters):
             sigma = 0.0 if i == frozen else optimizer.param_groups[0]["sigma"]
             torch.testing.assert_close(
-                seen[i], old[i] + sign * sigma * drawn(optimizer, p, i, step=step), rtol=0, atol=sigma * 2e-6
+                seen[i],
+                old[i] + sign * sigma * drawn(optimizer, p, i, step=step),
+                rtol=0,
+                atol=sigma * 2e-6,
             )
             assert i != frozen or torch.equal(seen[i], old[i])
 
@@ -222,7 +250,10 @@ def test_tied_weights_are_perturbed_once(row: Row) -> None:
     optimizer.step(closure)
     sigma = optimizer.param_groups[0]["sigma"]
     torch.testing.assert_close(
-        (seen[-1] - old[0]).abs(), sigma * drawn(optimizer, tied.weight, 0, step=0).abs(), rtol=1e-6, atol=1e-9
+        (seen[-1] - old[0]).abs(),
+        sigma * drawn(optimizer, tied.weight, 0, step=0).abs(),
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
@@ -236,7 +267,11 @@ def test_the_layout_in_memory_does_not_matter(any_row: Row) -> None:
         v, target = nn.Parameter(randn(3, seed=1)), randn(6, 5, seed=2)
         optimizer = any_row.make([w, v], noise="rademacher")
         for _ in range(3):
-            optimizer.step(lambda w=w, v=v, target=target: float(((w - target) ** 2).contiguous().sum() + (v**2).sum()))
+            optimizer.step(
+                lambda w=w, v=v, target=target: float(
+                    ((w - target) ** 2).contiguous().sum() + (v**2).sum()
+                )
+            )
         ends.append((w.detach().contiguous(), v.detach()))
     # The sum over a transposed tensor runs in another order, which the regret magnifies.
     for a, b in zip(*ends, strict=True):
@@ -257,7 +292,11 @@ def test_a_slice_of_a_larger_tensor_leaves_the_rest_alone(row: Row, large: bool)
 
 
 def test_empty_and_single_number_parameters(row: Row) -> None:
-    empty, single, vector = nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.tensor(2.0)), nn.Parameter(randn(3))
+    empty, single, vector = (
+        nn.Parameter(torch.empty(0, 3)),
+        nn.Parameter(torch.tensor(2.0)),
+        nn.Parameter(randn(3)),
+    )
     optimizer = row.make([empty, single, vector], directions=1)
     seen = visited(optimizer)[-1]
     sigma, sign = optimizer.param_groups[0]["sigma"], 1 if row.returns_base else -1
@@ -288,7 +327,9 @@ VIEWS: dict[str, Any] = {
     "transposed": lambda w: w.t(),
     "frozen": lambda w: w,
     "cut": lambda w: w[:3],
-    "other numbers": lambda w: w.view(torch.float16 if w.dtype == torch.bfloat16 else torch.float32),
+    "other numbers": lambda w: w.view(
+        torch.float16 if w.dtype == torch.bfloat16 else torch.float32
+    ),
 }
 MEMORIES = {
     "bfloat16": randn(6, 4).bfloat16(),
@@ -310,7 +351,8 @@ def test_a_view_of_the_same_memory_is_another_parameter(kind: str, dtype: str) -
     before, whole = w.detach().clone(), memory.clone()
     seen = visited(optimizer)[1][0]
     z = drawn(optimizer, w, 0, step=1) if kind != "frozen" else torch.zeros_like(w)
-    # Two units in the last place of a 16-bit number below 4: one for the sum and one for the way it is rounded.
+    # Two units in the last place of a 16-bit number below 4: one for the sum and one for the way it
+    # is rounded.
     torch.testing.assert_close(seen.double(), before.double() + 0.25 * z, rtol=0, atol=2.0**-5)
     assert torch.equal(memory, whole)
 
@@ -334,7 +376,7 @@ def test_what_is_cut_off_a_parameter_is_left_alone() -> None:
     assert same(rests, [rest, rest])
 
 
-# ---- two halves ------------------------------------------------------------------------------------------------------
+# ---- two halves ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -408,7 +450,7 @@ def test_a_probe_is_forgotten_by_a_whole_step(any_row: Row) -> None:
     assert same(problem.weights(), old)
 
 
-# ---- outcomes that cannot be used ------------------------------------------------------------------------------------
+# ---- outcomes that cannot be used ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -457,11 +499,16 @@ def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
         torch.manual_seed(1)
         parameters = [nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (3,)])]
         parameters += [nn.Parameter(randn(1 << 18, seed=3))] * large
-        optimizer, losses = row.make(parameters, noise=noise, directions=1, seed=5, weight_decay=0.1), []
+        optimizer, losses = (
+            row.make(parameters, noise=noise, directions=1, seed=5, weight_decay=0.1),
+            [],
+        )
         for step in range(12):
             scale = math.nan if step == 5 else 1.0
 
-            def closure(scale: float = scale, parameters: list[nn.Parameter] = parameters) -> Tensor:
+            def closure(
+                scale: float = scale, parameters: list[nn.Parameter] = parameters
+            ) -> Tensor:
                 kept = nn.functional.dropout(torch.cat([p.flatten()[:10] for p in parameters]))
                 return scale * kept.square().mean()
 
@@ -469,7 +516,14 @@ def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
                 warnings.simplefilter("ignore", RuntimeWarning)
                 losses.append(optimizer.step(closure))
             optimizer.param_groups[0]["lr"] *= 1.1
-        ends.append([str(losses), copies(parameters), optimizer.state_dict()["forward"]["progress"], torch.rand(3)])
+        ends.append(
+            [
+                str(losses),
+                copies(parameters),
+                optimizer.state_dict()["forward"]["progress"],
+                torch.rand(3),
+            ]
+        )
         ends[-1] += [optimizer.state_dict()["forward"]["rule"]]
         assert optimizer.skipped_steps == 1
     assert ends[0][0] == ends[1][0]
@@ -481,7 +535,9 @@ def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("hooked", [False, True])
-def test_the_warning_of_a_skipped_step_names_the_line_of_the_user(directions: int, hooked: bool) -> None:
+def test_the_warning_of_a_skipped_step_names_the_line_of_the_user(
+    directions: int, hooked: bool
+) -> None:
     optimizer = Dopamine([nn.Parameter(randn(4))], directions=directions)
     if hooked:
         optimizer.register_step_post_hook(lambda *_: None)
@@ -518,7 +574,7 @@ def test_a_solved_problem_stays_solved() -> None:
     assert float(w.detach().abs().max()) == 0.0
 
 
-# ---- in torch's company ----------------------------------------------------------------------------------------------
+# ---- in torch's company --------------------------------------------------------------------------
 
 
 def test_step_hooks_are_called(row: Row) -> None:

@@ -50,7 +50,9 @@ def numbers(*values: float) -> Tensor:
 def state(replicas: int = 1, **values: float) -> VectorState:
     start = {"damping": 1.0, "gain": 0.5, "curvature": 0.0}
     filled = dict.fromkeys(VectorState._fields, 0.0) | start | values
-    return VectorState(**{name: torch.full((replicas,), value, dtype=DOUBLE) for name, value in filled.items()})
+    return VectorState(
+        **{name: torch.full((replicas,), value, dtype=DOUBLE) for name, value in filled.items()}
+    )
 
 
 def eye(count: int) -> Tensor:
@@ -67,7 +69,7 @@ def logits(replicas: int = 1) -> Quadratic:
     return quadratic(cross_entropy(values, labels), "Rule", replicas)
 
 
-# ---- the damped minimum ----------------------------------------------------------------------------------------------
+# ---- the damped minimum --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])
@@ -113,7 +115,9 @@ def test_as_many_directions_as_weights_reach_the_minimum(correlated: bool) -> No
     reached = w - 0.01 * found.coefficients[0] @ z
     torch.testing.assert_close(reached, torch.linalg.lstsq(x, y).solution, rtol=1e-8, atol=1e-8)
     lowest = ((x @ reached - y) ** 2).mean()
-    torch.testing.assert_close(found.expected(numbers(1.0))[0], loss.loss[0] - lowest, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found.expected(numbers(1.0))[0], loss.loss[0] - lowest, rtol=1e-9, atol=0
+    )
 
 
 def test_the_damped_step_depends_on_the_span_and_not_on_the_directions() -> None:
@@ -124,7 +128,9 @@ def test_the_damped_step_depends_on_the_span_and_not_on_the_directions() -> None
     for z in (randn(3, 5, seed=8), mix @ randn(3, 5, seed=8)):
         space = subspace((z @ x.T)[None], loss, (z @ z.T)[None])
         unit = float(mean_curvature(space) / 2 * space.outputs[0].trace() / 3)
-        found = propose(space, state(damping=0.3 / unit)._replace(curvature=summed_curvature(space)))
+        found = propose(
+            space, state(damping=0.3 / unit)._replace(curvature=summed_curvature(space))
+        )
         steps.append(found.coefficients[0] @ z)
     torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-12)
 
@@ -132,7 +138,11 @@ def test_the_damped_step_depends_on_the_span_and_not_on_the_directions() -> None
 def test_more_damping_is_a_shorter_step() -> None:
     space = subspace(randn(1, 4, 18, seed=1), logits(), eye(4))
     lengths = [
-        float(propose(space, state(damping=d, curvature=float(summed_curvature(space)))).coefficients.norm())
+        float(
+            propose(
+                space, state(damping=d, curvature=float(summed_curvature(space)))
+            ).coefficients.norm()
+        )
         for d in (1e-6, 1e-2, 1.0, 1e2, 1e4)
     ]
     assert lengths == sorted(lengths, reverse=True)
@@ -143,11 +153,14 @@ def test_a_hundredfold_loss_is_the_same_proposal() -> None:
     loss, regrets = logits(), randn(1, 4, 18, seed=1)
     scaled = loss._replace(slope=100.0 * loss.slope, curve=lambda J: 100.0 * loss.curve(J))
     one, many = (subspace(regrets, x, eye(4)) for x in (loss, scaled))
-    a, b = (propose(s, state(damping=0.1)._replace(curvature=2 * summed_curvature(s))) for s in (one, many))
+    a, b = (
+        propose(s, state(damping=0.1)._replace(curvature=2 * summed_curvature(s)))
+        for s in (one, many)
+    )
     torch.testing.assert_close(a.coefficients, b.coefficients, rtol=1e-12, atol=0)
 
 
-# ---- what algebra cannot invert --------------------------------------------------------------------------------------
+# ---- what algebra cannot invert ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damping", [1e-8, 1.0])
@@ -171,8 +184,14 @@ def test_regrets_of_zero_are_no_step() -> None:
 def test_identical_directions_share_the_step() -> None:
     """A singular A, all but undamped: the coefficients stay finite and add up to those of one of them."""
     regrets = randn(1, 1, 18, seed=1)
-    once, thrice = (subspace(regrets.expand(1, n, 18), logits(), torch.ones(1, n, n, dtype=DOUBLE)) for n in (1, 3))
-    a, b = (propose(s, state(damping=1e-8)._replace(curvature=summed_curvature(s))) for s in (once, thrice))
+    once, thrice = (
+        subspace(regrets.expand(1, n, 18), logits(), torch.ones(1, n, n, dtype=DOUBLE))
+        for n in (1, 3)
+    )
+    a, b = (
+        propose(s, state(damping=1e-8)._replace(curvature=summed_curvature(s)))
+        for s in (once, thrice)
+    )
     torch.testing.assert_close(b.coefficients.sum(), a.coefficients.sum(), rtol=1e-6, atol=0)
     assert float(b.coefficients.abs().max()) < float(a.coefficients.abs())
 
@@ -185,7 +204,9 @@ def test_a_matrix_that_is_not_definite_has_its_least_squares_solution() -> None:
     start = state(2, damping=1e-8)._replace(curvature=summed_curvature(spoilt))
     found, alone = propose(spoilt, start), propose(space, start)
     torch.testing.assert_close(found.coefficients[0], alone.coefficients[0], rtol=1e-9, atol=0)
-    torch.testing.assert_close(found.coefficients[1], torch.linalg.solve(broken, space.slope[1]), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        found.coefficients[1], torch.linalg.solve(broken, space.slope[1]), rtol=1e-5, atol=1e-9
+    )
 
 
 def test_fewer_outcomes_than_directions() -> None:
@@ -198,7 +219,7 @@ def test_fewer_outcomes_than_directions() -> None:
     assert float(found.coefficients[0] @ regrets[0, :, 0]) == pytest.approx(2.0, rel=1e-6)
 
 
-# ---- the noise of a batch --------------------------------------------------------------------------------------------
+# ---- the noise of a batch ------------------------------------------------------------------------
 
 
 def test_of_targets_that_are_noise_all_of_the_slope_is_noise() -> None:
@@ -218,7 +239,9 @@ def test_of_targets_that_are_noise_all_of_the_slope_is_noise() -> None:
 
 
 @pytest.mark.parametrize(("samples", "width"), [(1, 18), (1, 0), (5, 0)])
-def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(samples: int, width: int) -> None:
+def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(
+    samples: int, width: int
+) -> None:
     loss = logits()._replace(samples=samples, width=width)
     space = subspace(randn(1, 4, 18, seed=1), loss, eye(4))
     found = propose(space, state(curvature=1.0))
@@ -229,7 +252,9 @@ def test_outcomes_that_do_not_belong_to_samples_have_no_known_noise(samples: int
 
 def test_the_covariance_is_that_of_the_parts_of_samples() -> None:
     loss, regrets = logits(), randn(1, 4, 18, seed=1)
-    parts = torch.stack([regrets[0, :, i : i + 3] @ loss.slope[0, i : i + 3] for i in range(0, 18, 3)], 1)
+    parts = torch.stack(
+        [regrets[0, :, i : i + 3] @ loss.slope[0, i : i + 3] for i in range(0, 18, 3)], 1
+    )
     torch.testing.assert_close(covariance(subspace(regrets, loss, eye(4)))[0], 6 * torch.cov(parts))
 
 
@@ -242,9 +267,13 @@ def test_the_share_is_what_noise_leaves_of_the_slope() -> None:
     found = found._replace(slope=numbers(2.0), noise=numbers(1.5))
     after = with_noise(noisy(gap=10.0, signal=0.6), found, beta=0.5)
     assert (float(after.slope), float(after.signal)) == (1.5, 0.5 * 0.6 + 0.5 * 0.5)
-    assert float(share(after._replace(gain=numbers(0.9)), numbers(0.0))) == pytest.approx(0.55 / 1.5)
-    assert float(share(after._replace(gain=numbers(0.2)), numbers(0.0))) == 0.2  # eta is the smaller one
-    assert float(share(after._replace(gain=numbers(0.9)), numbers(1.0))) == 0.9  # outcomes have saturated
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(0.0))) == pytest.approx(
+        0.55 / 1.5
+    )
+    # Eta is the smaller one.
+    assert float(share(after._replace(gain=numbers(0.2)), numbers(0.0))) == 0.2
+    # Outcomes have saturated.
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(1.0))) == 0.9
     below = after._replace(gain=numbers(0.9), signal=numbers(-3.0))
     assert float(share(below, numbers(0.0))) == GAIN_LIMITS[0]
 
@@ -259,17 +288,27 @@ def test_a_batch_that_comes_again_has_no_noise() -> None:
     assert float(share(started, numbers(0.0))) == 0.5
 
 
-# ---- the controllers -------------------------------------------------------------------------------------------------
+# ---- the controllers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", [0.2, 0.9, 0.975, 1.5])
 def test_actual_against_expected_improvement_sets_the_gain(loss: float) -> None:
-    before = state(gain=0.5, last_loss=1.0, expected=0.1, actual=0.03, promised=0.02, comparisons=0.19, tried=0.9)
+    before = state(
+        gain=0.5,
+        last_loss=1.0,
+        expected=0.1,
+        actual=0.03,
+        promised=0.02,
+        comparisons=0.19,
+        tried=0.9,
+    )
     after = next_gain(before, numbers(loss), **KNOBS)
     A, P = 1.0 - loss, 0.1
     actual, promised, weights = 0.9 * 0.03 + 0.1 * abs(A), 0.9 * 0.02 + 0.1 * P, 0.9 * 0.19 + 0.1
     error = (A - 0.25 * P) / ((actual + promised) / weights)
-    assert float(after.gain) == pytest.approx(0.5 * math.exp(0.05 * max(-3.0, min(3.0, error))), rel=1e-12)
+    assert float(after.gain) == pytest.approx(
+        0.5 * math.exp(0.05 * max(-3.0, min(3.0, error))), rel=1e-12
+    )
     assert float(after.actual) == pytest.approx(actual)
     assert float(after.promised) == pytest.approx(promised)
     assert float(after.comparisons) == pytest.approx(weights)
@@ -278,22 +317,43 @@ def test_actual_against_expected_improvement_sets_the_gain(loss: float) -> None:
 
 
 def test_a_surprise_counts_three_standard_sizes_and_the_gain_has_limits() -> None:
-    used = state(last_loss=1.0, expected=1e-9, actual=1e-9, promised=1e-9, comparisons=1.0, gain=0.5)
-    assert float(next_gain(used, numbers(1e3), tau=0.25, kappa=0.05, beta=1 - 1e-12).gain) == pytest.approx(
-        0.5 * math.exp(-0.15), rel=1e-9
+    used = state(
+        last_loss=1.0, expected=1e-9, actual=1e-9, promised=1e-9, comparisons=1.0, gain=0.5
     )
+    assert float(
+        next_gain(used, numbers(1e3), tau=0.25, kappa=0.05, beta=1 - 1e-12).gain
+    ) == pytest.approx(0.5 * math.exp(-0.15), rel=1e-9)
     for gain, loss in ((GAIN_LIMITS[0], 2.0), (GAIN_LIMITS[1], 0.0)):
-        assert float(next_gain(state(gain=gain, last_loss=1.0, expected=0.1), numbers(loss), **KNOBS).gain) == gain
+        assert (
+            float(
+                next_gain(
+                    state(gain=gain, last_loss=1.0, expected=0.1), numbers(loss), **KNOBS
+                ).gain
+            )
+            == gain
+        )
 
 
 def test_a_step_that_expected_nothing_teaches_nothing() -> None:
     before = state(last_loss=1.0, expected=0.0)
-    assert all(torch.equal(a, b) for a, b in zip(next_gain(before, numbers(7.0), **KNOBS), before, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(next_gain(before, numbers(7.0), **KNOBS), before, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("ratio", "factor"),
-    [(2.0, 0.5), (0.76, 0.5), (0.75, 1.0), (0.5, 1.0), (0.49, 3.0), (-1.0, 3.0), (math.nan, 3.0), (-math.inf, 3.0)],
+    [
+        (2.0, 0.5),
+        (0.76, 0.5),
+        (0.75, 1.0),
+        (0.5, 1.0),
+        (0.49, 3.0),
+        (-1.0, 3.0),
+        (math.nan, 3.0),
+        (-math.inf, 3.0),
+    ],
 )
 def test_lambda_follows_the_quality_of_the_model(ratio: float, factor: float) -> None:
     after = next_damping(state(damping=0.4), numbers(0.5), numbers(0.5 * ratio))
@@ -303,10 +363,15 @@ def test_lambda_follows_the_quality_of_the_model(ratio: float, factor: float) ->
 def test_lambda_stays_where_nothing_was_tried_and_in_its_limits() -> None:
     assert float(next_damping(state(damping=0.4), numbers(0.0), numbers(0.0)).damping) == 0.4
     for damping, actual in ((DAMPING_LIMITS[0], 1.0), (DAMPING_LIMITS[1], -1.0)):
-        assert float(next_damping(state(damping=damping), numbers(1.0), numbers(actual)).damping) == damping
+        assert (
+            float(next_damping(state(damping=damping), numbers(1.0), numbers(actual)).damping)
+            == damping
+        )
 
 
-def test_perturbations_grow_where_no_step_helps_until_one_does_or_there_is_no_further_to_look() -> None:
+def test_perturbations_grow_where_no_step_helps_until_one_does_or_there_is_no_further_to_look() -> (
+    None
+):
     stuck = state(damping=DAMPING_LIMITS[1], reach=1.0)
     grown = next_reach(stuck, stuck, numbers(-1.0), first=0.7)
     assert (float(grown.reach), float(grown.damping)) == (2.0, DAMPING_LIMITS[1])
@@ -317,36 +382,53 @@ def test_perturbations_grow_where_no_step_helps_until_one_does_or_there_is_no_fu
     assert (float(given_up.reach), float(given_up.damping)) == (1.0, 0.7)
 
 
-@pytest.mark.parametrize(("damping", "actual"), [(DAMPING_LIMITS[1], 0.1), (DAMPING_LIMITS[1] / 3, -1.0)])
-def test_perturbations_stay_where_a_step_helps_or_a_shorter_one_may(damping: float, actual: float) -> None:
+@pytest.mark.parametrize(
+    ("damping", "actual"), [(DAMPING_LIMITS[1], 0.1), (DAMPING_LIMITS[1] / 3, -1.0)]
+)
+def test_perturbations_stay_where_a_step_helps_or_a_shorter_one_may(
+    damping: float, actual: float
+) -> None:
     before, after = state(damping=damping, reach=1.0), state(damping=0.2, reach=1.0)
     assert all(
-        torch.equal(a, b) for a, b in zip(next_reach(before, after, numbers(actual), first=0.7), after, strict=True)
+        torch.equal(a, b)
+        for a, b in zip(next_reach(before, after, numbers(actual), first=0.7), after, strict=True)
     )
 
 
 def test_of_wide_copies_the_one_that_promises_most_is_taken_whole() -> None:
     regrets, target = randn(1, 5, 12, seed=3), randn(12, seed=4)
-    space = subspace(regrets, quadratic(squared_error(torch.zeros(12, dtype=DOUBLE), target), "Rule", None), eye(5))
-    wide = state(damping=DAMPING_LIMITS[1], reach=8.0, gain=0.3)._replace(curvature=summed_curvature(space))
+    space = subspace(
+        regrets,
+        quadratic(squared_error(torch.zeros(12, dtype=DOUBLE), target), "Rule", None),
+        eye(5),
+    )
+    wide = state(damping=DAMPING_LIMITS[1], reach=8.0, gain=0.3)._replace(
+        curvature=summed_curvature(space)
+    )
     found, losses = propose(space, wide), (regrets[0] - target).square().mean(1)
     best = int(losses.argmin())
     assert found.coefficients[0].tolist() == [-1.0 if k == best else 0.0 for k in range(5)]
     assert float(share(wide, found.lost)) == 1.0
-    assert float(found.expected(numbers(1.0))) == pytest.approx(float(target.square().mean() - losses[best]), rel=1e-5)
+    assert float(found.expected(numbers(1.0))) == pytest.approx(
+        float(target.square().mean() - losses[best]), rel=1e-5
+    )
 
 
 def test_the_controllers_take_each_replica_alone() -> None:
-    before = state(3, last_loss=1.0)._replace(expected=numbers(0.1, 0.0, 0.3), gain=numbers(0.1, 0.5, 0.9))
+    before = state(3, last_loss=1.0)._replace(
+        expected=numbers(0.1, 0.0, 0.3), gain=numbers(0.1, 0.5, 0.9)
+    )
     losses = numbers(0.9, 0.5, 2.0)
     after = next_damping(next_gain(before, losses, **KNOBS), before.expected, 1.0 - losses)
     for r in range(3):
         one = VectorState(*(x[r : r + 1] for x in before))
-        alone = next_damping(next_gain(one, losses[r : r + 1], **KNOBS), one.expected, 1.0 - losses[r : r + 1])
+        alone = next_damping(
+            next_gain(one, losses[r : r + 1], **KNOBS), one.expected, 1.0 - losses[r : r + 1]
+        )
         assert all(torch.equal(a[r : r + 1], b) for a, b in zip(after, alone, strict=True))
 
 
-# ---- how many directions ---------------------------------------------------------------------------------------------
+# ---- how many directions -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [1, 2, 7, 8, 12, 100, 10_000, 10**9])
@@ -367,17 +449,24 @@ def test_directions_fit_the_memory_of_their_regrets() -> None:
     assert directions_for(10**6, 10**6, 10**9) == MOST_DIRECTIONS
 
 
-# ---- what saturated outcomes leave of the weights --------------------------------------------------------------------
+# ---- what saturated outcomes leave of the weights ------------------------------------------------
 
 
 def saturated(lost: float) -> Proposal:
     nothing = torch.zeros(1, dtype=DOUBLE)
-    return Proposal(nothing[None], nothing, nothing, nothing, nothing + lost, nothing + math.sqrt(lost))
+    return Proposal(
+        nothing[None], nothing, nothing, nothing, nothing + lost, nothing + math.sqrt(lost)
+    )
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.25, 1.0])
-def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have_not_saturated(lost: float) -> None:
-    weights, step = torch.tensor([3.0, 0.0, 4.0], dtype=DOUBLE), torch.tensor([0.0, 0.02, 0.0], dtype=DOUBLE)
+def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have_not_saturated(
+    lost: float,
+) -> None:
+    weights, step = (
+        torch.tensor([3.0, 0.0, 4.0], dtype=DOUBLE),
+        torch.tensor([0.0, 0.02, 0.0], dtype=DOUBLE),
+    )
     factor = kept(saturated(lost), 1_000_000, step @ step, weights @ weights)
     after = factor * weights + step
     added = float(after @ after - weights @ weights) / float(step @ step)
@@ -386,14 +475,22 @@ def test_a_step_across_the_weights_adds_to_their_length_only_where_outcomes_have
 
 def test_weights_of_zero_and_steps_of_zero_are_kept_as_they_are() -> None:
     zero, one = torch.zeros(1, dtype=DOUBLE), torch.ones(1, dtype=DOUBLE)
-    assert kept(saturated(1.0), 9, zero, zero).item() == kept(saturated(1.0), 9, zero, one).item() == 1.0
+    assert (
+        kept(saturated(1.0), 9, zero, zero).item()
+        == kept(saturated(1.0), 9, zero, one).item()
+        == 1.0
+    )
     assert kept(saturated(0.0), 9, one, zero).item() == 1.0
-    assert kept(saturated(1.0), 1, one, zero).item() == 1.0  # as many directions as weights: nothing is left to chance
+    # As many directions as weights: nothing is left to chance.
+    assert kept(saturated(1.0), 1, one, zero).item() == 1.0
 
 
 @pytest.mark.parametrize("kind", ["squared_error", "cross_entropy"])
 def test_only_a_loss_whose_curvature_changes_saturates(kind: str) -> None:
-    state_, values = state(curvature=0.0, damping=1.0, reach=1.0), torch.randn(1, 16, 4, generator=torch.Generator())
+    state_, values = (
+        state(curvature=0.0, damping=1.0, reach=1.0),
+        torch.randn(1, 16, 4, generator=torch.Generator()),
+    )
     seen = []
     for scale in (1.0, 30.0):
         outcome = (
@@ -402,8 +499,14 @@ def test_only_a_loss_whose_curvature_changes_saturates(kind: str) -> None:
             else squared_error(scale * values, torch.zeros(1, 16, 4))
         )
         loss = quadratic(outcome, "test", 1)
-        space = subspace(torch.randn(1, 5, 64, generator=torch.Generator()), loss, torch.eye(5, dtype=DOUBLE)[None])
-        state_ = state_._replace(curvature=torch.maximum(state_.curvature, mean_curvature(space) * loss.samples))
+        space = subspace(
+            torch.randn(1, 5, 64, generator=torch.Generator()),
+            loss,
+            torch.eye(5, dtype=DOUBLE)[None],
+        )
+        state_ = state_._replace(
+            curvature=torch.maximum(state_.curvature, mean_curvature(space) * loss.samples)
+        )
         seen.append(propose(space, state_).saturated.item())
     assert seen[0] == 0.0
     assert (seen[1] > 0.5) == (kind == "cross_entropy")

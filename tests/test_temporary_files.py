@@ -40,11 +40,17 @@ def test_a_link_that_was_planted_is_never_written_through(tmp_path: Path) -> Non
         Journal(optimizer, tmp_path / "dangling.journal")
     assert (tmp_path / "thesis").read_text() == "years of work"
     assert not (tmp_path / "nothing").exists()
-    assert sorted(os.listdir(tmp_path)) == ["dangling.journal", "run.journal", "run.journal.new", "thesis"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "dangling.journal",
+        "run.journal",
+        "run.journal.new",
+        "thesis",
+    ]
 
 
 @posix
-@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, if it is loaded already
+# JAX, if it is loaded already.
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
 def test_a_fork_leaves_its_parents_journal_alone(path: Path) -> None:
     weights, optimizer = begun(path)
 
@@ -68,9 +74,14 @@ def test_a_fork_leaves_its_parents_journal_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("noise", "size"), [("rademacher", 9), ("gaussian", 300_000)])
-def test_two_journals_of_one_optimizer_can_both_be_replayed(noise: str, size: int, tmp_path: Path) -> None:
+def test_two_journals_of_one_optimizer_can_both_be_replayed(
+    noise: str, size: int, tmp_path: Path
+) -> None:
     weights, optimizer = begun(tmp_path, size, noise)
-    first, second = Journal(optimizer, tmp_path / "a", every=5), Journal(optimizer, tmp_path / "b", every=5)
+    first, second = (
+        Journal(optimizer, tmp_path / "a", every=5),
+        Journal(optimizer, tmp_path / "b", every=5),
+    )
     ends = []
     for journal in (first, second):
         for _ in range(6):
@@ -115,7 +126,9 @@ def test_names_as_long_as_they_may_be_are_written(tmp_path: Path) -> None:
     assert [(each, each.read_text()) for each in tmp_path.iterdir()] == [(path, "content")]
 
 
-@pytest.mark.parametrize("text", ["\x1b]52;c;YQ==\x07", "\ud800", "\u202eevil", "\x9b31m", "a\x7f", "line\r"])
+@pytest.mark.parametrize(
+    "text", ["\x1b]52;c;YQ==\x07", "\ud800", "\u202eevil", "\x9b31m", "a\x7f", "line\r"]
+)
 def test_text_of_others_has_no_control_characters(text: str) -> None:
     assert shown(text).isprintable()
     shown(text).encode()
@@ -130,7 +143,13 @@ def test_joiners_within_words_and_pictures_stay(text: str) -> None:
 
 def test_a_record_that_is_no_record_is_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    for text in ('"curve": 1', '"seed": -1', '"metrics": {"a": []}', '"budget": 1e999', '"curve": {"passes": [1]}'):
+    for text in (
+        '"curve": 1',
+        '"seed": -1',
+        '"metrics": {"a": []}',
+        '"budget": 1e999',
+        '"curve": {"passes": [1]}',
+    ):
         path.write_text('{"task": "a"}\n{"task": "b", ' + text + "}\n")
         with pytest.raises(SchemaError, match=r"records.jsonl, line 2: '\w+' must be .*, got "):
             read_records(path)

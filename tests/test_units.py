@@ -59,7 +59,9 @@ def test_time_stamps_in_nanoseconds_leave_the_weights_finite(hidden: int) -> Non
     torch.manual_seed(0)
     stamps = 1.7e18 + 3.6e12 * torch.arange(48.0)[:, None]
     y = torch.sin(torch.arange(48.0) / 4)[:, None]
-    layers = [nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1)] if hidden else [nn.Linear(1, 1)]
+    layers = (
+        [nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1)] if hidden else [nn.Linear(1, 1)]
+    )
     model = nn.Sequential(*layers)
     optimizer = VectorDopamine(model.parameters())
 

@@ -33,7 +33,7 @@ def network(seed: int = 0) -> nn.Sequential:
     return perceptron(4, 16, 1, seed=seed, dtype=torch.float32)
 
 
-# ---- silence ---------------------------------------------------------------------------------------------------------
+# ---- silence -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.name)
@@ -117,13 +117,15 @@ def test_a_loss_below_the_floor_names_dopamine2() -> None:
         optimizer.step(lambda: w.square().sum() - 10.0)
 
 
-# ---- rates and numbers -----------------------------------------------------------------------------------------------
+# ---- rates and numbers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["lr", "sigma", "weight_decay"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.name)
-def test_a_schedule_that_makes_a_setting_impossible_is_refused_before_a_pass(row: Row, value: float, name: str) -> None:
+def test_a_schedule_that_makes_a_setting_impossible_is_refused_before_a_pass(
+    row: Row, value: float, name: str
+) -> None:
     w = nn.Parameter(torch.ones(8))
     optimizer = row.make([w])
     optimizer.step(lambda: squared_error(w, torch.zeros(8)))
@@ -135,7 +137,9 @@ def test_a_schedule_that_makes_a_setting_impossible_is_refused_before_a_pass(row
     assert optimizer.forward_passes == passes
 
 
-@pytest.mark.parametrize(("dtype", "spike"), [(torch.float16, 1e9), (torch.bfloat16, 1e44), (torch.float32, 1e44)])
+@pytest.mark.parametrize(
+    ("dtype", "spike"), [(torch.float16, 1e9), (torch.bfloat16, 1e44), (torch.float32, 1e44)]
+)
 @pytest.mark.parametrize("size", [50, 600_000])
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.name)
 def test_an_update_that_the_dtype_of_the_weights_cannot_hold_is_skipped(
@@ -162,7 +166,7 @@ def test_weights_that_grow_to_the_end_of_float16_stay_finite() -> None:
     assert optimizer.skipped_steps > 0
 
 
-# ---- mixed precision -------------------------------------------------------------------------------------------------
+# ---- mixed precision -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2, SPSA, VectorDopamine])
@@ -226,7 +230,7 @@ def test_sigma_follows_a_model_that_is_cast_after_the_optimizer_was_made(rule: A
     assert optimizer.param_groups[0]["sigma"] == fresh.param_groups[0]["sigma"]
 
 
-# ---- buffers ---------------------------------------------------------------------------------------------------------
+# ---- buffers -------------------------------------------------------------------------------------
 
 
 class Counts(nn.Module):
@@ -261,7 +265,8 @@ def test_buffers_follow_one_evaluation_of_a_step(row: Row) -> None:
     start = [p.detach().clone() for p in model.parameters()]
     for _ in range(3):
         optimizer.step(lambda: squared_error(model(x), y))
-    accepted = 3 if row is VECTOR else 0  # the weights that a trial step leads to are evaluated as well
+    # The weights that a trial step leads to are evaluated as well.
+    accepted = 3 if row is VECTOR else 0
     assert 3 <= float(model.mean) <= 3 + accepted
     assert model.calls > 3
     assert type(model.bound) is Tensor
@@ -301,7 +306,7 @@ def test_batch_normalisation_evaluates_as_it_was_trained() -> None:
         assert float((model(x) - y).square().mean()) < 1.05 * loss
 
 
-# ---- closures that write, lie or leak --------------------------------------------------------------------------------
+# ---- closures that write, lie or leak ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("writer", ["max_norm", "clamp of data", "quantiser"])
@@ -341,7 +346,9 @@ def test_scripted_code_behind_a_head_of_zeros_is_found_out() -> None:
         optimizer = VectorDopamine([*a.parameters(), *head.parameters()], directions=64)
         loss = 1.0
         for _ in range(60):
-            loss = optimizer.step(lambda a=a, head=head: squared_error(head(fused(x, a.weight, a.bias)), y))
+            loss = optimizer.step(
+                lambda a=a, head=head: squared_error(head(fused(x, a.weight, a.bias)), y)
+            )
         assert loss < 1e-6
 
 
@@ -359,7 +366,11 @@ def test_a_hidden_state_that_is_carried_stays_a_tensor_of_its_own() -> None:
     torch.manual_seed(0)
     series, rnn, head = torch.randn(20, 5, 3), nn.GRU(3, 8), nn.Linear(8, 3)
     weights = [*rnn.parameters(), *head.parameters()]
-    for optimizer in (VectorDopamine(weights), Dopamine(weights, directions=8, batched=True), Dopamine(weights)):
+    for optimizer in (
+        VectorDopamine(weights),
+        Dopamine(weights, directions=8, batched=True),
+        Dopamine(weights),
+    ):
         carried = {"h": torch.zeros(1, 5, 8)}
 
         def closure(carried: dict[str, Tensor] = carried) -> Any:

@@ -33,7 +33,9 @@ def calls_of_a_step(batched: bool, directions: int) -> int:
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
 @pytest.mark.parametrize("batched", [False, True])
-def test_an_exception_at_any_call_leaves_weights_and_state(batched: bool, error: type[BaseException]) -> None:
+def test_an_exception_at_any_call_leaves_weights_and_state(
+    batched: bool, error: type[BaseException]
+) -> None:
     for first in (False, True):
         for at in range(calls_of_a_step(batched, 5) + (2 if batched and first else 0)):
             problem = Fit(dtype=torch.float32)
@@ -123,7 +125,12 @@ def test_directions_whose_outcomes_are_not_finite_are_not_used(form: str, bad: f
     change = torch.cat([(p.detach() - w).flatten() for p, w in zip(parameters, old, strict=True)])
     z = torch.stack(
         [
-            torch.cat([drawn(optimizer, p, i, step=0, direction=k).flatten() for i, p in enumerate(parameters)])
+            torch.cat(
+                [
+                    drawn(optimizer, p, i, step=0, direction=k).flatten()
+                    for i, p in enumerate(parameters)
+                ]
+            )
             for k in (0, 2, 3, 5, 6, 7, 8)
         ]
     )
@@ -188,7 +195,9 @@ def test_another_number_of_outcomes_within_a_step_is_an_error(batched: bool) -> 
         n = 16 if calls == 1 else 12
         return squared_error(problem.model(problem.x[:n]), problem.y[:n])
 
-    with pytest.raises(ValueError, match=r"VectorDopamine: the closure returned 16 outcomes at first and 12"):
+    with pytest.raises(
+        ValueError, match=r"VectorDopamine: the closure returned 16 outcomes at first and 12"
+    ):
         optimizer.step(closure)
     assert same(problem.weights(), old)
     run(problem, optimizer, 1)

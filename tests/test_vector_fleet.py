@@ -22,7 +22,10 @@ class Fleet:
 
     def __init__(self, form: str, replicas: list[int] | None) -> None:
         self.form, self.replicas = form, replicas
-        starts = [[randn(*shape, seed=seed % 999) / 2 for shape in ((3, 4), (4, 2))] for seed in replicas or [0]]
+        starts = [
+            [randn(*shape, seed=seed % 999) / 2 for shape in ((3, 4), (4, 2))]
+            for seed in replicas or [0]
+        ]
         stacked = [torch.stack(parts) for parts in zip(*starts, strict=True)]
         self.parameters = [nn.Parameter(p if replicas else p[0]) for p in stacked]
 
@@ -59,7 +62,9 @@ def test_a_fleet_is_its_single_runs(form: str, batched: bool) -> None:
             torch.testing.assert_close(p.detach()[r], q.detach(), rtol=1e-8, atol=1e-9)
         assert optimizer.forward_passes == single.forward_passes
         assert float(optimizer.last_rpe[r]) == pytest.approx(single.last_rpe, rel=1e-6, abs=1e-10)
-        assert float(optimizer.last_learning_rate[r]) == pytest.approx(single.last_learning_rate, rel=1e-9)
+        assert float(optimizer.last_learning_rate[r]) == pytest.approx(
+            single.last_learning_rate, rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -82,7 +87,11 @@ def test_a_diverged_replica_harms_nobody(form: str, large: bool) -> None:
             values = found.values * factor[:, None, None]
             if form == "cross_entropy":
                 return cross_entropy(values, found.truth)
-            return squared_error(values, found.truth) if form == "squared_error" else outcome(values, found.truth)
+            return (
+                squared_error(values, found.truth)
+                if form == "squared_error"
+                else outcome(values, found.truth)
+            )
 
         optimizer.step(lambda closure=closure: closure(False))
         old, state = copies(fleet.parameters), optimizer._progress.rule
@@ -90,9 +99,15 @@ def test_a_diverged_replica_harms_nobody(form: str, large: bool) -> None:
             with pytest.warns(RuntimeWarning, match="VectorDopamine"):
                 optimizer.step(lambda closure=closure: closure(True))
             if not large:
-                assert all(torch.equal(p.detach()[1], w[1]) for p, w in zip(fleet.parameters, old, strict=True))
+                assert all(
+                    torch.equal(p.detach()[1], w[1])
+                    for p, w in zip(fleet.parameters, old, strict=True)
+                )
             assert all(p.detach().isfinite().all() for p in fleet.parameters)
-            assert all(torch.equal(a[1], b[1]) for a, b in zip(optimizer._progress.rule, state, strict=True))
+            assert all(
+                torch.equal(a[1], b[1])
+                for a, b in zip(optimizer._progress.rule, state, strict=True)
+            )
         else:
             optimizer.step(lambda closure=closure: closure(False))
         optimizer.step(lambda closure=closure: closure(False))
@@ -103,10 +118,14 @@ def test_a_diverged_replica_harms_nobody(form: str, large: bool) -> None:
 
 def test_a_fleet_resumes_bit_for_bit(tmp_path: Path) -> None:
     fleet, other = Fleet("cross_entropy", SEEDS), Fleet("cross_entropy", [1, 2, 3])
-    optimizer, resumed = (VectorDopamine(x.parameters, seed=s) for x, s in ((fleet, SEEDS), (other, [1, 2, 3])))
+    optimizer, resumed = (
+        VectorDopamine(x.parameters, seed=s) for x, s in ((fleet, SEEDS), (other, [1, 2, 3]))
+    )
     for _ in range(2):
         optimizer.step(fleet)
-    weights, state = through_a_file([copies(fleet.parameters), optimizer.state_dict()], tmp_path / "fleet.pt")
+    weights, state = through_a_file(
+        [copies(fleet.parameters), optimizer.state_dict()], tmp_path / "fleet.pt"
+    )
     for p, w in zip(other.parameters, weights, strict=True):
         p.data.copy_(w)
     resumed.load_state_dict(state)

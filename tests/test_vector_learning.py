@@ -52,7 +52,9 @@ def test_where_no_step_helps_a_far_better_copy_is_taken() -> None:
     slope = lambda: torch.where(w.norm() < 1.0, 1.0, -0.1)  # noqa: E731
     loss = 1.0
     for _ in range(40):
-        loss = optimizer.step(lambda: squared_error(1.0 + slope() * w.square().sum(), torch.zeros((), dtype=DOUBLE)))
+        loss = optimizer.step(
+            lambda: squared_error(1.0 + slope() * w.square().sum(), torch.zeros((), dtype=DOUBLE))
+        )
     assert float(w.detach().norm()) > 1.0
     assert loss < 1.0
 
@@ -61,17 +63,27 @@ def test_large_models_come_back_from_a_bad_step() -> None:
     """A lone number tells so little that the proposal is hundreds of times as long as the weights, and bad."""
     torch.manual_seed(0)
     weights = nn.Parameter(0.05 * torch.randn(300_000))
-    before, optimizer = weights.detach().clone(), VectorDopamine([weights], directions=8, damping=1e-6)
+    before, optimizer = (
+        weights.detach().clone(),
+        VectorDopamine([weights], directions=8, damping=1e-6),
+    )
     # Perturbations move each weight by 2e-5, any step by more, and every step looks bad.
-    optimizer.step(lambda: (weights - 1).square().mean() + 1e6 * ((weights - before).abs().amax() > 1e-3))
+    optimizer.step(
+        lambda: (weights - 1).square().mean() + 1e6 * ((weights - before).abs().amax() > 1e-3)
+    )
     torch.testing.assert_close(weights.detach(), before, rtol=0, atol=5e-7)
 
 
 def test_large_models_take_short_steps() -> None:
     torch.manual_seed(0)
     weights = nn.Parameter(0.05 * torch.randn(300_000))
-    before, optimizer = weights.detach().clone(), VectorDopamine([weights], directions=8, damping=1e-6)
-    optimizer.step(lambda: (weights - 1).square().mean() - ((weights - before).abs().amax() > 1e-3).float())
+    before, optimizer = (
+        weights.detach().clone(),
+        VectorDopamine([weights], directions=8, damping=1e-6),
+    )
+    optimizer.step(
+        lambda: (weights - 1).square().mean() - ((weights - before).abs().amax() > 1e-3).float()
+    )
     assert 0.01 < float((weights.detach() - before).square().mean().sqrt()) <= 0.1
 
 

@@ -13,12 +13,16 @@ from dopaminergic import VectorDopamine, squared_error
 from fits import Fit, run
 from optimizers import same
 
-# ---- counting --------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 3}, {"directions": 40}, {"memory": 100}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"directions": 3}, {"directions": 40}, {"memory": 100}], ids=str
+)
 @pytest.mark.parametrize("form", ["squared_error", "number"])
-def test_passes_are_evaluations_and_never_more_than_announced(form: str, settings: dict[str, Any]) -> None:
+def test_passes_are_evaluations_and_never_more_than_announced(
+    form: str, settings: dict[str, Any]
+) -> None:
     """In place each call is one; a batch of K is K, of which nothing else tells."""
     counts = []
     for batched in (False, True):
@@ -84,12 +88,17 @@ def test_probe_and_step_are_a_step() -> None:
         optimizer.step()
 
 
-# ---- groups ----------------------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
 def test_parameters_may_come_from_generators() -> None:
     ends = []
-    for form in (list, iter, lambda named: [{"params": iter(named)}], lambda named: [{"params": named}]):
+    for form in (
+        list,
+        iter,
+        lambda named: [{"params": iter(named)}],
+        lambda named: [{"params": named}],
+    ):
         problem = Fit()
         optimizer = VectorDopamine(form(list(problem.model.named_parameters())))
         run(problem, optimizer, 2)
@@ -131,12 +140,17 @@ def test_a_group_that_does_not_learn_stays_and_frozen_ones_too() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(new[2:], old[2:], strict=True))
 
 
-@pytest.mark.parametrize("make", [lr_scheduler.StepLR, lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR])
+@pytest.mark.parametrize(
+    "make", [lr_scheduler.StepLR, lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR]
+)
 def test_schedulers_set_the_share_of_the_step(make: Any) -> None:
     settings = {"StepLR": {"step_size": 1, "gamma": 0.5}, "CosineAnnealingLR": {"T_max": 5}}
     settings["OneCycleLR"] = {"max_lr": 1.0, "total_steps": 6, "cycle_momentum": False}
     problem, other = Fit(), Fit()
-    optimizer, by_hand = VectorDopamine(problem.model.parameters()), VectorDopamine(other.model.parameters())
+    optimizer, by_hand = (
+        VectorDopamine(problem.model.parameters()),
+        VectorDopamine(other.model.parameters()),
+    )
     scheduler, rates = make(optimizer, **settings[make.__name__]), []
     for _ in range(5):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -149,4 +163,6 @@ def test_schedulers_set_the_share_of_the_step(make: Any) -> None:
     constant = Fit()
     run(constant, VectorDopamine(constant.model.parameters()), 5)
     assert not same(constant.weights(), problem.weights())
-    assert optimizer.last_learning_rate == pytest.approx(rates[-1] * float(optimizer._progress.rule.gain))
+    assert optimizer.last_learning_rate == pytest.approx(
+        rates[-1] * float(optimizer._progress.rule.gain)
+    )

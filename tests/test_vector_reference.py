@@ -63,7 +63,10 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     d, tau, kappa, beta = sum(sizes), *(optimizer.settings[key] for key in ("tau", "kappa", "beta"))
     D = torch.cat(
-        [torch.full((n,), group["sigma"] / math.sqrt(d)) for n, group in zip(sizes, groups, strict=True)]
+        [
+            torch.full((n,), group["sigma"] / math.sqrt(d))
+            for n, group in zip(sizes, groups, strict=True)
+        ]
     ).double()
     w = torch.cat([p.flatten() for p in parameters])
 
@@ -96,7 +99,12 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             K = max(8, min(K, math.ceil(2 * d / 3), max(8, samples // 2), 512))
         Z = torch.stack(
             [
-                torch.cat([drawn(optimizer, p, i, step=step, direction=k).flatten() for i, p in enumerate(parameters)])
+                torch.cat(
+                    [
+                        drawn(optimizer, p, i, step=step, direction=k).flatten()
+                        for i, p in enumerate(parameters)
+                    ]
+                )
                 for k in range(K)
             ]
         )
@@ -135,12 +143,21 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         expected = float(share * g @ c - share**2 * c @ A @ c / 2)
         trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
         ratio = (loss - trial) / expected
-        damping = clamped(damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8, 1e4)
+        damping = clamped(
+            damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8, 1e4
+        )
         rpe, last, tried = loss - trial - expected, loss, trial
         if loss - trial > 0:
-            decay = torch.cat([torch.full((n,), group["weight_decay"]) for n, group in zip(sizes, groups, strict=True)])
+            decay = torch.cat(
+                [
+                    torch.full((n,), group["weight_decay"])
+                    for n, group in zip(sizes, groups, strict=True)
+                ]
+            )
             longer = sum(c @ c * a**2 * b / d for a, b in zip(rates, squares, strict=True))
-            saturated = math.sqrt(lost / curvature) if problem.form in ("cross_entropy", "outcome") else 0.0
+            saturated = (
+                math.sqrt(lost / curvature) if problem.form in ("cross_entropy", "outcome") else 0.0
+            )
             kept = math.sqrt(1 - (1 - K / d) ** 2 * saturated * longer / (w @ w + longer))
             w = kept * (1 - rate * decay.double()) * w + move
         else:
@@ -152,7 +169,15 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "few directions": {"directions": 1},
-    "knobs": {"directions": 9, "lr": 0.7, "sigma": 0.03, "damping": 0.01, "tau": 0.4, "kappa": 0.3, "beta": 0.5},
+    "knobs": {
+        "directions": 9,
+        "lr": 0.7,
+        "sigma": 0.03,
+        "damping": 0.01,
+        "tau": 0.4,
+        "kappa": 0.3,
+        "beta": 0.5,
+    },
     "decay": {"directions": 12, "weight_decay": 0.2, "noise": "gaussian"},
     "more than weights": {"directions": 99},
 }
@@ -164,10 +189,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_run_is_the_slow_reference(form: str, settings: str, grouped: bool) -> None:
     problem, other = Fit(form), Fit(form)
     first, *rest = problem.model.parameters()
-    params: Any = [{"params": [first], "lr": 0.3, "sigma": 0.02}, {"params": rest}] if grouped else [first, *rest]
+    params: Any = (
+        [{"params": [first], "lr": 0.3, "sigma": 0.02}, {"params": rest}]
+        if grouped
+        else [first, *rest]
+    )
     optimizer = VectorDopamine(params, seed=4, **SETTINGS[settings])
     moved = 0
-    # Regrets of 0.01 lose two of sixteen digits, an ill-conditioned solution more; fast normals differ by ulps.
+    # Regrets of 0.01 lose two of sixteen digits, an ill-conditioned solution more; fast normals
+    # differ by ulps.
     near = 1e-6 if optimizer.settings["noise"] == "rademacher" else 1e-3
     for w, damping, gain, passes, rpe in by_hand(other, optimizer, 6):
         old = torch.cat([p.flatten() for p in problem.weights()])

@@ -16,13 +16,15 @@ from fits import FORMS, Fit, run, through_a_file
 from launching import run_scripts
 from optimizers import same
 
-# ---- stopping and going on -------------------------------------------------------------------------------------------
+# ---- stopping and going on -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_loaded_state_goes_on_bit_for_bit(form: str, after: int, batched: bool, tmp_path: Path) -> None:
+def test_a_loaded_state_goes_on_bit_for_bit(
+    form: str, after: int, batched: bool, tmp_path: Path
+) -> None:
     """In the ramp of the directions, and where the closure cannot be batched."""
     problem = Fit(form)
 
@@ -32,7 +34,9 @@ def test_a_loaded_state_goes_on_bit_for_bit(form: str, after: int, batched: bool
     optimizer = VectorDopamine(problem.model.parameters(), seed=7, weight_decay=0.01)
     for _ in range(after):
         optimizer.step(lambda: closure(problem))
-    saved = through_a_file([problem.model.state_dict(), optimizer.state_dict()], tmp_path / "half.pt")
+    saved = through_a_file(
+        [problem.model.state_dict(), optimizer.state_dict()], tmp_path / "half.pt"
+    )
     other = Fit(form, seed=1)
     resumed = VectorDopamine(other.model.parameters(), directions=2, sigma=0.5, memory=300)
     run(other, resumed, 1)
@@ -78,7 +82,9 @@ def test_another_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert same(torch.load(after, weights_only=True), problem.weights())
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
+)
 def test_copies_go_their_own_way(duplicate: Any) -> None:
     problem = Fit()
     optimizer = VectorDopamine(problem.model.parameters())
@@ -108,7 +114,7 @@ def test_a_state_of_something_else_is_refused() -> None:
     run(problem, optimizer, 1)
 
 
-# ---- the same run ----------------------------------------------------------------------------------------------------
+# ---- the same run --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -154,7 +160,11 @@ def test_a_hundredfold_loss_changes_nothing_but_rounding(form: str) -> None:
 
         def closure(problem: Fit = problem, scale: float = scale) -> Any:
             found = problem()
-            return scale * found if form != "outcome" else outcome(found.values, lambda v: scale * found.truth(v))
+            return (
+                scale * found
+                if form != "outcome"
+                else outcome(found.values, lambda v: scale * found.truth(v))
+            )
 
         for _ in range(8):
             optimizer.step(closure)

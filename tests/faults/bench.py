@@ -1,7 +1,8 @@
 """The bench: models to break, where a step can be broken, and what must be true afterwards.
 
-A trial makes a model and an optimizer, takes one step, breaks the second, and goes on. Nothing is replaced: the phases
-of a step are called as they are, and an exception or a signal comes just before or just after one of them.
+A trial makes a model and an optimizer, takes one step, breaks the second, and goes on. Nothing is
+replaced: the phases of a step are called as they are, and an exception or a signal comes just
+before or just after one of them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Model(NamedTuple):
         groups: the optimizer's first argument.
         loss: the closure.
         settings: of the optimizer.
-        exact: whether an interrupted step is undone to the bit, else to a unit in the last place of |w| + sigma.
+        exact: whether an interrupted step is undone to the bit, else to a unit in the last place of
+            |w| + sigma.
     """
 
     parameters: list[Tensor]
@@ -44,8 +46,12 @@ class Model(NamedTuple):
 
 def network(dtype: torch.dtype, **settings: Any) -> Model:
     model, x = perceptron(3, 4, 1, dtype=dtype), randn(8, 3, seed=5, dtype=dtype)
-    groups = [{"params": [*model[0].parameters()]}, {"params": [*model[2].parameters()], "sigma": 0.02}]
-    # Sums in double precision and without dimensions, so that a batch of copies adds up in the same order.
+    groups = [
+        {"params": [*model[0].parameters()]},
+        {"params": [*model[2].parameters()], "sigma": 0.02},
+    ]
+    # Sums in double precision and without dimensions, so that a batch of copies adds up in the same
+    # order.
     return Model([*model.parameters()], groups, lambda: (model(x).double() ** 2).sum(), settings)
 
 
@@ -80,11 +86,12 @@ def optimizer_of(row: Row, model: Model) -> WeightOptimizer:
     settings = {"directions": 2, "weight_decay": 0.01, **model.settings}
     if row is VECTOR:
         settings.pop("batched", None)
-        settings |= {} if model.exact else {"lr": 1e-6}  # no way back from a step of hundreds to the last place
+        # No way back from a step of hundreds to the last place.
+        settings |= {} if model.exact else {"lr": 1e-6}
     return row.make(model.groups, **settings)
 
 
-# ---- where ----------------------------------------------------------------------------------------------------------
+# ---- where ---------------------------------------------------------------------------------------
 
 
 class Fault:
@@ -114,7 +121,11 @@ def faulty(fault: Fault, optimizer: WeightOptimizer) -> Iterator[None]:
     kind = type(optimizer)
     phases = [(Weights, name) for name in ("begin", "move", "restore", "update")]
     phases += [(Combination, "__call__"), (ForwardOptimizer, "_apply"), (kind, "_evaluate")]
-    phases += [(kind, name) for name in ("rule", "_propose", "_judge", "_decide", "_loss") if hasattr(kind, name)]
+    phases += [
+        (kind, name)
+        for name in ("rule", "_propose", "_judge", "_decide", "_loss")
+        if hasattr(kind, name)
+    ]
     originals = [(owner, name, name in vars(owner), getattr(owner, name)) for owner, name in phases]
     for owner, name, _, original in originals:
         setattr(owner, name, _told(original, fault))
@@ -133,8 +144,8 @@ def _told(original: Any, fault: Fault) -> Any:
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
         fault(f"before {original.__qualname__}")
         result = original(self, *args, **kwargs)
-        # Between the arithmetic of a block in place and the note that it is done there is no room for an exception:
-        # signals are held back there.
+        # Between the arithmetic of a block in place and the note that it is done there is no room
+        # for an exception: signals are held back there.
         if not (isinstance(self, Combination) and self.copies is None):
             fault(f"after {original.__qualname__}")
         return result
@@ -152,7 +163,7 @@ def told_closure(loss: Callable[[], Tensor], fault: Fault) -> Callable[[], Tenso
     return closure
 
 
-# ---- what must be true ----------------------------------------------------------------------------------------------
+# ---- what must be true ---------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -198,9 +209,15 @@ def near(new: list[Tensor], old: list[Tensor], passes: int) -> bool:
     )
 
 
-def complaint(name: str, row: Row, model: Model, optimizer: WeightOptimizer, before: int) -> str | None:
+def complaint(
+    name: str, row: Row, model: Model, optimizer: WeightOptimizer, before: int
+) -> str | None:
     """What is wrong after a broken second step, or None. Takes a further step or two."""
-    expected, passed, now = reference(name, row.name), optimizer.forward_passes - before, copies(model.parameters)
+    expected, passed, now = (
+        reference(name, row.name),
+        optimizer.forward_passes - before,
+        copies(model.parameters),
+    )
     if not torch.is_grad_enabled():
         return "gradients are left switched off"
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -208,7 +225,11 @@ def complaint(name: str, row: Row, model: Model, optimizer: WeightOptimizer, bef
     if torch._C._len_torch_function_stack():  # pyright: ignore[reportPrivateUsage]
         return "parameters are left exchanged"
     if passed == 0:
-        good = same(now, expected.weights[0]) if model.exact else near(now, expected.weights[0], expected.passes)
+        good = (
+            same(now, expected.weights[0])
+            if model.exact
+            else near(now, expected.weights[0], expected.passes)
+        )
         if not good:
             return "weights are not those before the step"
         if state_of(optimizer) != expected.states[0]:

@@ -32,7 +32,14 @@ HAPPENINGS: dict[str, type[BaseException] | signal.Signals] = {
     "no memory on the device": torch.OutOfMemoryError,
     "an alarm": signal.SIGALRM,
 }
-RAISED = (ZeroDivisionError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, TimeoutError, SystemExit)
+RAISED = (
+    ZeroDivisionError,
+    KeyboardInterrupt,
+    MemoryError,
+    torch.OutOfMemoryError,
+    TimeoutError,
+    SystemExit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,11 @@ def handlers() -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(143)
 
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGALRM: late, signal.SIGTERM: leave}
+    wanted = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGALRM: late,
+        signal.SIGTERM: leave,
+    }
     previous = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
     for number, handler in previous.items():
@@ -77,8 +88,13 @@ def broken(name: str, row: Row, fault: Fault) -> tuple[Fault, bool, str | None]:
         except RAISED:
             raised = True
     if fault.n and not raised and optimizer._batched.refused:  # pyright: ignore[reportPrivateUsage]
-        # What fails in a batch is tried once more in place. That is a step like any other, but for its passes.
-        return fault, True, None if in_place(name, row, model) else "weights are not those after the step"
+        # What fails in a batch is tried once more in place. That is a step like any other, but for
+        # its passes.
+        return (
+            fault,
+            True,
+            None if in_place(name, row, model) else "weights are not those after the step",
+        )
     return fault, raised, complaint(name, row, model, optimizer, before)
 
 
@@ -91,7 +107,8 @@ def in_place(name: str, row: Row, broken: Model) -> bool:
     optimizer.step(model.loss)
     after = reference(name, row.name).weights[1]
     return same(copies(model.parameters), copies(broken.parameters)) or all(
-        torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(broken.parameters, after, strict=True)
+        torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+        for a, b in zip(broken.parameters, after, strict=True)
     )
 
 
@@ -115,7 +132,9 @@ def plan(name: str, row: Row) -> list[tuple[int, str]]:
 def test_a_fault_around_any_phase_leaves_a_whole_step_or_none(row: Row, name: str) -> None:
     torn = []
     for n, kind in plan(name, row):
-        fault, raised, wrong = broken(name, row, Fault(lambda kind=kind: happen(HAPPENINGS[kind]), n))
+        fault, raised, wrong = broken(
+            name, row, Fault(lambda kind=kind: happen(HAPPENINGS[kind]), n)
+        )
         if wrong or not raised:
             torn.append(f"{kind} {fault.where}: {wrong or 'it was swallowed'}")
     assert not torn, "\n".join(torn)

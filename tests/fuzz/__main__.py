@@ -30,7 +30,14 @@ from dopaminergic.lab.records import append_records
 KINDS: dict[str, type[Kind]] = {
     "journal": Journals, "base": Bases, "state": States, "record": Folders, "checkpoint": Checkpoints, "csv": Tables,
 }  # fmt: skip
-SHARES = {"journal": 0.25, "base": 0.05, "state": 0.3, "record": 0.15, "checkpoint": 0.15, "csv": 0.1}
+SHARES = {
+    "journal": 0.25,
+    "base": 0.05,
+    "state": 0.3,
+    "record": 0.15,
+    "checkpoint": 0.15,
+    "csv": 0.1,
+}
 SOUND = ("taken", "refused")
 
 
@@ -51,7 +58,11 @@ def in_processes(folder: Path, chance: random.Random, processes: int) -> Iterato
 def _called(*arguments: str) -> tuple[str, str]:
     command = [sys.executable, "-m", "dopaminergic", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    wrong = "Traceback" in done.stderr or done.returncode not in (0, 1, 2) or "\x1b" in done.stdout + done.stderr
+    wrong = (
+        "Traceback" in done.stderr
+        or done.returncode not in (0, 1, 2)
+        or "\x1b" in done.stdout + done.stderr
+    )
     return ("traceback", f"{arguments[0]}: {done.stderr[-200:]}") if wrong else ("refused", "")
 
 
@@ -79,21 +90,30 @@ def fuzz(count: int, seed: int, kinds: list[str], details: int) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = collections.Counter(cases(Path(folder), count, seed, kinds))
-    wrong = collections.Counter({case: times for case, times in found.items() if case[1] not in SOUND})
+    wrong = collections.Counter(
+        {case: times for case, times in found.items() if case[1] not in SOUND}
+    )
     for (kind, outcome, detail), times in wrong.most_common(details):
         print(f"{kind}: {outcome} x{times}: {detail}")
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for (kind, outcome, _), times in found.items():
         counts[kind, outcome] += times
-    told = ", ".join(f"{kind} {outcome} {times}" for (kind, outcome), times in sorted(counts.items()))
+    told = ", ".join(
+        f"{kind} {outcome} {times}" for (kind, outcome), times in sorted(counts.items())
+    )
     seconds = time.monotonic() - began
-    print(f"{found.total():,} cases in {seconds:.0f} s, seed {seed}: {wrong.total()} failures ({told})")
+    print(
+        f"{found.total():,} cases in {seconds:.0f} s, seed {seed}: {wrong.total()} failures "
+        f"({told})"
+    )
     return wrong.total()
 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description="Try damaged and forged files.", prog="python -m tests.fuzz")
+    parser = argparse.ArgumentParser(
+        description="Try damaged and forged files.", prog="python -m tests.fuzz"
+    )
     parser.add_argument("--count", type=int, default=5000, help="cases (5000)")
     parser.add_argument("--seed", type=int, default=0, help="other cases for another seed (0)")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of files (%(default)s)")

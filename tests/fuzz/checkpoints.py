@@ -31,7 +31,9 @@ class Checkpoints(Kind):
             fleet.save(self.path)
             content = self.path.read_bytes()
             body = content[content.find(b"\n") + 1 :]
-            self.examples.append((optimizer, content, torch.load(io.BytesIO(body), weights_only=True)))
+            self.examples.append(
+                (optimizer, content, torch.load(io.BytesIO(body), weights_only=True))
+            )
 
     def _fresh(self, optimizer: str) -> Fleet:
         return Fleet(self.task, optimizer, [0, 1], [0.1, 0.2], 3000)
@@ -62,5 +64,13 @@ class Checkpoints(Kind):
 
 def everything(fleet: Fleet) -> str:
     """All that a refused checkpoint must leave as it is."""
-    counted = (fleet.steps, fleet.evaluated, fleet.kept, fleet.traced, fleet.curve, fleet.traces, fleet.solved_at)
+    counted = (
+        fleet.steps,
+        fleet.evaluated,
+        fleet.kept,
+        fleet.traced,
+        fleet.curve,
+        fleet.traces,
+        fleet.solved_at,
+    )
     return repr((fleet.model.state_dict(), fleet.optimizer.state_dict(), counted))

@@ -28,24 +28,42 @@ class Folders(Kind):
         super().__init__(folder)
         self.records: list[dict[str, Any]] = []
         self.pictures: list[dict[str, Any]] = []
-        for task, optimizer in (("xor-2-8-1", "wp"), ("continuous-xor", "dopamine"), ("lorenz-vpt", "vector")):
+        for task, optimizer in (
+            ("xor-2-8-1", "wp"),
+            ("continuous-xor", "dopamine"),
+            ("lorenz-vpt", "vector"),
+        ):
             out = folder / task
             out.mkdir()
             train(task, {"forcing": 1} if task == "lorenz-vpt" else {}, optimizer, lr=None, seed=0, budget=100,
                   folder=lambda out=out: out, resume=False, progress=lambda *_: None)  # fmt: skip
             self.records += read_records(out / "records.jsonl").records
             self.pictures += read_records(out / "pictures.jsonl").records
-        self.records += [{**each, "role": "tuning", "settings": {"lr": 0.5}} for each in self.records]
+        self.records += [
+            {**each, "role": "tuning", "settings": {"lr": 0.5}} for each in self.records
+        ]
         for picture in self.pictures:  # as short as the shortest
             for key in ("truth", "forecast"):
                 picture.update({key: picture[key][:30]} if key in picture else {})
-        row = {"optimizer": "wp", "task": "lorenz", "passes_per_step": 2, "time_over_two_forwards": 1.1}
-        self.costs = {"rows": [{**row, "peak_memory_over_inference": None}], "environment": {"threads": 1}}
+        row = {
+            "optimizer": "wp",
+            "task": "lorenz",
+            "passes_per_step": 2,
+            "time_over_two_forwards": 1.1,
+        }
+        self.costs = {
+            "rows": [{**row, "peak_memory_over_inference": None}],
+            "environment": {"threads": 1},
+        }
 
     def try_one(self, chance: random.Random) -> bool:
         """One folder, in which one file is changed."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        files = {"records.jsonl": self.records, "pictures.jsonl": self.pictures, "costs.json": [self.costs]}
+        files = {
+            "records.jsonl": self.records,
+            "pictures.jsonl": self.pictures,
+            "costs.json": [self.costs],
+        }
         self.path = folder / chance.choice(sorted(files))
         for name, objects in files.items():
             lines = [self._sealed(each) for each in objects]
@@ -67,7 +85,10 @@ class Folders(Kind):
 
     @staticmethod
     def _read(folder: Path) -> None:
-        found, costs = read_records(folder / "records.jsonl", REQUIRED), read_costs(folder / "costs.json")
+        found, costs = (
+            read_records(folder / "records.jsonl", REQUIRED),
+            read_costs(folder / "costs.json"),
+        )
         pictures = read_records(folder / "pictures.jsonl", ("name", "task", "optimizer")).records
         records = unique(found.records)
         if not records:

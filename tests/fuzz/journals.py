@@ -47,7 +47,8 @@ class Journals(Kind):
         except Exception as error:
             if self.path.read_bytes() != content:
                 raise Failure("a journal that was refused has been changed") from None
-            # A replay is compared with what was recorded only after it: the weights may be on the way then.
+            # A replay is compared with what was recorded only after it: the weights may be on the
+            # way then.
             if "not those that were recorded" not in str(error) and run.everything() != before:
                 raise Failure("a journal that was refused has been loaded in part") from None
             raise
@@ -75,7 +76,9 @@ def _mutated(kind: int, payload: bytes, chance: random.Random) -> tuple[int, byt
     if chance.random() < 0.3:
         huge = varint(chance.choice((0, 1, 65536, 1 << 20, 1 << 28, 1 << 40, 1 << 62)))
         flags = bytes([chance.randrange(16)])
-        return chance.choice((STEP, TRACE)), flags + huge + chance.randbytes(chance.choice((0, 8, 9, 40)))
+        return chance.choice((STEP, TRACE)), flags + huge + chance.randbytes(
+            chance.choice((0, 8, 9, 40))
+        )
     return (chance.randrange(8) if chance.random() < 0.1 else kind), damaged(payload, chance)
 
 
@@ -103,7 +106,13 @@ class Bases(Kind):
         else:
             torch.save(changed(self.state, chance), self.path)
         try:
-            rebuild(self.path if chance.random() < 0.01 else self.journal, self.path, self.out, None, True)
+            rebuild(
+                self.path if chance.random() < 0.01 else self.journal,
+                self.path,
+                self.out,
+                None,
+                True,
+            )
         except Exception:
             if self.out.read_bytes() != b"precious":
                 raise Failure("a replay that failed has replaced its output") from None

@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.fuzz.kind import Failure, Kind
 
-# Seconds of the processor, of which others take none away, and of the clock, for what waits without an end.
+# Seconds of the processor, of which others take none away, and of the clock, for what waits without
+# an end.
 LIMITS = {signal.ITIMER_PROF: 20.0, signal.ITIMER_REAL: 120.0}
 MOST_GROWTH = 1024  # MiB
 LONGEST = 300
@@ -51,7 +52,11 @@ def judged(kind: Kind, chance: random.Random) -> tuple[str, str]:
         found = _judged_words(kind, error)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        found = "traceback", f"{type(error).__name__}: {str(error)[:160]} ({Path(place.filename).name}:{place.lineno})"
+        found = (
+            "traceback",
+            f"{type(error).__name__}: {str(error)[:160]} "
+            f"({Path(place.filename).name}:{place.lineno})",
+        )
     finally:
         for timer in LIMITS:
             signal.setitimer(timer, 0)

@@ -11,7 +11,14 @@ import torch
 import dopaminergic
 from dopaminergic import squared_error
 
-RULES = ("Dopamine", "Dopamine2", "VectorDopamine", "SPSA", "WeightPerturbation", "EvolutionStrategy")
+RULES = (
+    "Dopamine",
+    "Dopamine2",
+    "VectorDopamine",
+    "SPSA",
+    "WeightPerturbation",
+    "EvolutionStrategy",
+)
 
 
 class Failure(Exception):  # noqa: N818  (found, not raised by the library)
@@ -56,7 +63,9 @@ class Run:
 
     def _outcome(self) -> Any:
         found = torch.cat([*self.weights], -1)
-        return found.square().mean(-1) if self.fleet else squared_error(found, torch.zeros_like(found))
+        return (
+            found.square().mean(-1) if self.fleet else squared_error(found, torch.zeros_like(found))
+        )
 
     def everything(self) -> str:
         """All that a refused state must leave as it is."""

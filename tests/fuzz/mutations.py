@@ -37,13 +37,21 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
         elif how == 4:
             del out[at:]
         else:
-            out[at : at + length] = chance.choice((b"\0", b"\xff", b"\x1b", b"\n", b"9", b"\xed\xa0\x80")) * length
+            out[at : at + length] = (
+                chance.choice((b"\0", b"\xff", b"\x1b", b"\n", b"9", b"\xed\xa0\x80")) * length
+            )
     return bytes(out)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something lies within lists and dicts."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list | tuple) else ()
+    keys = (
+        value.keys()
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list | tuple)
+        else ()
+    )
     for key in keys:
         yield (*path, key)
         yield from places(value[key], (*path, key))

@@ -40,19 +40,32 @@ class States(Kind):
             run.optimizer.load_state_dict(mutant)
         except Exception:
             if run.everything() != before:
-                raise Failure(f"{making}: a state that was refused has been loaded in part") from None
+                raise Failure(
+                    f"{making}: a state that was refused has been loaded in part"
+                ) from None
             raise
         if said != repr(mutant):
             raise Failure(f"{making}: the state that was loaded has been changed")
         run.step(2)
         for weights in run.weights:
             sound = bool(torch.isfinite(weights).all())
-            # Rates that a user might have given throw weights as far as that user would have thrown them.
-            if not sound or (rates(mutant) == rates(state) and float(weights.detach().abs().max()) > FARTHEST):
-                raise Failure(f"{making}: weights are {weights.detach().tolist()} after a state that was taken")
+            # Rates that a user might have given throw weights as far as that user would have thrown
+            # them.
+            if not sound or (
+                rates(mutant) == rates(state) and float(weights.detach().abs().max()) > FARTHEST
+            ):
+                raise Failure(
+                    f"{making}: weights are {weights.detach().tolist()} after a state that was "
+                    "taken"
+                )
         return True
 
 
 def rates(state: dict[str, Any]) -> str:
     """The numbers of the groups."""
-    return repr([[group[name] for name in ("lr", "sigma", "weight_decay")] for group in state["param_groups"]])
+    return repr(
+        [
+            [group[name] for name in ("lr", "sigma", "weight_decay")]
+            for group in state["param_groups"]
+        ]
+    )

@@ -29,8 +29,15 @@ class Tables(Kind):
         rows = [f"{day},{math.sin(i / 3) + i / 100:.4f},{i % 7},n{i}" for i, day in enumerate(days)]
         whole = "\n".join(["day,level,count,name", *rows]) + "\n"
         single = "\n".join(["level", *(row.split(",")[1] for row in rows)])
-        self.examples = [(".csv", whole.encode()), (".csv", single.encode()), (".csv", whole.encode("utf-16"))]
-        self.examples += [(".tsv", whole.replace(",", "\t").encode()), (".csv", whole.replace(",", ";").encode())]
+        self.examples = [
+            (".csv", whole.encode()),
+            (".csv", single.encode()),
+            (".csv", whole.encode("utf-16")),
+        ]
+        self.examples += [
+            (".tsv", whole.replace(",", "\t").encode()),
+            (".csv", whole.replace(",", ";").encode()),
+        ]
         if pandas is not None:
             self.examples.append((".parquet", pandas.read_csv(io.StringIO(whole)).to_parquet()))
 

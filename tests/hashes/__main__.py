@@ -24,13 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--compare", action="store_true", help="with the table (the default)")
     way.add_argument("--write", action="store_true", help="make the table anew")
-    parser.add_argument("--only", metavar="PATTERN", default="", help="situations whose name contains this text")
+    parser.add_argument(
+        "--only", metavar="PATTERN", default="", help="situations whose name contains this text"
+    )
     options = parser.parse_args(arguments)
     if options.write and options.only:
         parser.error("--write makes the whole table: leave --only out")
     chosen = [situation for situation in situations() if options.only in situation.name]
     if not chosen:
-        parser.error(f"--only: no situation is called {options.only!r}; a part of a name in {table.PATH.name}")
+        parser.error(
+            f"--only: no situation is called {options.only!r}; a part of a name in "
+            f"{table.PATH.name}"
+        )
     if options.write:
         return _write(chosen)
     return _compare(chosen, whole=not options.only)
@@ -49,13 +54,18 @@ def _write(chosen: list[Situation]) -> int:
 def _compare(chosen: list[Situation], *, whole: bool) -> int:
     recorded = table.read()
     if said := table.other_machine(recorded.head):
-        print(f"The table was made elsewhere, so that rows may differ for no fault of the code: {said}")
+        print(
+            "The table was made elsewhere, so that rows may differ for no fault of the code: "
+            f"{said}"
+        )
     start = time.perf_counter()
     found = _rows(chosen)
     lines = table.differences(recorded.rows, found)
     if whole:
         known = {situation.name for situation in chosen}
-        lines += [f"{name}: in the table, but no situation" for name in recorded.rows if name not in known]
+        lines += [
+            f"{name}: in the table, but no situation" for name in recorded.rows if name not in known
+        ]
     for line in lines:
         print(line)
     seconds = time.perf_counter() - start
@@ -66,7 +76,9 @@ def _compare(chosen: list[Situation], *, whole: bool) -> int:
 
 def _rows(chosen: list[Situation]) -> dict[str, Row]:
     jax = importlib.util.find_spec("jax") is not None
-    return {situation.name: _row(situation) for situation in chosen if jax or situation.special != "jax"}
+    return {
+        situation.name: _row(situation) for situation in chosen if jax or situation.special != "jax"
+    }
 
 
 def _row(situation: Situation) -> Row:

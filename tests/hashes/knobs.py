@@ -20,7 +20,8 @@ LARGE_FROM = 64  # bytes, so that each network of the tests is large
 
 @contextlib.contextmanager
 def conditions(*, large: bool, slow: bool, watched: bool = True) -> Iterator[None]:
-    """One thread, no warnings, torch's generator as new; models count as large, noise comes from the reference.
+    """One thread, no warnings, torch's generator as new; models count as large, noise comes from
+    the reference.
 
     Args:
         large: each model counts as one above the threshold.
@@ -50,7 +51,10 @@ def conditions(*, large: bool, slow: bool, watched: bool = True) -> Iterator[Non
             yield
         if watched and slow != bool(drawn):
             wanted = "the torch reference" if slow else "numba"
-            raise RuntimeError(f"conditions: noise did not come from {wanted}; look at knobs.FAST, and install numba")
+            raise RuntimeError(
+                f"conditions: noise did not come from {wanted}; look at knobs.FAST, and install "
+                "numba"
+            )
 
 
 @contextlib.contextmanager
@@ -60,9 +64,16 @@ def exchanged(name: str, value: Any) -> Iterator[None]:
     Raises:
         LookupError: there is no such module.
     """
-    modules = [m for key, m in list(sys.modules.items()) if key.startswith("dopaminergic") and name in vars(m)]
+    modules = [
+        m
+        for key, m in list(sys.modules.items())
+        if key.startswith("dopaminergic") and name in vars(m)
+    ]
     if not modules:
-        raise LookupError(f"exchanged: no module of dopaminergic has {name}; say in knobs.py what it is called now")
+        raise LookupError(
+            f"exchanged: no module of dopaminergic has {name}; say in knobs.py what it is called "
+            "now"
+        )
     before = [vars(module)[name] for module in modules]
     try:
         for module in modules:

@@ -1,6 +1,8 @@
-"""Tiny networks whose losses have the same bits on each processor: products, sums in a fixed order, quotients.
+"""Tiny networks whose losses have the same bits on each processor: products, sums in a fixed order,
+quotients.
 
-No matrix products, no functions such as tanh, and no sums of torch, whose order depends on the processor.
+No matrix products, no functions such as tanh, and no sums of torch, whose order depends on the
+processor.
 """
 
 from __future__ import annotations

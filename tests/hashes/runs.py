@@ -62,7 +62,9 @@ class Trial:
         self.network = self.make_network()
         self.initial = [p.detach().clone() for p in self.parameters()]
         self.optimizer = self.make_optimizer()
-        self.schedule = ExponentialLR(self.optimizer, 0.75) if situation.change == "schedule" else None
+        self.schedule = (
+            ExponentialLR(self.optimizer, 0.75) if situation.change == "schedule" else None
+        )
         self.closure = self.make_closure()
         self.losses: list[Any] = []
         self.counters: list[Any] = []
@@ -70,7 +72,7 @@ class Trial:
         self.calls = 0
         self.calls_now = 0
 
-    # ---- how it is made --------------------------------------------------------------------------------------
+    # ---- how it is made --------------------------------------------------------------------------
 
     def make_network(self) -> Any:
         """The network at its initial weights."""
@@ -117,7 +119,7 @@ class Trial:
         """A new optimizer of these parameters."""
         return getattr(dopaminergic, self.situation.rule)(self.groups(), **self.options())
 
-    # ---- how it is trained -----------------------------------------------------------------------------------
+    # ---- how it is trained -----------------------------------------------------------------------
 
     def evaluate(self) -> Any:
         """What the optimizer is given as a closure."""
@@ -168,10 +170,14 @@ class Trial:
         fresh = [p.clone() for p in self.initial]
         steps = replay(fresh, self.path)
         trained = self.parameters()
-        if steps != STEPS or any(bytes_of(a) != bytes_of(b) for a, b in zip(fresh, trained, strict=True)):
-            raise AssertionError(f"{self.situation.name}: the journal does not lead to the trained weights")
+        if steps != STEPS or any(
+            bytes_of(a) != bytes_of(b) for a, b in zip(fresh, trained, strict=True)
+        ):
+            raise AssertionError(
+                f"{self.situation.name}: the journal does not lead to the trained weights"
+            )
 
-    # ---- what came of it -------------------------------------------------------------------------------------
+    # ---- what came of it -------------------------------------------------------------------------
 
     def kept(self) -> list[torch.Tensor]:
         """Tensors that training changes."""
@@ -183,7 +189,14 @@ class Trial:
         journal = digest(journal_content(self.path)) if self.path.exists() else NONE
         counters = [self.counters, torch.get_rng_state()]
         state = self.optimizer.state_dict()
-        return Row(digest(weights), digest(self.losses), digest(state), digest(counters), journal, str(self.calls))
+        return Row(
+            digest(weights),
+            digest(self.losses),
+            digest(state),
+            digest(counters),
+            journal,
+            str(self.calls),
+        )
 
 
 def run(situation: Situation, kind: Callable[[Situation, Path], Trial] = Trial) -> Row:

@@ -31,7 +31,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
 ALWAYS_NAMED = 9  # levels; the others are named where they are not the first
 SEED = 20261129
 ENGINE = [*LEVELS].index("engine")
-FASTER = 0.75  # the share of rows that take numba, where either serves: the reference takes ten times as long
+# The share of rows that take numba, where either serves: the reference takes ten times as long.
+FASTER = 0.75
 CANDIDATES = 12  # rows that are tried for each triple
 
 
@@ -80,7 +81,7 @@ def situations() -> list[Situation]:
     return [*cover(), *specials()]
 
 
-# ---- a cover of all triples --------------------------------------------------------------------------------------
+# ---- a cover of all triples ----------------------------------------------------------------------
 
 Level = tuple[int, str]  # the number of a factor, and one of its levels
 
@@ -140,7 +141,7 @@ def _row_with(triple: tuple[Level, ...], draw: random.Random) -> list[str]:
             return row
 
 
-# ---- special situations ------------------------------------------------------------------------------------------
+# ---- special situations --------------------------------------------------------------------------
 
 # What happens in each is in `special.py`, by the same name.
 MIXTURE = (
@@ -167,7 +168,14 @@ ONCE_A_RULE = (
     "hooked",
     LARGE_BY_ITSELF,
 )
-SINGLE_ONLY = ("constant-loss", "batch-norm", "max-norm", "mixed-dtypes", LARGE_BY_ITSELF, "added-group")
+SINGLE_ONLY = (
+    "constant-loss",
+    "batch-norm",
+    "max-norm",
+    "mixed-dtypes",
+    LARGE_BY_ITSELF,
+    "added-group",
+)
 
 
 def specials() -> list[Situation]:
@@ -191,12 +199,21 @@ def specials() -> list[Situation]:
 
 def _specials_of_few_rules() -> list[Situation]:
     rows = [Situation(rule, mode="fleet", special="rates") for rule in ("Dopamine", "SPSA", VECTOR)]
-    # Gaussian directions are taken back in place to rounding alone, so that a write that is lost shows.
-    rows += [Situation(rule, "float32", "large", "gaussian", special="broken-off") for rule in RULES]
+    # Gaussian directions are taken back in place to rounding alone, so that a write that is lost
+    # shows.
+    rows += [
+        Situation(rule, "float32", "large", "gaussian", special="broken-off") for rule in RULES
+    ]
     rows += [Situation(rule, special="settings") for rule in (*TWO_SIDED, VECTOR)]
-    rows += [Situation(rule, mode="batched", closure="samples", special="many") for rule in ("SPSA", "Dopamine2")]
+    rows += [
+        Situation(rule, mode="batched", closure="samples", special="many")
+        for rule in ("SPSA", "Dopamine2")
+    ]
     rows += [Situation(VECTOR, closure="squared", special="many")]
     rows += [Situation(rule, special="autocast") for rule in ("Dopamine", "WeightPerturbation")]
-    rows += [Situation(rule, "float64", journal="unrecorded", special="estimator") for rule in ("Dopamine2", "SPSA")]
+    rows += [
+        Situation(rule, "float64", journal="unrecorded", special="estimator")
+        for rule in ("Dopamine2", "SPSA")
+    ]
     functional = ("Dopamine", "Dopamine2", "SPSA", "WeightPerturbation")
     return rows + [Situation(rule, journal="unrecorded", special="jax") for rule in functional]

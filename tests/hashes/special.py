@@ -250,7 +250,7 @@ class Autocast(Trial):
         return CastNetwork(getattr(torch, self.situation.dtype))
 
 
-# ---- other settings ----------------------------------------------------------------------------------------------
+# ---- other settings ------------------------------------------------------------------------------
 
 
 class Rates(Trial):
@@ -264,7 +264,14 @@ class Rates(Trial):
 SETTINGS: dict[str, dict[str, Any]] = {
     "Dopamine": {"loss_floor": 0.01, "cap": 0.05, "beta": 0.5, "sigma": 0.02},
     "Dopamine2": {"tau": 0.5, "kappa": 0.25, "cap": 0.05, "beta": 0.5, "sigma": 0.02},
-    VECTOR: {"directions": None, "damping": 0.25, "tau": 0.5, "kappa": 0.5, "beta": 0.5, "memory": 8192},
+    VECTOR: {
+        "directions": None,
+        "damping": 0.25,
+        "tau": 0.5,
+        "kappa": 0.5,
+        "beta": 0.5,
+        "memory": 8192,
+    },
 }
 
 
@@ -294,7 +301,7 @@ class Many(Trial):
         return {**super().options(), "directions": 40}
 
 
-# ---- no training -------------------------------------------------------------------------------------------------
+# ---- no training ---------------------------------------------------------------------------------
 
 
 class Estimator(Trial):
@@ -316,12 +323,16 @@ class InJax(Trial):
         from dopaminergic.jax import Functional
 
         rule = getattr(dopaminergic, self.situation.rule)
-        functional = Functional(rule, lr=RATES[self.situation.rule], directions=3, weight_decay=0.125)
+        functional = Functional(
+            rule, lr=RATES[self.situation.rule], directions=3, weight_decay=0.125
+        )
         params = [jnp.asarray(p.detach().numpy()) for p in self.parameters()]
         state = functional.init(params, 5)
         x = jnp.asarray(self.network.inputs().float().numpy())
         y = jnp.asarray(self.network.targets().float().numpy())
-        step = jax.jit(lambda params, state: functional.step(lambda w: jax_loss(w, x, y), params, state))
+        step = jax.jit(
+            lambda params, state: functional.step(lambda w: jax_loss(w, x, y), params, state)
+        )
         for _ in range(STEPS):
             params, state, loss = step(params, state)
             self.losses.append(float(loss))

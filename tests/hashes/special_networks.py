@@ -57,7 +57,9 @@ class WideNetwork(Network):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self.parameters["many"] = nn.Parameter(numbers(MEBIBYTE // dtype.itemsize, seed=21).to(dtype))
+        self.parameters["many"] = nn.Parameter(
+            numbers(MEBIBYTE // dtype.itemsize, seed=21).to(dtype)
+        )
 
     def predictions(self) -> Tensor:
         many = wide(self.parameters["many"]).reshape(4, -1)

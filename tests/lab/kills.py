@@ -1,10 +1,12 @@
-"""Kills `train`, `compare` and `reproduce` at random moments, starts them again, and compares what they end with.
+"""Kills `train`, `compare` and `reproduce` at random moments, starts them again, and compares what
+they end with.
 
-python tests/lab/kills.py --train 34 --compare 33 --reproduce 33      100 kills, prints JSON; about ten minutes
+python tests/lab/kills.py --train 34 --compare 33 --reproduce 33      100 kills, prints JSON; about
+ten minutes
 
-Every run is a fork of this process, which has torch and the library in memory already; so a run takes no longer to
-start than it takes to kill. Half of the kills hit the whole process group, half the first process alone, whose workers
-then outlive it for a while beside those of the next start.
+Every run is a fork of this process, which has torch and the library in memory already; so a run
+takes no longer to start than it takes to kill. Half of the kills hit the whole process group, half
+the first process alone, whose workers then outlive it for a while beside those of the next start.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ COMMANDS = {
 CIRCUMSTANCES = ("seconds", "created", "commit", "versions")
 
 
-def run(command: str, folder: Path, kill_after: float | None = None, group: bool = True) -> int | None:
+def run(
+    command: str, folder: Path, kill_after: float | None = None, group: bool = True
+) -> int | None:
     """Run a command into a folder: its exit status, or None where it was killed after so many seconds."""
     child = os.fork()
     if child == 0:
@@ -63,8 +67,13 @@ def ending(folder: Path) -> list[str]:
     """All that a finished folder holds but the time of day and the like; repeated pictures count once."""
     from dopaminergic.lab.records import read_records
 
-    records = [{k: v for k, v in r.items() if k not in CIRCUMSTANCES} for r in _lines(read_records, folder, "records")]
-    pictures = {json.dumps(each, sort_keys=True) for each in _lines(read_records, folder, "pictures")}
+    records = [
+        {k: v for k, v in r.items() if k not in CIRCUMSTANCES}
+        for r in _lines(read_records, folder, "records")
+    ]
+    pictures = {
+        json.dumps(each, sort_keys=True) for each in _lines(read_records, folder, "pictures")
+    }
     return sorted(json.dumps(each, sort_keys=True) for each in records) + sorted(pictures)
 
 
@@ -72,7 +81,9 @@ def _lines(read: Any, folder: Path, name: str) -> list[dict[str, Any]]:
     return read(folder / f"{name}.jsonl").records
 
 
-def survive(name: str, kills: int, chance: random.Random, folder: Path, seconds: float) -> dict[str, Any]:
+def survive(
+    name: str, kills: int, chance: random.Random, folder: Path, seconds: float
+) -> dict[str, Any]:
     """Kill a command so many times, fewer if time is up, and run it to its end: how often as if never killed."""
     command, began = COMMANDS[name], time.monotonic()
     assert run(command, folder / "whole") == 0, (folder / "whole.log").read_text()
@@ -82,29 +93,52 @@ def survive(name: str, kills: int, chance: random.Random, folder: Path, seconds:
         own = folder / str(number)
         resumed += any((own / "checkpoints").glob("*.pt"))
         last = done == kills or time.monotonic() - began > seconds
-        code = run(command, own, None if last else chance.uniform(0.0, 1.05 * whole), chance.random() < 0.5)
+        code = run(
+            command, own, None if last else chance.uniform(0.0, 1.05 * whole), chance.random() < 0.5
+        )
         if code is None:
             done += 1
-            print(f"{name}: {done} kills, {finished} finished, {equal} of them equal", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {done} kills, {finished} finished, {equal} of them equal",
+                file=sys.stderr,
+                flush=True,
+            )
             continue
         finished += 1
         equal += code == 0 and ending(own) == expected and not list((own / "checkpoints").iterdir())
         if last:
             break
         number += 1
-    found = {"kills": done, "finished": finished, "equal": equal, "resumed_from_checkpoint": resumed}
-    return {**found, "whole_seconds": round(whole, 2), "seconds": round(time.monotonic() - began, 1)}
+    found = {
+        "kills": done,
+        "finished": finished,
+        "equal": equal,
+        "resumed_from_checkpoint": resumed,
+    }
+    return {
+        **found,
+        "whole_seconds": round(whole, 2),
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def main() -> None:
     """Kill each command as often as it is said."""
-    parser = argparse.ArgumentParser(description="Kill runs at random moments and compare what they end with.")
+    parser = argparse.ArgumentParser(
+        description="Kill runs at random moments and compare what they end with."
+    )
     for name in COMMANDS:
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="at most, for each command (60)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="at most, for each command (60)"
+    )
     options = parser.parse_args()
-    os.environ |= {"DOPAMINERGIC_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    os.environ |= {
+        "DOPAMINERGIC_CHECKPOINT_SECONDS": "0.2",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+    }
     # What the children need is in memory before they start.
     import dopaminergic.lab.experiments
     import dopaminergic.lab.progress
@@ -115,13 +149,26 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as folder:
         found = {
-            name: survive(name, getattr(options, name), chance, Path(folder) / name, 60 * options.minutes)
+            name: survive(
+                name, getattr(options, name), chance, Path(folder) / name, 60 * options.minutes
+            )
             for name in COMMANDS
             if getattr(options, name) and not (Path(folder) / name).mkdir()
         }
     command = ["python", "tests/lab/kills.py", *sys.argv[1:]]
-    what = "runs killed with -9 at random moments, and those that ended equal to an uninterrupted one"
-    print(json.dumps({"what": what, "command": " ".join(command), "environment": environment(), "results": found}))
+    what = (
+        "runs killed with -9 at random moments, and those that ended equal to an uninterrupted one"
+    )
+    print(
+        json.dumps(
+            {
+                "what": what,
+                "command": " ".join(command),
+                "environment": environment(),
+                "results": found,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

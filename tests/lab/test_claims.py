@@ -11,7 +11,10 @@ Record = dict[str, Any]
 
 
 def runs(
-    optimizer: str, task: str, errors: Sequence[float | None], solved: Sequence[int | None] | None = None
+    optimizer: str,
+    task: str,
+    errors: Sequence[float | None],
+    solved: Sequence[int | None] | None = None,
 ) -> list[Record]:
     """Runs with the given final errors, each halving its error from four times the last on its way."""
     variant = "default" if optimizer in ("dopamine", "dopamine2", "vector") else "tuned"
@@ -78,15 +81,21 @@ def test_c1_counts_wins_over_weight_perturbation() -> None:
 
 def test_c1_compares_passes_where_there_is_a_threshold() -> None:
     # Dopamine ends with the larger error, yet is there sooner.
-    fast = runs("dopamine", "xor-2-8-1", near(0.009), [100] * 20) + runs("wp", "xor-2-8-1", near(0.001), [200] * 20)
+    fast = runs("dopamine", "xor-2-8-1", near(0.009), [100] * 20) + runs(
+        "wp", "xor-2-8-1", near(0.001), [200] * 20
+    )
     assert word("C1", fast) == "holds"
-    never = runs("dopamine", "xor-2-8-1", near(0.001), [None] * 20) + runs("wp", "xor-2-8-1", near(0.1), [200] * 20)
+    never = runs("dopamine", "xor-2-8-1", near(0.001), [None] * 20) + runs(
+        "wp", "xor-2-8-1", near(0.1), [200] * 20
+    )
     assert word("C1", never) == "not seen"
     assert "median passes to the threshold ∞ against 200" in verdict("C1", never).evidence[1]
 
 
 def test_a_diverged_run_loses() -> None:
-    records = runs("dopamine", "lorenz", [None] * 15 + near(0.01, 5)) + runs("wp", "lorenz", near(0.2))
+    records = runs("dopamine", "lorenz", [None] * 15 + near(0.01, 5)) + runs(
+        "wp", "lorenz", near(0.2)
+    )
     assert word("C1", records) == "not seen"
 
 
@@ -97,8 +106,9 @@ def test_c2_is_a_ratio_of_medians(ratio: float, expected: str) -> None:
     records = runs("dopamine", "lorenz", near(0.1 * ratio)) + runs("adam", "lorenz", near(0.1))
     found = verdict("C2", records + runs("dopamine2", "lorenz", near(0.9)))
     assert found.verdict == expected
-    assert f"median error of Dopamine 0.{round(1000 * ratio * 0.1):03d}, Adam 0.100" in found.evidence[1].replace(
-        "0.0500", "0.050"
+    assert (
+        f"median error of Dopamine 0.{round(1000 * ratio * 0.1):03d}, Adam 0.100"
+        in found.evidence[1].replace("0.0500", "0.050")
     )
 
 
@@ -120,8 +130,18 @@ def test_c2_holds_partly_for_some_tasks_and_takes_the_better_rule() -> None:
 
 
 def costs(time: float = 1.05, memory: float = 1.0) -> dict[str, Any]:
-    rows = [("dopamine", "m", 2, time, memory), ("adam", "m", 3, 3.5, 4.5), ("adam", "other", 3, 0.1, 0.1)]
-    keys = ("optimizer", "task", "passes_per_step", "time_over_two_forwards", "peak_memory_over_inference")
+    rows = [
+        ("dopamine", "m", 2, time, memory),
+        ("adam", "m", 3, 3.5, 4.5),
+        ("adam", "other", 3, 0.1, 0.1),
+    ]
+    keys = (
+        "optimizer",
+        "task",
+        "passes_per_step",
+        "time_over_two_forwards",
+        "peak_memory_over_inference",
+    )
     return {"rows": [dict(zip(keys, row, strict=True)) for row in rows]}
 
 
@@ -136,8 +156,13 @@ def test_c3_needs_cheaper_steps_and_less_work() -> None:
     assert word("C3", ahead, {"rows": costs()["rows"][:1]}) == "not measured"
     found = verdict("C3", behind, costs())
     assert "Adam is at the same error sooner on 1 of 1 forecasting tasks" in found.evidence[0]
-    assert found.evidence[2] == "Time of a step, in units of two forward passes: 1.05 against Adam's 3.50."
-    assert found.evidence[-1] == "Lorenz: Dopamine's error after 300 passes; Adam is there after 200."
+    assert (
+        found.evidence[2]
+        == "Time of a step, in units of two forward passes: 1.05 against Adam's 3.50."
+    )
+    assert (
+        found.evidence[-1] == "Lorenz: Dopamine's error after 300 passes; Adam is there after 200."
+    )
 
 
 def test_c3_without_runs_holds_partly_at_most() -> None:
@@ -147,7 +172,11 @@ def test_c3_without_runs_holds_partly_at_most() -> None:
 
 def test_c4_compares_unseen_points_with_all_three() -> None:
     def task(name: str, *, sgd: float, adam: float, wp: float) -> list[Record]:
-        others = runs("sgd", name, near(sgd)) + runs("adam", name, near(adam)) + runs("wp", name, near(wp))
+        others = (
+            runs("sgd", name, near(sgd))
+            + runs("adam", name, near(adam))
+            + runs("wp", name, near(wp))
+        )
         return runs("dopamine", name, near(0.1)) + others
 
     best = task("cluster-xor", sgd=0.2, adam=0.2, wp=0.2)
@@ -155,13 +184,23 @@ def test_c4_compares_unseen_points_with_all_three() -> None:
     assert word("C4", best + task("continuous-xor", sgd=0.2, adam=0.05, wp=0.2)) == "holds partly"
     assert word("C4", task("cluster-xor", sgd=0.2, adam=0.2, wp=0.1)) == "holds partly"
     assert word("C4", task("cluster-xor", sgd=0.2, adam=0.1, wp=0.2)) == "not seen"
-    assert word("C4", runs("dopamine", "cluster-xor", near(0.1)) + runs("adam", "cluster-xor", near(0.2))) == "not seen"
+    assert (
+        word(
+            "C4",
+            runs("dopamine", "cluster-xor", near(0.1)) + runs("adam", "cluster-xor", near(0.2)),
+        )
+        == "not seen"
+    )
     assert word("C4", [record | {"task": "xor-2-2-1"} for record in best]) == "not measured"
 
 
 def test_c5_finds_the_lowest_median_of_each_task() -> None:
     def task(name: str, **medians: float) -> list[Record]:
-        return [record for optimizer, error in medians.items() for record in runs(optimizer, name, near(error))]
+        return [
+            record
+            for optimizer, error in medians.items()
+            for record in runs(optimizer, name, near(error))
+        ]
 
     lowest = task("lorenz", dopamine2=0.1, dopamine=0.2, adam=0.3)
     behind_adam = task("rossler", dopamine2=0.1, dopamine=0.2, adam=0.05)
@@ -172,7 +211,8 @@ def test_c5_finds_the_lowest_median_of_each_task() -> None:
     assert word("C5", lowest + behind_dopamine) == "holds partly"
     assert word("C5", behind_adam + behind_dopamine) == "not seen"
     assert verdict("C5", behind_dopamine).evidence[1] == (
-        "Hénon: lowest is Adam with 0.0500; Dopamine2 has 0.300; lowest without gradients is Dopamine with 0.200."
+        "Hénon: lowest is Adam with 0.0500; Dopamine2 has 0.300; lowest without gradients is "
+        "Dopamine with 0.200."
     )
     assert word("C5", task("lorenz", dopamine2=0.1)) == "not measured"
 
@@ -180,9 +220,16 @@ def test_c5_finds_the_lowest_median_of_each_task() -> None:
 def test_c6_counts_runs_that_diverge_or_climb_again() -> None:
     calm = runs("dopamine", "lorenz", near(0.1)) + runs("wp", "lorenz", near(0.1))
     assert word("C6", calm) == "holds"
-    wide = runs("dopamine", "lorenz", [error * (1 + seed) for seed, error in enumerate(e for e in near(0.1) if e)])
+    wide = runs(
+        "dopamine",
+        "lorenz",
+        [error * (1 + seed) for seed, error in enumerate(e for e in near(0.1) if e)],
+    )
     assert word("C6", wide + runs("wp", "lorenz", near(0.1))) == "holds partly"
-    climbed = [record | {"curve": {"passes": [100, 200, 300], "error": [1.0, 0.1, 0.21]}} for record in calm[:2]]
+    climbed = [
+        record | {"curve": {"passes": [100, 200, 300], "error": [1.0, 0.1, 0.21]}}
+        for record in calm[:2]
+    ]
     found = verdict("C6", climbed + calm[2:])
     assert found.verdict == "not seen"
     assert found.evidence[0].startswith("Unstable runs: Dopamine 2 of 20;")
@@ -202,17 +249,28 @@ def test_v1_pairs_vector_dopamine_with_adam_by_seed() -> None:
     assert word("V1", tie) == "not seen"
     found = verdict("V1", win + loss + tie)
     assert found.evidence[0] == "Against tuned Adam, won on 1, level on 1, lost on 1 of 3 tasks."
-    assert found.evidence[1].startswith("Lorenz: median error 0.100 against 0.101, lower on 100% of 20 seeds, median")
+    assert found.evidence[1].startswith(
+        "Lorenz: median error 0.100 against 0.101, lower on 100% of 20 seeds, median"
+    )
     assert found.evidence[1].endswith("difference −0.00102 to −9.80 × 10⁻⁴.")  # noqa: RUF001
     assert (found.n, found.provisional) == (20, False)
-    assert word("V1", runs("vector", "lorenz", near(0.1)) + runs("wp", "lorenz", near(0.2))) == "not measured"
+    assert (
+        word("V1", runs("vector", "lorenz", near(0.1)) + runs("wp", "lorenz", near(0.2)))
+        == "not measured"
+    )
     assert "not a claim of the paper" in found.rule
 
 
-def test_v1_compares_passes_where_there_is_a_threshold_and_a_run_that_never_meets_it_loses() -> None:
-    late = runs("vector", "xor-2-8-1", near(0.001), [200] * 20) + runs("adam", "xor-2-8-1", near(0.009), [100] * 20)
+def test_v1_compares_passes_where_there_is_a_threshold_and_a_run_that_never_meets_it_loses() -> (
+    None
+):
+    late = runs("vector", "xor-2-8-1", near(0.001), [200] * 20) + runs(
+        "adam", "xor-2-8-1", near(0.009), [100] * 20
+    )
     assert word("V1", late) == "not seen"
-    never = runs("vector", "xor-2-8-1", near(0.1), [200] * 20) + runs("adam", "xor-2-8-1", near(0.01), [None] * 20)
+    never = runs("vector", "xor-2-8-1", near(0.1), [200] * 20) + runs(
+        "adam", "xor-2-8-1", near(0.01), [None] * 20
+    )
     assert word("V1", never) == "holds"
     unpaired = runs("vector", "lorenz", [0.1]) + runs("adam", "lorenz", [0.2])
     assert word("V1", unpaired) == "not seen"

@@ -88,7 +88,10 @@ def test_stack_of_one_is_bitwise_the_plain_network(dtype: torch.dtype) -> None:
 def test_many_directions_through_vmap(seeds: int | list[int], own: bool) -> None:
     model = small(seeds)
     pixels = randn(*([2] if own and isinstance(seeds, list) else []), BATCH, 64)
-    many = {n: p.detach() + 0.1 * randn(3, *p.shape, seed=i) for i, (n, p) in enumerate(model.named_parameters())}
+    many = {
+        n: p.detach() + 0.1 * randn(3, *p.shape, seed=i)
+        for i, (n, p) in enumerate(model.named_parameters())
+    }
     out = vmap(lambda parameters: functional_call(model, parameters, (pixels,)))(many)
     for k in range(3):
         one = functional_call(model, {n: p[k] for n, p in many.items()}, (pixels,))
@@ -112,7 +115,10 @@ def test_initial_weights_have_the_stated_spread() -> None:
         (lambda: Convolutional((1, 0)), "channels: expected a whole number of at least 1, got 0"),
         (lambda: Convolutional(units=0), "units: expected a whole number of at least 1, got 0"),
         (lambda: Convolutional()(torch.zeros(3, 63)), r"expected shape \(B, 64\), got \(3, 63\)"),
-        (lambda: Convolutional(seeds=[1, 2])(torch.zeros(3, 4, 64)), r"or \(2, B, 64\), got \(3, 4, 64\)"),
+        (
+            lambda: Convolutional(seeds=[1, 2])(torch.zeros(3, 4, 64)),
+            r"or \(2, B, 64\), got \(3, 4, 64\)",
+        ),
     ],
 )
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:

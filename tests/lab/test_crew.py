@@ -17,9 +17,14 @@ from dopaminergic.lab.crew import Crew
 from dopaminergic.lab.records import read_records
 from dopaminergic.lab.runner import Job, Replica, run_job
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="POSIX signals, and /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="POSIX signals, and /proc"
+)
 
-JOBS = [Job("xor-2-8-1", {}, optimizer, 500, (Replica(1, 0.01, "tuned", "report"),)) for optimizer in ("wp", "adam")]
+JOBS = [
+    Job("xor-2-8-1", {}, optimizer, 500, (Replica(1, 0.01, "tuned", "report"),))
+    for optimizer in ("wp", "adam")
+]
 COMMAND = ["compare", "--task", "xor-2-8-1", "--optimizers", "vector"]
 COMMAND += ["--seeds", "1", "--budget", "200000", "--workers", "1", "--json", "--out"]
 
@@ -31,13 +36,17 @@ def silent(*now: Any) -> None:
 def essence(records: list[dict[str, Any]]) -> list[str]:
     """Records without the time of day and the like, in an order of their own."""
     drop = ("seconds", "created", "commit", "versions")
-    return sorted(json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records)
+    return sorted(
+        json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The records of the jobs, as they are without a kill."""
-    finished = [run_job(job, tmp_path_factory.mktemp("whole"), silent, stop=lambda: False) for job in JOBS]
+    finished = [
+        run_job(job, tmp_path_factory.mktemp("whole"), silent, stop=lambda: False) for job in JOBS
+    ]
     return essence([record for each in finished if each is not None for record in each.records])
 
 

@@ -35,7 +35,9 @@ from dopaminergic.lab.runner import Job, Replica, run_job
 from dopaminergic.lab.tasks import make_task
 from dopaminergic.lab.training import train
 
-RECORDS = [{"task": "xor", "seed": seed, "error": 0.125 + seed, "values": [1.5, None]} for seed in range(4)]
+RECORDS = [
+    {"task": "xor", "seed": seed, "error": 0.125 + seed, "values": [1.5, None]} for seed in range(4)
+]
 
 
 def trained(folder: Path, resume: bool = True) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def trained(folder: Path, resume: bool = True) -> dict[str, Any]:
                  progress=silent)  # fmt: skip
 
 
-# ---- bits that flip --------------------------------------------------------------------------------------------------
+# ---- bits that flip ------------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_costs_a_line_and_never_changes_one(tmp_path: Path) -> None:
@@ -55,7 +57,8 @@ def test_a_flipped_bit_costs_a_line_and_never_changes_one(tmp_path: Path) -> Non
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         found = read_records(path)
-        # A flip in the name of the check itself leaves the line readable, as lines of older versions are.
+        # A flip in the name of the check itself leaves the line readable, as lines of older
+        # versions are.
         known = [{key: record.get(key) for key in RECORDS[0]} for record in found.records]
         assert all(record in RECORDS for record in known), bit
         assert len(known) >= len(RECORDS) - 2, bit  # two where it was the end of a line
@@ -96,7 +99,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found_and_the_run_starts_over(
     assert without_circumstances(whole.records) == without_circumstances(again.records)
 
 
-# ---- disks that are full, folders that cannot be written -------------------------------------------------------------
+# ---- disks that are full, folders that cannot be written -----------------------------------------
 
 
 @pytest.fixture
@@ -107,7 +110,9 @@ def no_room() -> Any:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_records_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path, no_room: Callable[[int], None]) -> None:
+def test_records_that_do_not_fit_leave_the_file_as_it_was(
+    tmp_path: Path, no_room: Callable[[int], None]
+) -> None:
     path = tmp_path / "records.jsonl"
     append_records(path, RECORDS)
     content = path.read_bytes()
@@ -124,7 +129,10 @@ def test_a_full_disk_is_an_error_before_any_work(
     tmp_path: Path, no_room: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_room(1000)
-    assert main(["train", "--task", "xor-2-8-1", "--optimizer", "wp", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["train", "--task", "xor-2-8-1", "--optimizer", "wp", "--out", str(tmp_path / "out")])
+        == 2
+    )
     assert "cannot write there (File too large)" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == []
 
@@ -139,14 +147,15 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
 
 
-# ---- resuming --------------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_done_is_not_run_again_by_resume(tmp_path: Path) -> None:
     first = trained(tmp_path)
     assert read_records(tmp_path / "records.jsonl").records == [first]
     left = tmp_path / "checkpoints" / f"{_job().name}.pt"
-    Fleet(make_task("xor-2-8-1"), "wp", [0], [_job().replicas[0].lr], 60).save(left)  # a kill had come before its end
+    # A kill had come before its end.
+    Fleet(make_task("xor-2-8-1"), "wp", [0], [_job().replicas[0].lr], 60).save(left)
     assert trained(tmp_path) == first
     assert not left.exists()
     trained(tmp_path, resume=False)
@@ -157,7 +166,14 @@ def _job() -> Job:
     from dopaminergic.lab.optimizers import grid_of
 
     grid = grid_of("wp", "xor-2-8-1")
-    return Job("xor-2-8-1", {}, "wp", 60, (Replica(0, grid[len(grid) // 2], "tuned", "report"),), picture=True)
+    return Job(
+        "xor-2-8-1",
+        {},
+        "wp",
+        60,
+        (Replica(0, grid[len(grid) // 2], "tuned", "report"),),
+        picture=True,
+    )
 
 
 def test_records_that_a_kill_had_left_are_not_written_twice(tmp_path: Path) -> None:
@@ -176,7 +192,7 @@ def test_records_that_a_kill_had_left_are_not_written_twice(tmp_path: Path) -> N
     )
 
 
-# ---- strangers -------------------------------------------------------------------------------------------------------
+# ---- strangers -----------------------------------------------------------------------------------
 
 
 class Malicious:
@@ -239,13 +255,15 @@ def test_a_file_that_is_replaced_is_not_written_through_a_link(tmp_path: Path) -
 def hostile(value: Any) -> Any:
     """Every string made into a script, but for those that decide what is drawn at all."""
     if isinstance(value, dict):
-        return {key: each if key in ("role", "name", "created") else hostile(each) for key, each in value.items()} | (
-            {"<script>k</script>": 0.5} if value and "passes" not in value else {}
-        )
+        return {
+            key: each if key in ("role", "name", "created") else hostile(each)
+            for key, each in value.items()
+        } | ({"<script>k</script>": 0.5} if value and "passes" not in value else {})
     return f"../<script>{value}" if isinstance(value, str) else value
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # such names leave no room for axes
+# Such names leave no room for axes.
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 def test_no_string_of_a_record_becomes_html_or_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -255,7 +273,10 @@ def test_no_string_of_a_record_becomes_html_or_a_path(tmp_path: Path) -> None:
     write_whole(folder / "costs.json", sealed(costs))
     page = write_report(folder, commands=["<script>c</script>"]).read_text()
     assert "<script" not in page
-    assert all(f"&lt;script&gt;{word}" in page for word in ("a&", "b&", "c&", "k&", "wp", "2.13", "abc123", "float32"))
+    assert all(
+        f"&lt;script&gt;{word}" in page
+        for word in ("a&", "b&", "c&", "k&", "wp", "2.13", "abc123", "float32")
+    )
     assert sorted(os.listdir(tmp_path)) == ["folder"]
     assert sorted(os.listdir(folder)) == [
         "costs.json", "figures", "pictures.jsonl", "records.jsonl", "report.html", "summary.json"

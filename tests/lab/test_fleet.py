@@ -19,13 +19,20 @@ from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, g
 from dopaminergic.lab.tasks import make_task
 
 SEEDS = [11, 12, 13]
-RATES = {"dopamine": [5.0, 1.0, 9.0], "dopamine2": [1.5, 3.0, 0.5], "adam": [0.01, 0.1, 0.03], "wp": [0.3, 0.1, 1.0]}
+RATES = {
+    "dopamine": [5.0, 1.0, 9.0],
+    "dopamine2": [1.5, 3.0, 0.5],
+    "adam": [0.01, 0.1, 0.03],
+    "wp": [0.3, 0.1, 1.0],
+}
 RATES["vector"] = [1.0, 0.5, 0.8]
 
 
 @pytest.mark.parametrize("kind", [Dopamine, Dopamine2])
 @pytest.mark.parametrize("name", ["xor-2-8-1", "lorenz"])
-def test_a_fleet_of_one_is_the_single_run_bit_for_bit(kind: type[Dopamine] | type[Dopamine2], name: str) -> None:
+def test_a_fleet_of_one_is_the_single_run_bit_for_bit(
+    kind: type[Dopamine] | type[Dopamine2], name: str
+) -> None:
     task = make_task(name, dtype="float64")
     single, stacked = task.build(7), task.build([7])
     alone, fleet = kind(single.parameters(), seed=7), kind(stacked.parameters(), seed=[7])
@@ -55,7 +62,9 @@ def test_replicas_do_not_know_of_each_other(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_backpropagation_is_torchs_own_with_a_learning_rate_for_each_replica(kind: type[torch.optim.Optimizer]) -> None:
+def test_backpropagation_is_torchs_own_with_a_learning_rate_for_each_replica(
+    kind: type[torch.optim.Optimizer],
+) -> None:
     task, rates = make_task("xor-2-8-1", dtype="float64"), [0.3, 0.02]
     stacked = task.build([1, 2])
     fleet = Backpropagation(stacked.parameters(), kind, torch.tensor(rates, dtype=torch.float64))
@@ -107,7 +116,15 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
 
 def everything(fleet: Fleet) -> str:
     """All that a refused checkpoint must leave as it is."""
-    counted = (fleet.steps, fleet.evaluated, fleet.kept, fleet.traced, fleet.curve, fleet.traces, fleet.solved_at)
+    counted = (
+        fleet.steps,
+        fleet.evaluated,
+        fleet.kept,
+        fleet.traced,
+        fleet.curve,
+        fleet.traces,
+        fleet.solved_at,
+    )
     return repr((fleet.model.state_dict(), fleet.optimizer.state_dict(), counted))
 
 
@@ -138,7 +155,9 @@ FORGED: list[tuple[str, Place, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "place", "value"), FORGED, ids=[f"{o} {p[-1]}" for o, p, _ in FORGED])
+@pytest.mark.parametrize(
+    ("optimizer", "place", "value"), FORGED, ids=[f"{o} {p[-1]}" for o, p, _ in FORGED]
+)
 def test_a_forged_checkpoint_is_refused_and_nothing_of_it_loaded(
     optimizer: str, place: Place, value: Any, tmp_path: Path
 ) -> None:
@@ -187,7 +206,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_kept_memory_is_not_paged_in_anew() -> None:
     """Blocks of 40 MB, above all that glibc would keep by itself."""
     found = {
-        how: int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, check=True).stdout)
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", PAGES, how], capture_output=True, check=True
+            ).stdout
+        )
         for how in ("kept", "given back")
     }
     assert found["kept"] < found["given back"] / 2
@@ -202,7 +225,9 @@ def test_solved_is_the_first_time_below_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("task", ["lorenz", "digits-conv"])
-def test_every_method_but_vector_dopamine_is_tuned_over_seven_rates_of_three_decades(task: str) -> None:
+def test_every_method_but_vector_dopamine_is_tuned_over_seven_rates_of_three_decades(
+    task: str,
+) -> None:
     for name, method in METHODS.items():
         grid = grid_of(name, task)
         if name == "vector":
@@ -217,7 +242,9 @@ def test_every_method_but_vector_dopamine_is_tuned_over_seven_rates_of_three_dec
 
 @pytest.mark.parametrize("optimizer", METHODS)
 def test_no_step_costs_more_than_was_said_and_no_run_more_than_its_budget(optimizer: str) -> None:
-    fleet = Fleet(make_task("continuous-xor"), optimizer, [1, 2], [METHODS[optimizer].grid[0]] * 2, budget=301)
+    fleet = Fleet(
+        make_task("continuous-xor"), optimizer, [1, 2], [METHODS[optimizer].grid[0]] * 2, budget=301
+    )
     most = said = 0
     while not fleet.done:
         before, said = fleet.passes, fleet.optimizer.next_passes
@@ -229,5 +256,7 @@ def test_no_step_costs_more_than_was_said_and_no_run_more_than_its_budget(optimi
 
 
 def test_an_unknown_optimizer_is_told_the_nearest() -> None:
-    with pytest.raises(ValueError, match="no optimizer 'dopamin'; did you mean dopamine or dopamine2"):
+    with pytest.raises(
+        ValueError, match="no optimizer 'dopamin'; did you mean dopamine or dopamine2"
+    ):
         find_method("dopamin")

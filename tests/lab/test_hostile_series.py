@@ -23,7 +23,10 @@ DAYS = pandas.date_range("2024-01-01", periods=60).strftime("%Y-%m-%d").tolist()
 
 
 def lines(separator: str = ",", comma: str = ".", quote: str = "") -> str:
-    rows = [f"{day}{separator}{quote}{str(v).replace('.', comma)}{quote}" for day, v in zip(DAYS, VALUES, strict=True)]
+    rows = [
+        f"{day}{separator}{quote}{str(v).replace('.', comma)}{quote}"
+        for day, v in zip(DAYS, VALUES, strict=True)
+    ]
     return f"date{separator}units\n" + "\n".join(rows) + "\n"
 
 
@@ -47,16 +50,25 @@ def lines(separator: str = ",", comma: str = ".", quote: str = "") -> str:
         (lines().replace("date", "Zeit für"), "cp1252"),
     ],
 )
-def test_a_series_is_the_same_however_it_is_written(tmp_path: Path, text: str, encoding: str) -> None:
+def test_a_series_is_the_same_however_it_is_written(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
     (tmp_path / "a.csv").write_bytes(text.encode(encoding))
     assert read_series(tmp_path / "a.csv", "units")[:, 0].tolist() == VALUES
 
 
 @pytest.mark.parametrize(
     ("name", "pack"),
-    [("a.csv.gz", gzip.compress), ("a.csv", gzip.compress), ("a.csv.bz2", bz2.compress), ("a.csv.xz", lzma.compress)],
+    [
+        ("a.csv.gz", gzip.compress),
+        ("a.csv", gzip.compress),
+        ("a.csv.bz2", bz2.compress),
+        ("a.csv.xz", lzma.compress),
+    ],
 )
-def test_compression_is_known_by_the_contents(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_compression_is_known_by_the_contents(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
     (tmp_path / name).write_bytes(pack(lines().encode()))
     assert read_series(tmp_path / name, "units")[:, 0].tolist() == VALUES
     (tmp_path / name).write_bytes(pack(lines().encode())[:-9])
@@ -88,7 +100,9 @@ def test_compression_is_known_by_the_contents(tmp_path: Path, name: str, pack: C
         ("year,units\n2024,1\n2023,2\n2022,3\n", "goes down from 2024"),
     ],
 )
-def test_what_cannot_be_read_as_written_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+def test_what_cannot_be_read_as_written_is_refused_with_its_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=words) as caught:
         read_series(tmp_path / "a.csv", "units")
@@ -105,7 +119,9 @@ def test_newest_first_is_turned_round_and_said(tmp_path: Path) -> None:
 
 def test_days_before_months_are_told_by_their_order(tmp_path: Path) -> None:
     days = pandas.date_range("2024-01-01", periods=60).strftime("%d/%m/%Y")
-    (tmp_path / "a.csv").write_text("date,units\n" + "\n".join(f"{d},{v}" for d, v in zip(days, VALUES, strict=True)))
+    (tmp_path / "a.csv").write_text(
+        "date,units\n" + "\n".join(f"{d},{v}" for d, v in zip(days, VALUES, strict=True))
+    )
     data = read_data(tmp_path / "a.csv", "units")
     assert data.values[:, 0].tolist() == VALUES
     assert not data.notes
@@ -122,7 +138,9 @@ def test_thousands_in_groups_are_read_and_said(tmp_path: Path, cell: str, value:
 
 
 @pytest.mark.parametrize("value", ["5.0", "0.1", "0.7", "1234.567", "1e300", "1e-300"])
-def test_a_column_that_never_changes_is_refused_also_where_its_mean_is_rounded(tmp_path: Path, value: str) -> None:
+def test_a_column_that_never_changes_is_refused_also_where_its_mean_is_rounded(
+    tmp_path: Path, value: str
+) -> None:
     (tmp_path / "a.csv").write_text("y\n" + f"{value}\n" * 120)
     with pytest.raises(ValueError, match="column 'y' never changes"):
         make_task("series", path=tmp_path / "a.csv", column="y")
@@ -132,7 +150,9 @@ def test_a_column_that_never_changes_is_refused_also_where_its_mean_is_rounded(t
 def test_the_unit_of_a_column_does_not_matter(tmp_path: Path, unit: float) -> None:
     pandas.DataFrame({"y": np.array(VALUES * 2)}).to_csv(tmp_path / "a.csv", index=False)
     pandas.DataFrame({"y": np.array(VALUES * 2) * unit}).to_csv(tmp_path / "b.csv", index=False)
-    one, other = (make_task("series", path=tmp_path / name, dtype="float64") for name in ("a.csv", "b.csv"))
+    one, other = (
+        make_task("series", path=tmp_path / name, dtype="float64") for name in ("a.csv", "b.csv")
+    )
     np.testing.assert_allclose(one.series, other.series, rtol=1e-12, atol=1e-12)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -150,7 +170,9 @@ def test_parquet_columns_with_numbers_and_levels_can_be_named(tmp_path: Path) ->
     assert read_series(tmp_path / "b.parquet", "a/y")[:, 0].tolist() == values[:, 1].tolist()
 
 
-def test_a_file_is_parsed_once_as_long_as_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_parsed_once_as_long_as_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.csv"
     path.write_text(lines())
     monkeypatch.setattr(reading, "RECENT_NANOSECONDS", 0)
@@ -163,11 +185,27 @@ def test_a_file_is_parsed_once_as_long_as_it_stays(tmp_path: Path, monkeypatch: 
     assert read_series(path, "units")[0, 0] == 99.25
 
 
-def test_results_of_another_file_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_another_file_are_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.csv"
-    command = ["train", "--csv", str(path), "--budget", "200", "--json", "--resume", "--out", str(tmp_path / "out")]
+    command = [
+        "train",
+        "--csv",
+        str(path),
+        "--budget",
+        "200",
+        "--json",
+        "--resume",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     shown = []
-    for values in (np.sin(np.arange(200) / 5), np.cos(np.arange(200) ** 2), np.sin(np.arange(200) / 5)):
+    for values in (
+        np.sin(np.arange(200) / 5),
+        np.cos(np.arange(200) ** 2),
+        np.sin(np.arange(200) / 5),
+    ):
         path.write_text("y\n" + "\n".join(map(str, values)))
         assert main(command) == 0
         shown.append(json.loads(capsys.readouterr().out))
@@ -180,7 +218,9 @@ def test_results_of_another_file_are_not_shown(tmp_path: Path, capsys: pytest.Ca
 def test_a_better_rival_is_said_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.csv"
     path.write_text("y\n" + "\n".join(map(str, np.sin(np.arange(200) / 5))))
-    assert main(["train", "--csv", str(path), "--budget", "200", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["train", "--csv", str(path), "--budget", "200", "--out", str(tmp_path / "out")]) == 0
+    )
     shown = " ".join(capsys.readouterr().out.split())
     assert "lower is better" in shown
     assert "rows 141 to 200 of 200" in shown
@@ -196,7 +236,10 @@ def test_dates_of_any_century_are_put_in_order(tmp_path: Path, years: tuple[int,
     path.write_text("\n".join(["date,level", *rows]) + "\n")
     assert read_series(path, "level").shape == (56, 1)
     path.write_text("\n".join(["date,level", *rows[28:], *rows[:28]]) + "\n")
-    with pytest.raises(ValueError, match=r"the dates of column 'date' go back at '\d{4}-01-01' in row 29 \(line 30\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the dates of column 'date' go back at '\d{4}-01-01' in row 29 \(line 30\)",
+    ):
         read_series(path, "level")
 
 

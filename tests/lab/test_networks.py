@@ -79,7 +79,9 @@ def test_cells_are_those_of_torch_values_states_and_gradients(cell: str) -> None
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-13)
     for ours, theirs in zip(final, last if cell == "lstm" else (last,), strict=True):
         torch.testing.assert_close(ours, theirs[0], rtol=1e-11, atol=1e-13)
-    ours = torch.autograd.grad(out.square().sum(), [model.input_weight, model.recurrent_weight, model.bias])
+    ours = torch.autograd.grad(
+        out.square().sum(), [model.input_weight, model.recurrent_weight, model.bias]
+    )
     named = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0]
     theirs = torch.autograd.grad(expected.square().sum(), named)
     for a, b in zip(ours, theirs, strict=True):
@@ -155,7 +157,9 @@ def test_many_directions_through_vmap(cell: str) -> None:
 
     out = torch.func.vmap(run)(many)
     for k in range(3):
-        torch.testing.assert_close(out[k], run({n: p[k] for n, p in many.items()}), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            out[k], run({n: p[k] for n, p in many.items()}), rtol=1e-12, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize(("hidden", "activation"), [("tanh", torch.tanh), ("relu", torch.relu)])
@@ -180,7 +184,11 @@ def test_perceptron_stack_slices_are_the_plain_networks() -> None:
 
 def test_initial_weights_have_the_stated_spread() -> None:
     model = Recurrent(4, 100, 4, seeds=list(range(20)))
-    for name, deviation in {"input_weight": 1 / 2, "recurrent_weight": 0.08, "output_weight": 0.1}.items():
+    for name, deviation in {
+        "input_weight": 1 / 2,
+        "recurrent_weight": 0.08,
+        "output_weight": 0.1,
+    }.items():
         values = getattr(model, name).detach().flatten()
         # The sample deviation of n normals has standard error deviation / sqrt(2 n).
         assert abs(values.std() - deviation) < 5 * deviation / (2 * len(values)) ** 0.5
@@ -190,7 +198,8 @@ def test_initial_weights_have_the_stated_spread() -> None:
     wide = deep.get_parameter("weight_0")
     assert abs(wide.std().item() - 1.0) < 5 / (2 * wide.numel()) ** 0.5
     assert (
-        abs(Perceptron((400, 300, 2)).get_parameter("weight_0").std().item() - 0.05) < 5 * 0.05 / (2 * 120_000) ** 0.5
+        abs(Perceptron((400, 300, 2)).get_parameter("weight_0").std().item() - 0.05)
+        < 5 * 0.05 / (2 * 120_000) ** 0.5
     )
 
 
@@ -203,15 +212,27 @@ def test_building_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Recurrent(1, 2, 1, cell="rnn"), "cell: expected one of tanh, gru, lstm, got 'rnn'"),
+        (
+            lambda: Recurrent(1, 2, 1, cell="rnn"),
+            "cell: expected one of tanh, gru, lstm, got 'rnn'",
+        ),
         (lambda: Recurrent(1, 0, 1), "hidden: expected a whole number of at least 1, got 0"),
-        (lambda: Perceptron((2, 3), hidden="gelu"), "hidden: expected one of tanh, relu, sigmoid, got 'gelu'"),
+        (
+            lambda: Perceptron((2, 3), hidden="gelu"),
+            "hidden: expected one of tanh, relu, sigmoid, got 'gelu'",
+        ),
         (lambda: Perceptron((2,)), "sizes: expected at least"),
         (lambda: Perceptron((2, 3, 1), deviations=[1.0]), "deviations: expected 2 numbers"),
         (lambda: Perceptron((2, 1), seeds=[]), "seeds: an empty sequence"),
-        (lambda: Perceptron((2, 1))(torch.zeros(4, 3)), "expected shape \\(B, 2\\), got \\(4, 3\\)"),
+        (
+            lambda: Perceptron((2, 1))(torch.zeros(4, 3)),
+            "expected shape \\(B, 2\\), got \\(4, 3\\)",
+        ),
         (lambda: Recurrent(2, 3, 1, seeds=[0, 1])(torch.zeros(3, 4, 5, 2)), "got \\(3, 4, 5, 2\\)"),
-        (lambda: Recurrent(2, 3, 1, cell="lstm")(torch.zeros(4, 5, 2), (torch.zeros(4, 3),)), "2 part"),
+        (
+            lambda: Recurrent(2, 3, 1, cell="lstm")(torch.zeros(4, 5, 2), (torch.zeros(4, 3),)),
+            "2 part",
+        ),
     ],
 )
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:

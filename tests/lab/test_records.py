@@ -14,7 +14,9 @@ from dopaminergic.lab.records import append_records, read_records
 from dopaminergic.lab.results import by_task
 
 
-def record(task: str = "lorenz", seed: int = 0, error: float | None = 0.1, **others: Any) -> dict[str, Any]:
+def record(
+    task: str = "lorenz", seed: int = 0, error: float | None = 0.1, **others: Any
+) -> dict[str, Any]:
     base = {"schema": 1, "task": task, "task_settings": {"hidden": 16}, "optimizer": "wp", "variant": "tuned",
             "role": "report", "settings": {"lr": 0.1}, "seed": seed, "budget": 100,
             "curve": {"passes": [50, 100], "error": [1.0, error]}, "metrics": {"nrmse": error}}  # fmt: skip
@@ -34,9 +36,19 @@ def test_what_is_appended_is_read(path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_null_and_arrays_are_lists(path: Path) -> None:
     append_records(
-        path, [{"task": "x", "a": math.nan, "b": [math.inf, np.float32(1.5)], "c": np.array([[1.0, -np.inf]])}]
+        path,
+        [
+            {
+                "task": "x",
+                "a": math.nan,
+                "b": [math.inf, np.float32(1.5)],
+                "c": np.array([[1.0, -np.inf]]),
+            }
+        ],
     )
-    assert read_records(path).records == [{"task": "x", "a": None, "b": [None, 1.5], "c": [[1.0, None]]}]
+    assert read_records(path).records == [
+        {"task": "x", "a": None, "b": [None, 1.5], "c": [[1.0, None]]}
+    ]
 
 
 def test_a_file_cut_at_any_byte_gives_every_whole_line(path: Path) -> None:
@@ -77,10 +89,15 @@ def test_a_damaged_line_in_the_middle_is_skipped_and_counted(path: Path) -> None
         (b"\n\x89PNG\r\n\x1a\n", r"records.jsonl, line 2: not a JSON object"),
         (b'[1, 2]\n"text"\n', r"records.jsonl, line 1: not a JSON object"),
         (b'{"task": "a"}\n{"name": "b"}\n', r"records.jsonl, line 2: a JSON object without 'task'"),
-        (b'{"task": "a", "schema": 9}\n', r"records.jsonl, line 1: record of schema 9, this version reads up to 1"),
+        (
+            b'{"task": "a", "schema": 9}\n',
+            r"records.jsonl, line 1: record of schema 9, this version reads up to 1",
+        ),
     ],
 )
-def test_a_file_that_is_no_records_is_refused_by_file_and_line(path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_records_is_refused_by_file_and_line(
+    path: Path, content: bytes, message: str
+) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_records(path)
@@ -120,14 +137,23 @@ def test_the_final_error_of_a_run_that_diverged_is_infinite() -> None:
     assert math.isinf(results.final_error(record(error=None)))
     assert math.isinf(results.final_error(record(error=0.25, diverged=True)))
     assert math.isinf(results.final_error(record(curve={"passes": [], "error": []})))
-    assert (results.solved_at(record(solved_at=260)), results.solved_at(record(solved_at=None))) == (260, math.inf)
+    assert (
+        results.solved_at(record(solved_at=260)),
+        results.solved_at(record(solved_at=None)),
+    ) == (260, math.inf)
 
 
 def test_the_metric_of_the_curves_is_found_by_its_value() -> None:
-    runs = [record(error=None), record(error=0.25, metrics={"vpt": 2.0, "loss": None, "nrmse": 0.25})]
+    runs = [
+        record(error=None),
+        record(error=0.25, metrics={"vpt": 2.0, "loss": None, "nrmse": 0.25}),
+    ]
     assert results.metric_name(runs) == "nrmse"
     assert results.metric_name([record(error=0.25, metrics={"vpt": 2.0})]) == "error"
-    assert results.metric_name([record(error=0.25, metrics={"loss": 0.25003, "mse": 0.250001})]) == "mse"
+    assert (
+        results.metric_name([record(error=0.25, metrics={"loss": 0.25003, "mse": 0.250001})])
+        == "mse"
+    )
 
 
 def test_a_run_that_was_repeated_counts_once_by_its_last_record() -> None:
@@ -147,13 +173,23 @@ def test_tasks_that_differ_in_settings_are_kept_apart_and_say_how() -> None:
         ]
     )
     assert " · ".join(tasks) == (
-        "Lorenz (hidden 16) · Lorenz (hidden 32) · XOR 2-2-1 · Digits (budget 100) · Digits (budget 200)"
+        "Lorenz (hidden 16) · Lorenz (hidden 32) · XOR 2-2-1 · Digits (budget 100) · Digits "
+        "(budget 200)"
     )
 
 
 def test_methods_come_in_the_order_of_the_tables() -> None:
-    runs = [record(optimizer=name, variant="tuned") for name in ("adam", "mine", "wp", "dopamine2", "dopamine")]
-    assert [name for name, _ in by_task(runs)["Lorenz"]] == ["dopamine", "dopamine2", "wp", "adam", "mine"]
+    runs = [
+        record(optimizer=name, variant="tuned")
+        for name in ("adam", "mine", "wp", "dopamine2", "dopamine")
+    ]
+    assert [name for name, _ in by_task(runs)["Lorenz"]] == [
+        "dopamine",
+        "dopamine2",
+        "wp",
+        "adam",
+        "mine",
+    ]
 
 
 @pytest.mark.parametrize(

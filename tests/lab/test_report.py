@@ -28,7 +28,9 @@ METHODS = (("dopamine", "default"), ("dopamine", "tuned"), ("wp", "tuned"), ("ad
 VECTOR = ("vector", "default")
 
 
-def run(task: str, method: tuple[str, str], seed: int, error: float | None, **others: Any) -> dict[str, Any]:
+def run(
+    task: str, method: tuple[str, str], seed: int, error: float | None, **others: Any
+) -> dict[str, Any]:
     base = {"schema": 1, "task": task, "task_settings": {}, "optimizer": method[0],
             "variant": method[1], "role": "report",
             "settings": {"lr": 0.1, "sigma": 1e-3},
@@ -43,13 +45,21 @@ def run(task: str, method: tuple[str, str], seed: int, error: float | None, **ot
 def results(n: int = 3) -> list[dict[str, Any]]:
     """Lorenz with medians .3, .2, .4 and .1, and Roessler, where WP diverges."""
     medians = dict(zip(METHODS, (0.3, 0.2, 0.4, 0.1), strict=True))
-    records = [run("lorenz", m, s, e + 0.01 * (s - n // 2)) for m, e in medians.items() for s in range(n)]
-    return records + [run("rossler", m, s, None if m[0] == "wp" else 0.25) for m in METHODS for s in range(n)]
+    records = [
+        run("lorenz", m, s, e + 0.01 * (s - n // 2)) for m, e in medians.items() for s in range(n)
+    ]
+    return records + [
+        run("rossler", m, s, None if m[0] == "wp" else 0.25) for m in METHODS for s in range(n)
+    ]
 
 
 def everything() -> list[dict[str, Any]]:
     trace = {"passes": [0, 2, 4], "rpe": [1e-3, None, -2e-3], "learning_rate": [0.1, 0.2, 0.1]}
-    xor = [run("xor-2-2-1", m, s, 0.0 if s else 0.25, solved_at=200 if s else None) for m in METHODS for s in range(3)]
+    xor = [
+        run("xor-2-2-1", m, s, 0.0 if s else 0.25, solved_at=200 if s else None)
+        for m in METHODS
+        for s in range(3)
+    ]
     tuning = [
         run("lorenz", m, s, 0.1 * rate if rate < 10 else None, role="tuning", settings={"lr": rate})
         for m in METHODS[1:] for s in (50, 51) for rate in (0.1, 1.0, 10.0)
@@ -142,7 +152,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.links += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "action", "data")
+        ]
         if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
 
@@ -186,7 +200,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_runs_says_what_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"folder: no finished run in .*records\.jsonl; `dopaminergic reproduce`"):
+    with pytest.raises(
+        ValueError, match=r"folder: no finished run in .*records\.jsonl; `dopaminergic reproduce`"
+    ):
         write_report(tmp_path)
     (tmp_path / "records.jsonl").touch()
     with pytest.raises(ValueError, match="no finished run"):
@@ -195,14 +211,26 @@ def test_a_folder_without_runs_says_what_makes_them(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    append_records(tmp_path / "records.jsonl", [record for record in everything() if record["role"] == "tuning"])
+    append_records(
+        tmp_path / "records.jsonl",
+        [record for record in everything() if record["role"] == "tuning"],
+    )
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"schema": 1, "task": "lor')
     words = Page(write_report(tmp_path, tmp_path / "out").read_text("utf-8")).words
-    for each in ("Tuning seeds only", "No pictures.jsonl", "No costs.json", "1 damaged line of records.jsonl left out"):
+    for each in (
+        "Tuning seeds only",
+        "No pictures.jsonl",
+        "No costs.json",
+        "1 damaged line of records.jsonl left out",
+    ):
         assert each in words
     assert words.count("Not measured: ") == 7
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["figures", "report.html", "summary.json"]
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "figures",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def test_the_summary_has_the_medians(reported: Path) -> None:
@@ -218,14 +246,26 @@ def test_the_summary_has_the_medians(reported: Path) -> None:
     solved = rows["XOR 2-2-1", "adam", "tuned"]
     assert solved["solved"]["value"] == pytest.approx(2 / 3)
     assert solved["passes_to_threshold"]["value"] == 200
-    assert [claim["claim"] for claim in summary["claims"]] == ["C1", "C2", "C3", "C4", "C5", "C6", "V1"]
+    assert [claim["claim"] for claim in summary["claims"]] == [
+        "C1",
+        "C2",
+        "C3",
+        "C4",
+        "C5",
+        "C6",
+        "V1",
+    ]
 
 
 def test_the_best_of_a_row_is_marked() -> None:
     errors, others = tables(results())
     assert errors.columns == ["Adam", "Dopamine, default", "Dopamine, tuned", "WP"]
     (name, unit, cells), (_, _, rossler) = errors.rows
-    assert (name, unit, [cell.text for cell in cells]) == ("Lorenz", "NRMSE", ["0.100", "0.300", "0.200", "0.400"])
+    assert (name, unit, [cell.text for cell in cells]) == (
+        "Lorenz",
+        "NRMSE",
+        ["0.100", "0.300", "0.200", "0.400"],
+    )
     assert [cell.best for cell in cells] == [True, False, False, False]
     assert [cell.best_without_gradients for cell in cells] == [False, False, True, False]
     assert rossler[3].text == "diverges"
@@ -237,7 +277,9 @@ def test_the_best_of_a_row_is_marked() -> None:
 
 def test_numbers_that_look_equal_are_marked_alike() -> None:
     errors = dict(zip(METHODS, (0.39129, 0.39131, 0.5, 0.39133), strict=True))
-    cells = tables([run("lorenz", method, 0, error) for method, error in errors.items()])[0].rows[0][2]
+    cells = tables([run("lorenz", method, 0, error) for method, error in errors.items()])[0].rows[
+        0
+    ][2]
     assert [cell.text for cell in cells] == ["0.391", "0.391", "0.391", "0.500"]
     assert [cell.best for cell in cells] == [True, True, True, False]
     assert [cell.best_without_gradients for cell in cells] == [False, True, True, False]
@@ -257,7 +299,11 @@ def sunspots(part: str = "") -> list[dict[str, Any]]:
 def test_references_are_a_table_of_their_own_and_say_who_is_worse() -> None:
     found = {table.title: table for table in tables(sunspots("_1956_1979"))}
     references = found["Forecasts without a network"]
-    assert references.columns == ["Persistence", "Linear autoregression", "Medians above the autoregression"]
+    assert references.columns == [
+        "Persistence",
+        "Linear autoregression",
+        "Medians above the autoregression",
+    ]
     rows = [(unit, [cell.text for cell in cells]) for _, unit, cells in references.rows]
     assert rows == [
         ("error", ["0.400", "0.150", "VectorDopamine"]),
@@ -268,7 +314,9 @@ def test_references_are_a_table_of_their_own_and_say_who_is_worse() -> None:
 
 
 def test_a_series_of_the_users_own_is_not_told_of_the_papers_claims(tmp_path: Path) -> None:
-    append_records(tmp_path / "records.jsonl", [each for each in sunspots() if each["optimizer"] == "vector"])
+    append_records(
+        tmp_path / "records.jsonl", [each for each in sunspots() if each["optimizer"] == "vector"]
+    )
     words = Page(write_report(tmp_path).read_text("utf-8")).words
     for each in ("judged", "Not measured", "No forecasting task", "C1"):
         assert each not in words, each
@@ -283,11 +331,23 @@ def test_a_series_of_the_users_own_is_not_told_of_the_papers_claims(tmp_path: Pa
 
 
 def test_few_seeds_are_told_of_the_tasks_that_have_them() -> None:
-    many = [run("lorenz", method, seed, 0.1) for method in (METHODS[0], METHODS[2]) for seed in range(20)]
-    few = [run("rossler", method, seed, 0.1) for method in (METHODS[0], METHODS[2]) for seed in range(3)]
+    many = [
+        run("lorenz", method, seed, 0.1)
+        for method in (METHODS[0], METHODS[2])
+        for seed in range(20)
+    ]
+    few = [
+        run("rossler", method, seed, 0.1)
+        for method in (METHODS[0], METHODS[2])
+        for seed in range(3)
+    ]
     assert not any("seeds" in note for note in missing(many, {}, [], [], 0))
-    [note] = [note for note in missing(many + few, {}, judge(many + few, {}), [], 0) if "seeds" in note]
-    assert note == ("Fewer than 20 seeds on 1 of 2 tasks: Rössler (n = 3); no verdict depends on them.")
+    [note] = [
+        note for note in missing(many + few, {}, judge(many + few, {}), [], 0) if "seeds" in note
+    ]
+    assert note == (
+        "Fewer than 20 seeds on 1 of 2 tasks: Rössler (n = 3); no verdict depends on them."
+    )
     [note] = [note for note in missing(few, {}, judge(few, {}), [], 0) if "seeds" in note]
     assert note.endswith("; C1 and C6 are provisional for it.")
 
@@ -295,7 +355,10 @@ def test_few_seeds_are_told_of_the_tasks_that_have_them() -> None:
 def test_tuning_and_environment_are_told_in_words(reported: Path) -> None:
     words = " ".join(Page((reported / "report.html").read_text("utf-8")).words.split())
     assert "costs: versionstorch 2.13.0, python 3.11.7" in words
-    assert "an unsolved run counts as twice the budget (PAR2); on the others, the least median final error" in words
+    assert (
+        "an unsolved run counts as twice the budget (PAR2); on the others, the least median final "
+        "error" in words
+    )
 
 
 def test_every_figure_is_small_enough_and_says_its_n(drawn: Drawn) -> None:
@@ -325,7 +388,9 @@ def test_every_optimizer_has_a_colour_of_its_own() -> None:
 
 
 def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
-    cells = by_task([run("lorenz", ("wp", "tuned"), s, e) for s, e in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))])["Lorenz"]
+    cells = by_task(
+        [run("lorenz", ("wp", "tuned"), s, e) for s, e in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]
+    )["Lorenz"]
     axes = plots.learning_curves(cells).axes[0]
     assert list(axes.lines[0].get_ydata()) == [1.0, 0.5, 0.3]  # type: ignore[arg-type]
     heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].tolist()
@@ -335,7 +400,9 @@ def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
 
 def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
     trace = {"passes": [0, 50], "rpe": [1e-3, -2e-3], "learning_rate": [0.5, 0.52]}
-    append_records(folder / "records.jsonl", [run("lorenz", VECTOR, s, 0.05, traces=trace) for s in range(3)])
+    append_records(
+        folder / "records.jsonl", [run("lorenz", VECTOR, s, 0.05, traces=trace) for s in range(3)]
+    )
     write_report(folder)
     text = Page((folder / "report.html").read_text("utf-8")).words
     assert "V1This library's own: VectorDopamine beats backpropagation" in text
@@ -343,8 +410,12 @@ def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
     cells = by_task(read_records(folder / "records.jsonl").records)["Lorenz"]
     axes = plots.learning_curves(cells).axes[0]
     assert COLOURS["vector"] in [line.get_color() for line in axes.lines]
-    assert "VectorDopamine" in [label.get_text() for label in plots.final_errors(cells).axes[0].get_yticklabels()]
-    assert "VectorDopamine" in [panel.get_title(loc="left") for panel in plots.traces(cells[VECTOR]).axes]
+    assert "VectorDopamine" in [
+        label.get_text() for label in plots.final_errors(cells).axes[0].get_yticklabels()
+    ]
+    assert "VectorDopamine" in [
+        panel.get_title(loc="left") for panel in plots.traces(cells[VECTOR]).axes
+    ]
     assert tables(cells[VECTOR])[0].columns == ["VectorDopamine"]
 
 
@@ -356,7 +427,11 @@ def test_names_beside_lines_stay_on_the_figure() -> None:
 
 
 def test_many_decades_have_few_ticks_and_a_small_part_of_one_has_some() -> None:
-    for low, high, ticks in ((1e-22, 1.0, range(6, 14)), (0.5, 0.56, range(3, 9)), (9.0, 11.5, range(3, 9))):
+    for low, high, ticks in (
+        (1e-22, 1.0, range(6, 14)),
+        (0.5, 0.56, range(3, 9)),
+        (9.0, 11.5, range(3, 9)),
+    ):
         _, axes = new_figure(*SMALL)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
@@ -365,9 +440,16 @@ def test_many_decades_have_few_ticks_and_a_small_part_of_one_has_some() -> None:
 
 
 def test_time_is_drawn_for_a_pass() -> None:
-    row = {"task": "lorenz", "passes_per_step": 250, "time_over_two_forwards": 50.0, "peak_memory_over_inference": 7.0}
+    row = {
+        "task": "lorenz",
+        "passes_per_step": 250,
+        "time_over_two_forwards": 50.0,
+        "peak_memory_over_inference": 7.0,
+    }
     figure = plots.costs_of_steps([{**row, "optimizer": "vector"}])
-    bars = [patch for panel in figure.axes for patch in panel.patches if isinstance(patch, Rectangle)]
+    bars = [
+        patch for panel in figure.axes for patch in panel.patches if isinstance(patch, Rectangle)
+    ]
     assert [bar.get_width() for bar in bars] == [250, pytest.approx(0.4), 7.0]
     assert bars[0].get_facecolor()[:3] == pytest.approx(to_rgb(COLOURS["vector"]))
 
@@ -406,8 +488,13 @@ def test_the_sensitivity_takes_the_best_other_settings() -> None:
 
 def test_the_profile_leaves_out_tasks_that_few_have_run() -> None:
     both = [("vector", "default"), ("adam", "tuned")]
-    records = [run(task, m, s, 0.1) for task in ("lorenz", "rossler") for m in both for s in range(3)]
+    records = [
+        run(task, m, s, 0.1) for task in ("lorenz", "rossler") for m in both for s in range(3)
+    ]
     alone = [run("mackey-glass", both[0], s, 0.1) for s in range(3)]
     plan = next(p for p in plan_all(records + alone, [], []) if p.name == "profile")
     assert "Mackey" not in plan.caption
-    assert [text.get_text() for text in plan.draw().legends[0].get_texts()] == ["VectorDopamine", "Adam"]
+    assert [text.get_text() for text in plan.draw().legends[0].get_texts()] == [
+        "VectorDopamine",
+        "Adam",
+    ]

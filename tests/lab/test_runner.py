@@ -30,7 +30,9 @@ def silent(*now: Any) -> None:
 def without_circumstances(records: list[dict[str, Any]]) -> list[str]:
     """Records without the time of day and the like, in an order of their own."""
     drop = ("seconds", "created", "commit", "versions")
-    return sorted(json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records)
+    return sorted(
+        json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,10 @@ def test_every_replica_has_a_record(folder: Path) -> None:
     assert len(tuning) == 2 * 7 * 2
     assert len(report) == 3 * 2 + 3  # Dopamine by default and tuned, Adam tuned
     assert {r["seed"] for r in tuning}.isdisjoint({r["seed"] for r in report})
-    assert all(r["forward_passes"] <= 300 and r["curve"]["passes"][-1] == r["forward_passes"] for r in records)
+    assert all(
+        r["forward_passes"] <= 300 and r["curve"]["passes"][-1] == r["forward_passes"]
+        for r in records
+    )
     assert all(r["versions"]["torch"] and r["settings"]["lr"] > 0 for r in records)
     assert not list((folder / "checkpoints").iterdir())
 
@@ -73,7 +78,11 @@ def test_the_tuned_rate_is_the_one_with_the_best_score(folder: Path) -> None:
 
 def test_a_stopped_job_goes_on_and_ends_as_if_never_stopped(tmp_path: Path) -> None:
     job = Job(
-        "lorenz", {}, "dopamine2", 400, (Replica(1, 1.5, "default", "report"), Replica(2, 0.5, "tuned", "report"))
+        "lorenz",
+        {},
+        "dopamine2",
+        400,
+        (Replica(1, 1.5, "default", "report"), Replica(2, 0.5, "tuned", "report")),
     )
     whole = run_job(job, tmp_path, silent, stop=lambda: False)
     assert run_job(job, tmp_path, silent, stop=lambda: True, seconds=0.0) is None
@@ -111,12 +120,17 @@ def test_fleets_of_any_size_give_the_same_records(tmp_path: Path) -> None:
     replicas = tuple(Replica(seed, 1.0, "default", "report") for seed in (1, 2, 3))
     job = Job("xor-2-8-1", {"dtype": "float64"}, "vector", 200, replicas, picture=True)
     whole = run_job(job, tmp_path, silent, stop=lambda: False)
-    parts = [run_job(job._replace(replicas=(one,)), tmp_path, silent, stop=lambda: False) for one in replicas]
+    parts = [
+        run_job(job._replace(replicas=(one,)), tmp_path, silent, stop=lambda: False)
+        for one in replicas
+    ]
     assert whole is not None
     for record, part in zip(whole.records, parts, strict=True):
         assert part is not None
         assert record["curve"]["passes"] == part.records[0]["curve"]["passes"]
-        assert record["curve"]["error"] == pytest.approx(part.records[0]["curve"]["error"], rel=1e-4)
+        assert record["curve"]["error"] == pytest.approx(
+            part.records[0]["curve"]["error"], rel=1e-4
+        )
         assert record["solved_at"] == part.records[0]["solved_at"]
     assert min(whole.records[0]["traces"]["learning_rate"]) > 0
     assert whole.records[1]["traces"] is None
@@ -124,7 +138,11 @@ def test_fleets_of_any_size_give_the_same_records(tmp_path: Path) -> None:
 
 def test_rates_are_chosen_among_runs_of_the_same_budget(folder: Path) -> None:
     records = read_records(folder / "records.jsonl").records
-    longer = [record | {"budget": 600, "solved_at": 1} for record in records if record["settings"]["lr"] == 0.0003]
+    longer = [
+        record | {"budget": 600, "solved_at": 1}
+        for record in records
+        if record["settings"]["lr"] == 0.0003
+    ]
     assert best_learning_rate(records + longer, "xor-2-8-1", {}, "adam", 600) == 0.0003
     assert best_learning_rate(records + longer, "xor-2-8-1", {}, "adam", 300) > 0.0003
 
@@ -202,14 +220,29 @@ def test_plans_hold_what_they_are_for(part: str, size: str) -> None:
     assert ("xor-2-8-1" in tasks) == (part != "chaos")
     alone = [s for s in plan if not {"dopamine2", "wp", "adam"} <= set(s.optimizers)]
     assert {(s.task, str(s.settings.get("hidden", ""))) for s in alone} == (
-        {("lorenz", "32"), ("digits", ""), ("lorenz-vpt", ""), ("rossler-vpt", ""), ("mackey-glass-vpt", "")}
+        {
+            ("lorenz", "32"),
+            ("digits", ""),
+            ("lorenz-vpt", ""),
+            ("rossler-vpt", ""),
+            ("mackey-glass-vpt", ""),
+        }
         if size == "full" and part != "xor"
         else set()
     )
     assert all(any("vector" in s.optimizers for s in plan if s.task == task) for task in tasks)
     if size == "full":
-        long = ("digits", "digits-conv", "markov-transformer", "lorenz-vpt", "rossler-vpt", "mackey-glass-vpt")
+        long = (
+            "digits",
+            "digits-conv",
+            "markov-transformer",
+            "lorenz-vpt",
+            "rossler-vpt",
+            "mackey-glass-vpt",
+        )
         assert all(s.report_seeds >= 20 for s in plan if s.task not in long)
-        assert (part == "xor") == (not {("digits", 30_000), ("digits", 10_000)} <= {(s.task, s.budget) for s in plan})
+        assert (part == "xor") == (
+            not {("digits", 30_000), ("digits", 10_000)} <= {(s.task, s.budget) for s in plan}
+        )
         keys = [(s.task, str(s.settings), s.budget, name) for s in plan for name in s.optimizers]
         assert len(keys) == len(set(keys))

@@ -35,9 +35,12 @@ def test_median_passes_count_unsolved_runs_as_infinity() -> None:
 
 def test_the_bootstrap_interval_of_the_mean_is_that_of_the_normal_theory() -> None:
     sample = np.random.default_rng(0).normal(5.0, 1.0, size=400)
-    found = statistics.estimate(sample, statistic=lambda drawn: drawn.mean(axis=-1), resamples=20_000)
+    found = statistics.estimate(
+        sample, statistic=lambda drawn: drawn.mean(axis=-1), resamples=20_000
+    )
     half = 1.96 * sample.std() / math.sqrt(400)
-    # A percentile of 20,000 replicates has a standard error of 1.3 % of the interval's half-width; allow four.
+    # A percentile of 20,000 replicates has a standard error of 1.3 % of the interval's half-width;
+    # allow four.
     assert found.low == pytest.approx(sample.mean() - half, abs=0.05 * half)
     assert found.high == pytest.approx(sample.mean() + half, abs=0.05 * half)
 
@@ -45,7 +48,12 @@ def test_the_bootstrap_interval_of_the_mean_is_that_of_the_normal_theory() -> No
 def test_the_interval_of_a_median_agrees_with_scipys_bootstrap() -> None:
     found = statistics.estimate(ERRORS, resamples=9999)
     theirs = stats.bootstrap(
-        (ERRORS,), np.median, method="percentile", n_resamples=9999, rng=np.random.default_rng(1), vectorized=True
+        (ERRORS,),
+        np.median,
+        method="percentile",
+        n_resamples=9999,
+        rng=np.random.default_rng(1),
+        vectorized=True,
     ).confidence_interval
     order = np.sort(ERRORS)
     for ours, other in ((found.low, theirs.low), (found.high, theirs.high)):
@@ -87,7 +95,9 @@ def test_probability_of_improvement_is_mann_and_whitneys() -> None:
 def test_probability_of_improvement_in_closed_cases() -> None:
     assert statistics.probability_of_improvement(([1, 2], [3, 4])).value == 1
     assert statistics.probability_of_improvement(([1, 1], [1, 1])).value == 0.5
-    assert statistics.probability_of_improvement(([math.nan, 1], [math.nan, math.inf])).value == 0.75
+    assert (
+        statistics.probability_of_improvement(([math.nan, 1], [math.nan, math.inf])).value == 0.75
+    )
     assert statistics.probability_of_improvement(([1, 2], [3, 4]), ([3, 4], [1, 2])).value == 0.5
     assert math.isnan(statistics.probability_of_improvement(([1], [2])).low)
 
@@ -105,13 +115,16 @@ def test_probability_of_improvement_has_the_spread_of_a_bootstrap_by_hand() -> N
 
 
 def test_the_performance_profile_weights_tasks_equally() -> None:
-    profile = statistics.performance_profile([[1.0, 2.0], [1.0, 1.0, 1.0, math.nan]], [0.5, 1.0, 2.0])
+    profile = statistics.performance_profile(
+        [[1.0, 2.0], [1.0, 1.0, 1.0, math.nan]], [0.5, 1.0, 2.0]
+    )
     assert profile.tolist() == [0.0, (0.5 + 0.75) / 2, (1.0 + 0.75) / 2]
 
 
 def test_paired_differences_match_seeds() -> None:
     found = statistics.paired_differences(
-        {1: 1.0, 2: 5.0, 3: math.nan, 4: math.inf, 9: 0.0}, {2: 4.0, 1: 3.0, 3: math.inf, 4: 1.0, 8: 0.0}
+        {1: 1.0, 2: 5.0, 3: math.nan, 4: math.inf, 9: 0.0},
+        {2: 4.0, 1: 3.0, 3: math.inf, 4: 1.0, 8: 0.0},
     )
     assert found.seeds == (1, 2, 3, 4)
     assert found.differences.tolist() == [-2.0, 1.0, 0.0, math.inf]

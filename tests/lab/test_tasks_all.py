@@ -145,15 +145,29 @@ def test_draws_are_integers(seeds: int | torch.Tensor, step: int) -> None:
             TypeError,
             r"no setting 'hiden' \(did you mean hidden\?\); it has batch",
         ),
-        (lambda: make_task("lorenz", cell="rnn"), ValueError, "cell: expected one of tanh, gru, lstm, got 'rnn'"),
-        (lambda: make_task("lorenz", dtype="half"), ValueError, "dtype: expected one of float32, float64"),
+        (
+            lambda: make_task("lorenz", cell="rnn"),
+            ValueError,
+            "cell: expected one of tanh, gru, lstm, got 'rnn'",
+        ),
+        (
+            lambda: make_task("lorenz", dtype="half"),
+            ValueError,
+            "dtype: expected one of float32, float64",
+        ),
         (lambda: make_task("xor-2-2-1", loss="mae"), ValueError, "loss: expected one of mse, bce"),
         (lambda: make_task("series"), TypeError, "series: needs the setting path"),
         (lambda: make_task("temporal-xor", delay=0), ValueError, "delay: expected"),
         (lambda: make_task("cluster-xor", sd=0.0), ValueError, "sd: expected a positive number"),
-        (lambda: task("xor-2-2-1").picture(task("xor-2-2-1").build([1, 2])), ValueError, "stack of 2"),
+        (
+            lambda: task("xor-2-2-1").picture(task("xor-2-2-1").build([1, 2])),
+            ValueError,
+            "stack of 2",
+        ),
     ],
 )
-def test_errors_name_the_argument(make: Callable[[], object], error: type[Exception], words: str) -> None:
+def test_errors_name_the_argument(
+    make: Callable[[], object], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         make()

@@ -32,7 +32,11 @@ QUICK = {
     "logistic": ([0.462062], [0.29761]),
 }
 # SHA-256 of all 20,000 samples: one other bit anywhere is another trajectory.
-LONG = {"lorenz": "d2219d284bbb38bf", "rossler": "b88e668a2455f867", "mackey-glass": "89c3a0159fbf9e3a"}
+LONG = {
+    "lorenz": "d2219d284bbb38bf",
+    "rossler": "b88e668a2455f867",
+    "mackey-glass": "89c3a0159fbf9e3a",
+}
 
 
 @cache
@@ -64,7 +68,9 @@ def test_long_series_are_the_same_bits_on_every_machine(name: str) -> None:
 
 def test_long_lorenz_agrees_with_an_independent_integrator() -> None:
     start = tuple(long_series("lorenz")[0].tolist())
-    other = runge_kutta(lorenz_field, (start[0], start[1], start[2]), dt=0.0005, every=1, n=8000, skip=0)
+    other = runge_kutta(
+        lorenz_field, (start[0], start[1], start[2]), dt=0.0005, every=1, n=8000, skip=0
+    )
     np.testing.assert_allclose(long_series("lorenz")[1:201], other[39::40], rtol=0, atol=1e-5)
 
 
@@ -108,9 +114,13 @@ def test_constant_networks_have_known_errors(kind: type[QuickForecasting], outpu
         expected /= task.series[8000:].square().mean().sqrt().item()
     assert task.evaluate(model)["nrmse"].item() == pytest.approx(expected, rel=1e-10)
     batch = task.batch(1, 2)
-    change = (batch[1] - batch[0]) / torch.from_numpy(np.diff(task.series[: task.train_rows].numpy(), axis=0).std(0))
+    change = (batch[1] - batch[0]) / torch.from_numpy(
+        np.diff(task.series[: task.train_rows].numpy(), axis=0).std(0)
+    )
     goal = (batch[1] if output == "direct" else change)[:, task.washout :]
-    assert task.outcome(model, batch).mean().item() == pytest.approx(goal.square().mean().item(), rel=1e-10)
+    assert task.outcome(model, batch).mean().item() == pytest.approx(
+        goal.square().mean().item(), rel=1e-10
+    )
 
 
 def test_quick_lorenz_is_learned_by_backpropagation() -> None:
@@ -124,13 +134,20 @@ def test_quick_lorenz_is_learned_by_backpropagation() -> None:
     assert task.evaluate(model)["nrmse"].max() < 0.06
 
 
-# The anchors were measured on one trajectory of each system; Rössler's rare spikes make the figure vary by some 3 %
-# from one stretch to the next, and the standard error of 50 starts is up to .006 Lyapunov times.
+# The anchors were measured on one trajectory of each system; Rössler's rare spikes make the figure
+# vary by some 3 % from one stretch to the next, and the standard error of 50 starts is up to .006
+# Lyapunov times.
 @pytest.mark.parametrize(
     ("system", "error", "tolerance", "time"),
-    [("lorenz", 0.149, 0.01, 0.07), ("rossler", 0.194, 0.04, 0.04), ("mackey-glass", 0.146, 0.01, 0.02)],
+    [
+        ("lorenz", 0.149, 0.01, 0.07),
+        ("rossler", 0.194, 0.04, 0.04),
+        ("mackey-glass", 0.146, 0.01, 0.02),
+    ],
 )
-def test_persistence_has_the_published_errors(system: str, error: float, tolerance: float, time: float) -> None:
+def test_persistence_has_the_published_errors(
+    system: str, error: float, tolerance: float, time: float
+) -> None:
     task = long_task(system)
     model = task.build(0)
     with torch.no_grad():
@@ -145,7 +162,9 @@ def test_persistence_has_the_published_errors(system: str, error: float, toleran
 def test_long_protocol_is_normalised_by_its_training_part() -> None:
     series = LongForecasting("rossler", dtype="float64").series
     assert len(series) == 20_000
-    torch.testing.assert_close(series[:5000].mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        series[:5000].mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-10
+    )
     torch.testing.assert_close(
         series[:5000].std(0, correction=0), torch.ones(3, dtype=torch.float64), rtol=1e-10, atol=0
     )
@@ -178,7 +197,9 @@ def test_valid_time_of_made_forecasts() -> None:
     metrics = task.forecast_metrics(torch.stack([wrong, truth]))
     assert metrics["vpt"][0].item() == pytest.approx(55 * per_step, rel=1e-6)
     assert metrics["vpt"][1] == perfect["vpt"]
-    torch.testing.assert_close(metrics["diverged_share"], torch.tensor([0.02, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        metrics["diverged_share"], torch.tensor([0.02, 0.0], dtype=torch.float64)
+    )
     lost = truth.clone()
     lost[:25, 30:] = float("nan")
     expected = (30 * per_step + perfect["vpt"].item()) / 2
@@ -211,7 +232,9 @@ def test_pieces_side_by_side_are_one_long_pass() -> None:
 
 
 def test_input_noise_is_of_the_stated_size_and_not_in_the_targets() -> None:
-    noisy, plain = (LongForecasting("mackey-glass", input_noise=size, forcing=1) for size in (0.01, 0))
+    noisy, plain = (
+        LongForecasting("mackey-glass", input_noise=size, forcing=1) for size in (0.01, 0)
+    )
     a, b = noisy.batch(5, 3), plain.batch(5, 3)
     assert torch.equal(a[1], b[1])
     noise = a[0] - b[0]
@@ -237,7 +260,9 @@ def test_forcing_of_one_is_teacher_forcing_and_of_none_a_free_run() -> None:
             out, state = free.predict(model, forecast[-1], state)
             forecast.append(out)
         error = ((torch.cat(forecast, -2) - targets) / free.change)[..., washout:, :]
-        torch.testing.assert_close(free.outcome(model, (inputs, targets)).values, error, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            free.outcome(model, (inputs, targets)).values, error, rtol=1e-9, atol=1e-9
+        )
 
 
 def test_forcing_hides_the_stated_share_and_scores_the_same_forecasts() -> None:
@@ -245,13 +270,17 @@ def test_forcing_hides_the_stated_share_and_scores_the_same_forecasts() -> None:
     model, batch = task.build([4]), task.batch(torch.tensor([4]), 0)
     hidden = batch[0][..., 20:, :].isnan()
     assert torch.equal(hidden.any(-1), hidden.all(-1))
-    assert hidden.double().mean().item() == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / (64 * 80)) ** 0.5)
+    assert hidden.double().mean().item() == pytest.approx(
+        0.3, abs=5 * (0.3 * 0.7 / (64 * 80)) ** 0.5
+    )
     assert not torch.equal(hidden, task.batch(torch.tensor([4]), 1)[0][..., 20:, :].isnan())
     assert torch.equal(batch[0].isnan(), task.batch(torch.tensor([4]), 0)[0].isnan())
     # Where nothing was hidden yet in a sequence, its errors are those of one-step predictions.
     before = (~hidden[..., 0]).long().cumprod(-1).bool()
     one_step = plain.squared_errors(model, plain.batch(torch.tensor([4]), 0)).sqrt() / task.change
-    torch.testing.assert_close(task.outcome(model, batch).values[before].abs(), one_step[before], rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(
+        task.outcome(model, batch).values[before].abs(), one_step[before], rtol=1e-8, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("forcing", [-0.1, 1.1, float("nan"), "yes", True])
@@ -266,7 +295,10 @@ def test_picture_of_a_free_run() -> None:
     assert picture["lyapunov_time"] == SYSTEMS["mackey-glass"].lyapunov_time
     start = int(task.spread(task.STARTS, task.steps)[0])
     assert picture["truth"] == task.series[start : start + 1818].tolist()
-    assert picture["forecast"][:3] == task.free_run(task.build(3), torch.tensor([start]), 3)[0].tolist()
+    assert (
+        picture["forecast"][:3]
+        == task.free_run(task.build(3), torch.tensor([start]), 3)[0].tolist()
+    )
 
 
 def test_linear_autoregression_recovers_its_own_process() -> None:
@@ -283,9 +315,17 @@ def test_linear_autoregression_recovers_its_own_process() -> None:
 def test_sunspots_rivals_have_the_published_errors() -> None:
     task = make_task("sunspots")
     assert isinstance(task, RealForecasting)
-    assert task.parts == {"error": (221, 256), "error_1956_1979": (256, 280), "error_1980_2008": (280, 309)}
+    assert task.parts == {
+        "error": (221, 256),
+        "error_1956_1979": (256, 280),
+        "error_1980_2008": (280, 309),
+    }
     metrics = task.finish(task.build([0, 1]))
-    for key, value in {"linear_ar": 0.119, "linear_ar_1956_1979": 0.337, "linear_ar_1980_2008": 0.181}.items():
+    for key, value in {
+        "linear_ar": 0.119,
+        "linear_ar_1956_1979": 0.337,
+        "linear_ar_1980_2008": 0.181,
+    }.items():
         assert metrics[key].shape == (2,)
         assert metrics[key][1].item() == pytest.approx(value, abs=6e-4)
     model = task.build(0)
@@ -293,4 +333,6 @@ def test_sunspots_rivals_have_the_published_errors() -> None:
         for name in ("output_weight", "output_bias"):
             model.get_parameter(name).zero_()
     delta = make_task("sunspots", output="delta")
-    assert delta.evaluate(model)["error"].item() == pytest.approx(metrics["persistence"][0].item(), rel=1e-5)
+    assert delta.evaluate(model)["error"].item() == pytest.approx(
+        metrics["persistence"][0].item(), rel=1e-5
+    )

@@ -53,9 +53,13 @@ def test_half_of_an_urn_depends_on_the_last_token_alone() -> None:
 def test_the_stages_of_learning_are_far_apart() -> None:
     """What a network can know: nothing, how often tokens come, what follows the last, what follows the last two."""
     task = Markov(batch_size=2000)
-    inputs, targets = (torch.cat(parts) for parts in zip(*(task.batch(1, step) for step in range(10)), strict=True))
+    inputs, targets = (
+        torch.cat(parts) for parts in zip(*(task.batch(1, step) for step in range(10)), strict=True)
+    )
     numbers = (inputs[:, :-1] * 12 + inputs[:, 1:]) * 12 + targets
-    triples = numbers.flatten().bincount(minlength=12**3).view(12, 12, 12).double() / numbers.numel()
+    triples = (
+        numbers.flatten().bincount(minlength=12**3).view(12, 12, 12).double() / numbers.numel()
+    )
 
     def entropy(chances: torch.Tensor) -> float:
         return -torch.special.xlogy(chances, chances).sum().item()

@@ -28,7 +28,10 @@ def csv(tmp_path: Path) -> Path:
 
 def test_csv_and_parquet_hold_the_same_series(csv: Path) -> None:
     wave().to_parquet(csv.with_suffix(".parquet"))
-    one, other = read_series(csv, ["flow", "level"]), read_series(csv.with_suffix(".parquet"), ["flow", "level"])
+    one, other = (
+        read_series(csv, ["flow", "level"]),
+        read_series(csv.with_suffix(".parquet"), ["flow", "level"]),
+    )
     np.testing.assert_allclose(one, wave()[["flow", "level"]].to_numpy(), rtol=1e-14)
     np.testing.assert_allclose(one, other, rtol=1e-14)
     assert read_series(csv, "level").shape == (200, 1)
@@ -38,7 +41,9 @@ def test_the_first_seventy_percent_train_and_normalise(csv: Path) -> None:
     task = make_task("series", path=csv, column=["level", "flow"], dtype="float64")
     assert isinstance(task, RealForecasting)
     raw = wave()[["level", "flow"]].to_numpy()
-    np.testing.assert_allclose(task.series.numpy(), (raw - raw[:140].mean(0)) / raw[:140].std(0), rtol=1e-10)
+    np.testing.assert_allclose(
+        task.series.numpy(), (raw - raw[:140].mean(0)) / raw[:140].std(0), rtol=1e-10
+    )
     assert task.parts == {"nrmse": (140, 200)}
     assert task.train_rows == 140
     last = max(int(task.starts(seed, step).max()) for seed in range(5) for step in range(200))
@@ -54,8 +59,12 @@ def test_rivals_are_in_the_units_of_the_network(csv: Path) -> None:
             model.get_parameter(name).zero_()
     metrics = task.finish(model)
     change = task.series[140:] - task.series[139:-1]
-    assert metrics["persistence"].item() == pytest.approx(change.square().mean().sqrt().item(), rel=1e-10)
-    assert task.evaluate(model)["nrmse"].item() == pytest.approx(metrics["persistence"].item(), rel=1e-10)
+    assert metrics["persistence"].item() == pytest.approx(
+        change.square().mean().sqrt().item(), rel=1e-10
+    )
+    assert task.evaluate(model)["nrmse"].item() == pytest.approx(
+        metrics["persistence"].item(), rel=1e-10
+    )
     assert metrics["linear_ar"] < 1e-9  # a sine obeys x_t = 2 cos(w) x_{t-1} - x_{t-2} + constant
 
 
@@ -68,15 +77,33 @@ def changed(column: str, row: int, value: object) -> pandas.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "column", "words"),
     [
-        (wave(), "levle", "no column 'levle'; it has 'time', 'level', 'flow'. Did you mean 'level'"),
-        (changed("level", 17, "n/a?"), "level", "1 cells that are not numbers, the first 'n/a\\?' in row 18"),
-        (changed("level", 4, None), "level", "1 missing or infinite values, the first in row 5 .line 6.; fill"),
-        (changed("flow", 9, float("inf")), "flow", "missing or infinite values, the first in row 10"),
+        (
+            wave(),
+            "levle",
+            "no column 'levle'; it has 'time', 'level', 'flow'. Did you mean 'level'",
+        ),
+        (
+            changed("level", 17, "n/a?"),
+            "level",
+            "1 cells that are not numbers, the first 'n/a\\?' in row 18",
+        ),
+        (
+            changed("level", 4, None),
+            "level",
+            "1 missing or infinite values, the first in row 5 .line 6.; fill",
+        ),
+        (
+            changed("flow", 9, float("inf")),
+            "flow",
+            "missing or infinite values, the first in row 10",
+        ),
         (wave(40), "level", "40 rows, but at least 41 are needed"),
         (wave().assign(level=1.0), "level", "column 'level' never changes"),
     ],
 )
-def test_unusable_columns_are_explained(tmp_path: Path, frame: pandas.DataFrame, column: str, words: str) -> None:
+def test_unusable_columns_are_explained(
+    tmp_path: Path, frame: pandas.DataFrame, column: str, words: str
+) -> None:
     frame.to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(ValueError, match=words):
         make_task("series", path=tmp_path / "bad.csv", column=column)

@@ -52,7 +52,9 @@ def test_xor_start_is_at_chance() -> None:
     with torch.no_grad():
         model.get_parameter("weight_1").zero_()
     assert task.evaluate(model)["mse"].item() == pytest.approx(0.25, rel=1e-12)
-    assert task.outcome(model, task.batch(0, 0)).mean().item() == pytest.approx(0.6931471805599453, rel=1e-12)
+    assert task.outcome(model, task.batch(0, 0)).mean().item() == pytest.approx(
+        0.6931471805599453, rel=1e-12
+    )
 
 
 def test_xor_2_8_1_is_learned_in_twenty_adam_steps() -> None:
@@ -61,7 +63,12 @@ def test_xor_2_8_1_is_learned_in_twenty_adam_steps() -> None:
 
 def test_xor_2_2_1_has_local_minima() -> None:
     """Adam solves 0.47 of the seeds; 40 seeds have a standard error of 0.08."""
-    solved = (adam(make_task("xor-2-2-1"), list(range(40)), 0.3, 300)["mse"] < 0.01).double().mean().item()
+    solved = (
+        (adam(make_task("xor-2-2-1"), list(range(40)), 0.3, 300)["mse"] < 0.01)
+        .double()
+        .mean()
+        .item()
+    )
     assert abs(solved - 0.47) < 3 * 0.08
 
 
@@ -87,7 +94,9 @@ def test_cluster_xor_has_the_stated_bayes_error(sd: float, accuracy: float) -> N
     assert abs(best - bayes) < 4 * (bayes * (1 - bayes) / 10_000) ** 0.5
 
 
-def test_cluster_xor_training_points_depend_on_the_data_seed_and_differ_from_the_test_points() -> None:
+def test_cluster_xor_training_points_depend_on_the_data_seed_and_differ_from_the_test_points() -> (
+    None
+):
     a, b = ClusterXor(), ClusterXor(data_seed=1)
     assert not torch.equal(a.train[0], b.train[0])
     assert torch.equal(a.test[0], b.test[0])

@@ -31,7 +31,9 @@ def small(seeds: int | list[int], dtype: torch.dtype = DOUBLE) -> Transformer:
     model = Transformer(TOKENS, LENGTH, width=WIDTH, heads=3, seeds=seeds, dtype=dtype)
     for i, parameter in enumerate(model.parameters()):
         if not parameter.any():
-            parameter.data = (0.5 * randn(parameter.shape[-1], seed=i, dtype=dtype)).expand_as(parameter).clone()
+            parameter.data = (
+                (0.5 * randn(parameter.shape[-1], seed=i, dtype=dtype)).expand_as(parameter).clone()
+            )
     return model
 
 
@@ -47,8 +49,12 @@ def by_torch(model: Transformer, sequences: Tensor) -> Tensor:
 
     x = p["embedding"][sequences] + p["position"]
     for i in range(2):
-        query, key, value = (norm(f"attention_norm_{i}", x) @ p[f"query_key_value_{i}"]).chunk(3, -1)
-        read = functional.scaled_dot_product_attention(heads(query), heads(key), heads(value), is_causal=True)
+        query, key, value = (norm(f"attention_norm_{i}", x) @ p[f"query_key_value_{i}"]).chunk(
+            3, -1
+        )
+        read = functional.scaled_dot_product_attention(
+            heads(query), heads(key), heads(value), is_causal=True
+        )
         x = x + read.transpose(1, 2).flatten(2) @ p[f"attention_output_{i}"]
         h = (norm(f"dense_norm_{i}", x) @ p[f"dense_in_{i}"] + p[f"dense_in_bias_{i}"]).relu()
         x = x + h @ p[f"dense_out_{i}"] + p[f"dense_out_bias_{i}"]
@@ -102,7 +108,10 @@ def test_stack_of_one_is_bitwise_the_plain_network(dtype: torch.dtype) -> None:
 def test_many_directions_through_vmap(seeds: int | list[int], own: bool) -> None:
     model = small(seeds)
     sequences = tokens(*([2] if own and isinstance(seeds, list) else []), BATCH, LENGTH)
-    many = {n: p.detach() + 0.1 * randn(3, *p.shape, seed=i) for i, (n, p) in enumerate(model.named_parameters())}
+    many = {
+        n: p.detach() + 0.1 * randn(3, *p.shape, seed=i)
+        for i, (n, p) in enumerate(model.named_parameters())
+    }
     out = vmap(lambda parameters: functional_call(model, parameters, (sequences,)))(many)
     for k in range(3):
         one = functional_call(model, {n: p[k] for n, p in many.items()}, (sequences,))
@@ -132,10 +141,19 @@ def test_the_mask_is_no_weight() -> None:
     ("make", "words"),
     [
         (lambda: Transformer(0, 4), "tokens: expected a whole number of at least 1, got 0"),
-        (lambda: Transformer(3, 4, blocks=0), "blocks: expected a whole number of at least 1, got 0"),
-        (lambda: Transformer(3, 4, width=10, heads=4), "width: expected a multiple of heads=4, got 10"),
+        (
+            lambda: Transformer(3, 4, blocks=0),
+            "blocks: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: Transformer(3, 4, width=10, heads=4),
+            "width: expected a multiple of heads=4, got 10",
+        ),
         (lambda: Transformer(3, 4)(tokens(2, 5)), r"expected shape \(B, 4\), got \(2, 5\)"),
-        (lambda: Transformer(3, 4, seeds=[1, 2])(tokens(3, 2, 4)), r"or \(2, B, 4\), got \(3, 2, 4\)"),
+        (
+            lambda: Transformer(3, 4, seeds=[1, 2])(tokens(3, 2, 4)),
+            r"or \(2, B, 4\), got \(3, 2, 4\)",
+        ),
     ],
 )
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:

@@ -24,9 +24,10 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def values(*shape: int, dtype: torch.dtype) -> Tensor:
     """From the smallest halves to large ones."""
     generator = torch.Generator().manual_seed(1)
-    return (torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-24, 4, shape, generator=generator)).to(
-        dtype
-    )
+    return (
+        torch.randn(shape, generator=generator)
+        * 2.0 ** torch.randint(-24, 4, shape, generator=generator)
+    ).to(dtype)
 
 
 def contiguous(dtype: torch.dtype) -> Tensor:
@@ -93,10 +94,14 @@ CHANGES: list[tuple[list[Term], list[Term], float, float]] = [
 ]
 
 
-def combined(target: Tensor, kind: str, change: Any, *, first: int = 0, seeds: int = 1, copied: bool = False) -> Tensor:
+def combined(
+    target: Tensor, kind: str, change: Any, *, first: int = 0, seeds: int = 1, copied: bool = False
+) -> Tensor:
     terms, undo, scale, grid = change
     copies = [torch.empty_like(target)] if copied else None
-    combine = Combination([target], [3], np.arange(1, 1 + seeds, dtype=np.uint64), kind, copies, 0, [first])
+    combine = Combination(
+        [target], [3], np.arange(1, 1 + seeds, dtype=np.uint64), kind, copies, 0, [first]
+    )
     assert (combine.fast is None) == (noise.fast_kernels() is None)
     combine(terms, [scale], 5, rounding=2, undo=undo, grids=[grid])
     return target
@@ -110,9 +115,15 @@ def test_kernels_do_what_the_reference_does(
 ) -> None:
     pytest.importorskip("numba")
     cases = list(itertools.product(CHANGES, [0, 5, 129], [1, len(layout(dtype))], [False, True]))
-    fast = [combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied) for c, f, s, copied in cases]
+    fast = [
+        combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
+        for c, f, s, copied in cases
+    ]
     monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    slow = [combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied) for c, f, s, copied in cases]
+    slow = [
+        combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
+        for c, f, s, copied in cases
+    ]
     for a, b in zip(fast, slow, strict=True):
         if kind == "rademacher":
             assert torch.equal(a, b)
@@ -123,10 +134,14 @@ def test_kernels_do_what_the_reference_does(
 
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_step_along_one_direction_has_the_bits_of_its_two_parts(dtype: torch.dtype, kind: str) -> None:
+def test_a_step_along_one_direction_has_the_bits_of_its_two_parts(
+    dtype: torch.dtype, kind: str
+) -> None:
     """What is taken back and added again goes over a tile once."""
     for first in (0, 5, 131):
-        whole = combined(contiguous(dtype), kind, ([(3, [0.01])], [(3, [-0.2])], 0.9, 0.0), first=first)
+        whole = combined(
+            contiguous(dtype), kind, ([(3, [0.01])], [(3, [-0.2])], 0.9, 0.0), first=first
+        )
         parts = combined(contiguous(dtype), kind, ([(3, [-0.2])], [], 1.0, 0.0), first=first)
         assert torch.equal(whole, combined(parts, kind, ([(3, [0.01])], [], 0.9, 0.0), first=first))
 
@@ -142,11 +157,14 @@ def test_a_shard_gets_the_noise_of_its_place(
     whole = combined(contiguous(dtype).flatten(), kind, CHANGES[2])
     parts = contiguous(dtype).flatten().split([1, 333, 4096, 6000 - 4430])
     firsts = np.cumsum([0, *map(len, parts)])
-    made = [combined(p.clone(), kind, CHANGES[2], first=int(f)) for p, f in zip(parts, firsts[:-1], strict=True)]
+    made = [
+        combined(p.clone(), kind, CHANGES[2], first=int(f))
+        for p, f in zip(parts, firsts[:-1], strict=True)
+    ]
     assert torch.equal(torch.cat(made), whole)
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,7 +185,9 @@ def test_any_number_of_threads_gives_the_same_bits(
     monkeypatch.setattr(pieces, "ALIGNMENT", 100)
     started, found = [], []
     start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self), start(self))[1])
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda self: (started.append(self), start(self))[1]
+    )
     for count in (1, 2, 5):
         threads(count)
         started.clear()
@@ -203,11 +223,13 @@ def test_an_interruption_waits_for_the_threads() -> None:
         signal.signal(signal.SIGALRM, previous)
 
 
-# ---- copies ----------------------------------------------------------------------------------------------------------
+# ---- copies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_copies_are_made_once_in_a_step_and_say_of_which(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_made_once_in_a_step_and_say_of_which(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not fast:
         monkeypatch.setattr(noise, "fast_kernels", lambda: None)
     target, copy = torch.ones(5), torch.zeros(5)
@@ -243,7 +265,9 @@ def test_an_update_rounds_by_other_numbers_than_every_perturbation(dtype: torch.
     ends = []
     for rounding in (UPDATE, perturbation(0), perturbation(1)):
         target = torch.ones(4000, dtype=dtype)
-        Combination([target], [0], np.array([1], np.uint64), "rademacher")([(0, [1e-4])], None, 2, rounding)
+        Combination([target], [0], np.array([1], np.uint64), "rademacher")(
+            [(0, [1e-4])], None, 2, rounding
+        )
         ends.append(target)
     alike = [torch.equal(a, b) for a, b in itertools.combinations(ends, 2)]
     assert alike == [dtype.itemsize > 2] * 3
@@ -254,7 +278,7 @@ def test_an_expanded_tensor_is_left_to_torch() -> None:
     assert not pieces.overlaps(torch.zeros(1, 4)[:, ::2])
 
 
-# ---- normals ---------------------------------------------------------------------------------------------------------
+# ---- normals -------------------------------------------------------------------------------------
 
 
 def test_normals_are_those_of_the_reference_within_four_ulp() -> None:

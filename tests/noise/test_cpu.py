@@ -24,7 +24,9 @@ SHAPES = [(1,), (127,), (128,), (129,), (3, 700), (2047,), (2049,), (5, 5, 5), (
 
 
 def randn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def without_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(dtype: torch.dtype, kind: str, steps: int = 3, **settings: Any) -> list[Tensor]:
-    parameters = [nn.Parameter(randn(*shape, seed=i, dtype=dtype)) for i, shape in enumerate(SHAPES)]
+    parameters = [
+        nn.Parameter(randn(*shape, seed=i, dtype=dtype)) for i, shape in enumerate(SHAPES)
+    ]
     groups = [{"params": parameters[:4], "sigma": 0.01}, {"params": parameters[4:]}]
     optimizer = WeightPerturbation(groups, noise=kind, lr=1e-4, **settings)
     for _ in range(steps):
@@ -58,7 +62,9 @@ def test_signs_have_the_bits_of_the_reference(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_normals_equal_the_reference_to_a_few_ulp(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+def test_normals_equal_the_reference_to_a_few_ulp(
+    dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
     fast = moved(dtype)
     request.getfixturevalue("without_fast")
     for a, b in zip(fast, moved(dtype), strict=True):
@@ -102,7 +108,9 @@ def test_a_fleet_draws_each_replicas_numbers(kind: str) -> None:
     draw = reference.rademacher if kind == "rademacher" else reference.gaussian
     for i, seed in enumerate(seeds):
         expected = draw(5 * 77, seed=seed, step=0).reshape(5, 77)
-        assert float((seen[1][i] - expected).abs().max()) <= (0 if kind == "rademacher" else 4 * 2.0**-21)
+        assert float((seen[1][i] - expected).abs().max()) <= (
+            0 if kind == "rademacher" else 4 * 2.0**-21
+        )
 
 
 def test_every_direction_and_step_is_that_of_the_definition() -> None:

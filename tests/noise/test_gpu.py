@@ -24,11 +24,18 @@ INTERPRET = {} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"}
 with pytest.MonkeyPatch.context() as patch:
     for variable in INTERPRET.items():
         patch.setenv(*variable)
-    pytest.importorskip("triton", reason="needs Triton (on Linux: pip install triton), which also runs without a GPU")
+    pytest.importorskip(
+        "triton",
+        reason="needs Triton (on Linux: pip install triton), which also runs without a GPU",
+    )
     from dopaminergic.noise.gpu import launch as gpu
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SIZES, FIRSTS, PARAMETERS = [1, 127, 129, 4097, 260], [0, 5, 0, 256, 4094], [2, 0, 3, (1 << 32) - 1, 4]
+SIZES, FIRSTS, PARAMETERS = (
+    [1, 127, 129, 4097, 260],
+    [0, 5, 0, 256, 4094],
+    [2, 0, 3, (1 << 32) - 1, 4],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +46,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE, dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(DEVICE, dtype)
 
 
 def drawn(kind: str, n: int, first: int, **counter: Any) -> Tensor:
@@ -52,24 +61,43 @@ def drawn(kind: str, n: int, first: int, **counter: Any) -> Tensor:
 def to_16_bits(x: Tensor, dtype: torch.dtype, first: int, **counter: Any) -> Tensor:
     """Float32 `(R, n)` to a neighbour in `dtype`, up where the random number is beyond what is missing to it."""
     skipped, half = first % 8, dtype == torch.float16
-    noise = reference.thresholds(skipped + x.shape[1], first=first - skipped, **counter)[..., skipped:].to(x.device)
+    noise = reference.thresholds(skipped + x.shape[1], first=first - skipped, **counter)[
+        ..., skipped:
+    ].to(x.device)
     digits, x = 11 if half else 8, x.double()
-    unit = torch.pow(2.0, torch.frexp(x).exponent.clamp(min=-125).double() - digits)  # between the neighbours
-    rounded = torch.floor(x.abs() / unit + (noise >> (digits - 8)) * 2.0 ** (digits - 24)) * unit * x.sign()
+    # Between the neighbours.
+    unit = torch.pow(2.0, torch.frexp(x).exponent.clamp(min=-125).double() - digits)
+    rounded = (
+        torch.floor(x.abs() / unit + (noise >> (digits - 8)) * 2.0 ** (digits - 24))
+        * unit
+        * x.sign()
+    )
     if half:  # has no exponent for smaller numbers, whose neighbours are equally far apart
         fraction = (noise + 0.5) * 2.0**-16  # exact, in float64
-        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded)
+        rounded = torch.where(
+            x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + fraction) * 2.0**-24, rounded
+        )
     return torch.where(x.isfinite(), rounded, x).to(dtype)
 
 
-def combined(kind: str, source: Tensor, first: int, parameter: int, seeds: list[int], call: dict[str, Any]) -> Tensor:
+def combined(
+    kind: str, source: Tensor, first: int, parameter: int, seeds: list[int], call: dict[str, Any]
+) -> Tensor:
     """What a call makes of `source` `(R, n)`, spelled out operation by operation."""
     exact = torch.float64 if source.dtype == torch.float64 else torch.float32
-    x, counter = source.to(exact), {"seed": torch.tensor(seeds), "step": call["step"], "parameter": parameter}
-    undone, scales = call.get("undone", 0), torch.tensor(call["scales"], dtype=exact, device=DEVICE)[:, None]
+    x, counter = (
+        source.to(exact),
+        {"seed": torch.tensor(seeds), "step": call["step"], "parameter": parameter},
+    )
+    undone, scales = (
+        call.get("undone", 0),
+        torch.tensor(call["scales"], dtype=exact, device=DEVICE)[:, None],
+    )
     for k in range(-1, len(call["directions"])):
         if k >= 0:
-            z = drawn(kind, x.shape[1], first, direction=int(call["directions"][k]), **counter).to(DEVICE, exact)
+            z = drawn(kind, x.shape[1], first, direction=int(call["directions"][k]), **counter).to(
+                DEVICE, exact
+            )
             x = x + torch.tensor(call["coefficients"][k], dtype=exact, device=DEVICE)[:, None] * z
         if k + 1 == undone:
             x = x * scales
@@ -97,20 +125,30 @@ def tensors(dtype: torch.dtype, replicas: int = 1) -> list[Tensor]:
 
 
 def launch(kind: str, targets: list[Tensor], sources: list[Tensor], seeds: list[int]) -> gpu.Launch:
-    return gpu.Launch(targets, sources, PARAMETERS, FIRSTS, np.array(seeds, np.uint64), kind == "rademacher")
+    return gpu.Launch(
+        targets, sources, PARAMETERS, FIRSTS, np.array(seeds, np.uint64), kind == "rademacher"
+    )
 
 
 def arrays(call: dict[str, Any]) -> dict[str, Any]:
-    return {key: np.array(value) if isinstance(value, list) else value for key, value in call.items()}
+    return {
+        key: np.array(value) if isinstance(value, list) else value for key, value in call.items()
+    }
 
 
-def wanted(kind: str, sources: list[Tensor], seeds: list[int], call: dict[str, Any]) -> list[Tensor]:
+def wanted(
+    kind: str, sources: list[Tensor], seeds: list[int], call: dict[str, Any]
+) -> list[Tensor]:
     places = zip(sources, FIRSTS, PARAMETERS, strict=True)
-    return [combined(kind, source, first, parameter, seeds, call) for source, first, parameter in places]
+    return [
+        combined(kind, source, first, parameter, seeds, call) for source, first, parameter in places
+    ]
 
 
 def largest_difference(some: list[Tensor], others: list[Tensor]) -> float:
-    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(some, others, strict=True))
+    return max(
+        float((a.double() - b.double()).abs().max()) for a, b in zip(some, others, strict=True)
+    )
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
@@ -142,14 +180,23 @@ def test_normals_reach_the_neighbours_of_16_bit_weights(dtype: torch.dtype) -> N
     expected = wanted("gaussian", weights, [3], {**ONE, "coefficients": [[0.1]]})
     launch("gaussian", weights, weights, [3])(**arrays({**ONE, "coefficients": [[0.1]]}))
     assert largest_difference(weights, expected) <= torch.finfo(dtype).eps
-    assert sum(int((a != b).sum()) for a, b in zip(weights, expected, strict=True)) <= 0.01 * sum(SIZES)
+    assert sum(int((a != b).sum()) for a, b in zip(weights, expected, strict=True)) <= 0.01 * sum(
+        SIZES
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_replicas_have_seeds_and_numbers_of_their_own_and_are_read_from_the_copies(dtype: torch.dtype) -> None:
+def test_replicas_have_seeds_and_numbers_of_their_own_and_are_read_from_the_copies(
+    dtype: torch.dtype,
+) -> None:
     copies, seeds = tensors(dtype, replicas=3), [3, 1 << 45, 12]
     targets, before = [torch.full_like(c, torch.nan) for c in copies], [c.clone() for c in copies]
-    call = {**ONE, "directions": [1, 2], "scales": [1.0, 0.5, 0.0], "coefficients": [[0.1, -0.2, 0.3], [1.0, 0.0, 2.0]]}
+    call = {
+        **ONE,
+        "directions": [1, 2],
+        "scales": [1.0, 0.5, 0.0],
+        "coefficients": [[0.1, -0.2, 0.3], [1.0, 0.0, 2.0]],
+    }
     launch("rademacher", targets, copies, seeds)(**arrays(call))
     for got, right in zip(targets, wanted("rademacher", copies, seeds, call), strict=True):
         assert torch.equal(got, right)
@@ -159,7 +206,9 @@ def test_replicas_have_seeds_and_numbers_of_their_own_and_are_read_from_the_copi
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("cuts", [[4096], [1, 2, 333, 5000]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_parameter_in_pieces_gets_the_same_bits(kind: str, cuts: list[int], dtype: torch.dtype) -> None:
+def test_a_parameter_in_pieces_gets_the_same_bits(
+    kind: str, cuts: list[int], dtype: torch.dtype
+) -> None:
     whole, pieces = randn(1, 9000, dtype=dtype), randn(1, 9000, dtype=dtype)
     seeds, firsts = np.array([6], np.uint64), [0, *cuts]
     views = [pieces[:, a:b] for a, b in pairwise([*firsts, 9000])]
@@ -188,9 +237,22 @@ def test_what_is_undone_comes_back_to_the_bit() -> None:
 def test_numbers_without_neighbours_pass_unharmed(dtype: torch.dtype) -> None:
     """Infinities, NaN, zeros, and the largest and smallest numbers."""
     limits, smallest = torch.finfo(dtype), torch.finfo(dtype).smallest_normal
-    values = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, limits.max, -limits.max, smallest, -smallest * limits.eps]
+    values = [
+        torch.inf,
+        -torch.inf,
+        torch.nan,
+        0.0,
+        -0.0,
+        limits.max,
+        -limits.max,
+        smallest,
+        -smallest * limits.eps,
+    ]
     weights = torch.tensor([values], dtype=torch.float64).to(DEVICE, dtype)
-    before, nothing = weights.clone(), {"directions": [], "coefficients": np.zeros((0, 1)), "scales": [1.0], "step": 0}
+    before, nothing = (
+        weights.clone(),
+        {"directions": [], "coefficients": np.zeros((0, 1)), "scales": [1.0], "step": 0},
+    )
     call = gpu.Launch([weights], [weights], [0], [0], np.array([1], np.uint64), True)
     call(**arrays(nothing))
     assert torch.equal(weights.nan_to_num(1.0), before.nan_to_num(1.0))
@@ -205,7 +267,9 @@ def test_numbers_without_neighbours_pass_unharmed(dtype: torch.dtype) -> None:
     assert bool(weights.isnan().all())
 
 
-def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """So a CUDA graph may hold the launch: what a call says lies in memory that `write` fills."""
     launches: list[tuple[Any, ...]] = []
     kernel: Any = gpu.combine
@@ -239,16 +303,22 @@ def test_nothing_to_do_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.Launch([empty], [empty], [0], [128], np.array([1], np.uint64), True)(**arrays(ONE))
 
 
-# ---- through the optimizers -----------------------------------------------------------------------------------------
+# ---- through the optimizers ----------------------------------------------------------------------
 
 
-def trained(make: Any, dtype: torch.dtype, shapes: list[tuple[int, ...]], **settings: Any) -> list[Tensor]:
-    parameters = [nn.Parameter(randn(*shape, seed=i, dtype=dtype)) for i, shape in enumerate(shapes)]
+def trained(
+    make: Any, dtype: torch.dtype, shapes: list[tuple[int, ...]], **settings: Any
+) -> list[Tensor]:
+    parameters = [
+        nn.Parameter(randn(*shape, seed=i, dtype=dtype)) for i, shape in enumerate(shapes)
+    ]
     groups = [{"params": parameters[:1], "sigma": 0.01}, {"params": parameters[1:]}]
     optimizer = make(groups, **settings)
     fleet = len(settings["seed"]) if isinstance(settings.get("seed"), list) else None
     for _ in range(3):
-        optimizer.step(lambda: sum((p.double() ** 2).reshape(fleet or 1, -1).sum(1) for p in parameters))
+        optimizer.step(
+            lambda: sum((p.double() ** 2).reshape(fleet or 1, -1).sum(1) for p in parameters)
+        )
     return [p.detach() for p in parameters]
 
 
@@ -293,7 +363,8 @@ def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) ->
     used = watched(monkeypatch)
     fast = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
     assert largest_difference(slow, fast) == 0
-    # Two groups, three steps, one pass out and one back, which also updates; one before, if there is a grid.
+    # Two groups, three steps, one pass out and one back, which also updates; one before, if there
+    # is a grid.
     assert len(used) in (12, 14)
 
 
@@ -312,15 +383,24 @@ def test_other_strides_get_the_bits_of_their_elements(
     dtype: torch.dtype, replicas: int, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one launch; sources and targets need not have the same strides."""
-    places = {"parameters": [2, 0, 3, 4], "firsts": [0, 5, 4094, 128], "seeds": np.array([3, 9][:replicas], np.uint64)}
+    places = {
+        "parameters": [2, 0, 3, 4],
+        "firsts": [0, 5, 4094, 128],
+        "seeds": np.array([3, 9][:replicas], np.uint64),
+    }
     sources, seeds = strided(dtype, replicas), [3, 9][:replicas]
     call = {**CALLS["undone and three more"], "scales": [0.5] * replicas}
     call["coefficients"] = [row * replicas for row in call["coefficients"]]
     flat = zip(sources, places["firsts"], places["parameters"], strict=True)
-    expected = [combined("rademacher", s.reshape(replicas, -1), first, p, seeds, call) for s, first, p in flat]
+    expected = [
+        combined("rademacher", s.reshape(replicas, -1), first, p, seeds, call)
+        for s, first, p in flat
+    ]
     contiguous = [torch.full(s.shape, torch.nan, device=DEVICE).to(dtype) for s in sources]
     for targets in (contiguous, sources):
-        own, other = ([t if replicas > 1 else t[0] for t in tensors] for tensors in (targets, sources))
+        own, other = (
+            [t if replicas > 1 else t[0] for t in tensors] for tensors in (targets, sources)
+        )
         run = gpu.Launch(own, other, signs=True, **places)
         assert (run.dims, run.narrow) == (3, True)
         run.narrow = not wide
@@ -329,7 +409,9 @@ def test_other_strides_get_the_bits_of_their_elements(
             assert torch.equal(got.reshape(replicas, -1), right)
 
 
-def test_transposed_weights_of_an_optimizer_take_no_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transposed_weights_of_an_optimizer_take_no_torch_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def step() -> Tensor:
         w = nn.Parameter(randn(20, 30).T)
         WeightPerturbation([w], sigma=0.1, seed=2).step(lambda: (w**2).sum())
@@ -355,7 +437,7 @@ def test_without_triton_the_torch_path_takes_over_with_one_line(
     assert "pip install triton" in line
 
 
-# ---- compiled -------------------------------------------------------------------------------------------------------
+# ---- compiled ------------------------------------------------------------------------------------
 
 COMPILE = """
 import sys, triton
@@ -387,6 +469,7 @@ def test_it_compiles_for_a_gpu_without_fused_products(tmp_path: Path) -> None:
         real = "f64" if dtype == "fp64" else "f32"
         assert f"add.rn.{real}" in operations
         assert not [o for o in operations if o.startswith(("fma", "mad")) and ".ftz" not in o]
-        # The logarithm and the circle functions of normals, which come compiled, may fuse and flush.
+        # The logarithm and the circle functions of normals, which come compiled, may fuse and
+        # flush.
         assert signs == "False" or not [o for o in operations if ".ftz" in o]
         assert not [o for o in operations if o.startswith("add") and ".ftz" in o]

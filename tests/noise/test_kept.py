@@ -29,7 +29,9 @@ def triple(x):
     return 3 * x
 """
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs, and files in use that are replaced")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="FIFOs, and files in use that are replaced"
+)
 
 
 @pytest.fixture
@@ -51,7 +53,9 @@ def results(folder: Path) -> tuple[tuple[int, int], int]:
     spec.loader.exec_module(module)
     found = module.double(21), module.triple(21)
     both = (module.double, module.triple)
-    return found, sum(sum(each.stats.cache_hits.values()) for each in both if hasattr(each, "stats"))
+    return found, sum(
+        sum(each.stats.cache_hits.values()) for each in both if hasattr(each, "stats")
+    )
 
 
 def files(folder: Path, kind: str) -> list[Path]:
@@ -93,7 +97,9 @@ def exchange(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [".nbi", ".nbc"])
 @pytest.mark.parametrize("harm", [empty, cut, flip, make_text, make_fifo, remove, exchange])
-def test_damaged_files_are_made_again(folder: Path, harm: Callable[[Path], None], kind: str) -> None:
+def test_damaged_files_are_made_again(
+    folder: Path, harm: Callable[[Path], None], kind: str
+) -> None:
     assert results(folder) == ((42, 63), 0)
     assert results(folder) == ((42, 63), 2)
     harm(files(folder, kind)[0])
@@ -127,14 +133,18 @@ def test_machine_code_of_an_older_source_is_not_run(folder: Path) -> None:
     assert results(folder) == ((420, 630), 2)
 
 
-def test_kernels_are_compiled_where_nothing_can_be_kept(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_are_compiled_where_nothing_can_be_kept(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "__pycache__").touch()  # so that there can be no folder of that name
     with caplog.at_level(logging.WARNING):
         assert results(folder) == ((42, 63), 0)
     assert caplog.text.count("set NUMBA_CACHE_DIR to a directory") == 1
 
 
-def test_a_cache_that_vanishes_before_it_is_written_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_vanishes_before_it_is_written_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     results(folder)
     spec = importlib.util.spec_from_file_location("module", folder / "module.py")
     assert spec is not None

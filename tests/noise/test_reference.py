@@ -41,7 +41,9 @@ def test_published_signs(vector: dict[str, Any]) -> None:
 def test_published_normals(vector: dict[str, Any]) -> None:
     normals = reference.gaussian(8, **place(vector))
     # The vectors are the exact formula, rounded to float64.
-    torch.testing.assert_close(normals.double(), torch.tensor(vector["normals"]).double(), rtol=2.0**-24, atol=0)
+    torch.testing.assert_close(
+        normals.double(), torch.tensor(vector["normals"]).double(), rtol=2.0**-24, atol=0
+    )
 
 
 @pytest.mark.parametrize("vector", VECTORS["halves"])
@@ -56,17 +58,23 @@ def test_published_thresholds(vector: dict[str, Any]) -> None:
 
 def test_thresholds_are_uniform_in_a_step_and_even_from_step_to_step() -> None:
     n, steps = 4096, 300
-    found = torch.stack([reference.thresholds(n, seed=3, step=step) for step in range(steps)]) / 65536
+    found = (
+        torch.stack([reference.thresholds(n, seed=3, step=step) for step in range(steps)]) / 65536
+    )
     error = STANDARD_ERRORS / math.sqrt(12 * n)
     assert float((found.mean(1) - 0.5).abs().max()) < error
     for share in (0.01, 0.1, 0.37):
         for hits in (found < share, found >= 1 - share):
-            assert float((hits.double().mean(1) - share).abs().max()) < STANDARD_ERRORS * math.sqrt(share / n)
-            assert float((hits.sum(0) - share * steps).abs().max()) < 3  # at random some would be 20 off
+            assert float((hits.double().mean(1) - share).abs().max()) < STANDARD_ERRORS * math.sqrt(
+                share / n
+            )
+            # At random some would be 20 off.
+            assert float((hits.sum(0) - share * steps).abs().max()) < 3
 
 
 @pytest.mark.parametrize(
-    ("draw", "block"), [(reference.rademacher, 128), (reference.gaussian, 4), (reference.thresholds, 8)]
+    ("draw", "block"),
+    [(reference.rademacher, 128), (reference.gaussian, 4), (reference.thresholds, 8)],
 )
 @pytest.mark.parametrize("n", [1, 3, 127, 129, 1000])
 def test_any_chunks_give_the_same_numbers(draw: Any, block: int, n: int) -> None:
@@ -97,14 +105,16 @@ def test_directions_at_different_places_are_uncorrelated(draw: Any, what: str) -
     products = (z @ z.T)[*torch.triu_indices(many, many, 1)] / math.sqrt(n)
     count = products.numel()
     assert abs(float(products.mean())) < STANDARD_ERRORS / math.sqrt(count)
-    # The variance of a standard normal's square is 2; a product of directions is one but for terms in 1/n.
+    # The variance of a standard normal's square is 2; a product of directions is one but for terms
+    # in 1/n.
     assert abs(float((products**2).mean()) - 1) < STANDARD_ERRORS * math.sqrt(2 / count)
     assert float(products.abs().max()) < 5.5  # no pair shares its numbers: that would be sqrt(512)
 
 
 def test_seeds_that_differ_in_high_bits_differ() -> None:
     assert not torch.equal(
-        reference.rademacher(64, seed=1, step=0), reference.rademacher(64, seed=1 + (1 << 40), step=0)
+        reference.rademacher(64, seed=1, step=0),
+        reference.rademacher(64, seed=1 + (1 << 40), step=0),
     )
 
 

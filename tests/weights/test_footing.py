@@ -138,7 +138,9 @@ INNER: dict[str, Callable[[ForwardOptimizer, nn.Parameter], Any]] = {
 @pytest.mark.parametrize("act", INNER.values(), ids=list(INNER))
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 @pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: row.name)
-def test_a_closure_may_not_use_its_own_optimizer(row: Row, size: int, act: Callable[..., Any]) -> None:
+def test_a_closure_may_not_use_its_own_optimizer(
+    row: Row, size: int, act: Callable[..., Any]
+) -> None:
     w = parameter(size)
     optimizer = settled(row, w)
     before, passes = w.detach().clone(), optimizer.forward_passes
@@ -152,7 +154,11 @@ def test_a_closure_may_not_use_its_own_optimizer(row: Row, size: int, act: Calla
 
     with pytest.raises(RuntimeError, match="from its own closure while a step is in progress"):
         optimizer.step(closure)
-    near = 0.0 if size < 1000 or (row is not VECTOR and optimizer.settings["noise"] == "rademacher") else 1e-6
+    near = (
+        0.0
+        if size < 1000 or (row is not VECTOR and optimizer.settings["noise"] == "rademacher")
+        else 1e-6
+    )
     assert float((w.detach() - before).abs().max()) <= near
     assert optimizer.forward_passes == passes
     optimizer.step(lambda: first_ten(w))
@@ -230,7 +236,10 @@ def test_a_model_that_computes_in_another_process_is_trained() -> None:
         before = [p.detach().clone() for p in model.parameters()]
         for _ in range(3):
             optimizer.step(closure)
-        sizes = [float((p.detach() - b).abs().max()) for p, b in zip(model.parameters(), before, strict=True)]
+        sizes = [
+            float((p.detach() - b).abs().max())
+            for p, b in zip(model.parameters(), before, strict=True)
+        ]
         assert all(np.isfinite(size) and size > 0.0 for size in sizes)
 
 

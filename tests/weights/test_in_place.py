@@ -30,7 +30,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(noise, "fast_kernels", lambda: None)
 
 
-def weights_of(values: list[float], dtype: torch.dtype, sigma: float, *, decay: bool = False) -> Weights:
+def weights_of(
+    values: list[float], dtype: torch.dtype, sigma: float, *, decay: bool = False
+) -> Weights:
     w = nn.Parameter(torch.tensor(values, dtype=dtype))
     return Weights([{"params": [w], "sigma": sigma}], np.array([3], np.uint64), "rademacher")
 
@@ -44,12 +46,18 @@ def problems(draw: Any) -> tuple[list[float], float]:
     """Weights of very different sizes, up to the limit, and a sigma."""
     sigma = draw(sizes)
     exponents = st.floats(-30.0, 16.9)
-    values = draw(st.lists(st.tuples(exponents, st.sampled_from([1.0, -1.0, 0.0, -0.0])), min_size=1, max_size=200))
+    values = draw(
+        st.lists(
+            st.tuples(exponents, st.sampled_from([1.0, -1.0, 0.0, -0.0])), min_size=1, max_size=200
+        )
+    )
     return [sign * sigma * 2.0**e for e, sign in values], sigma
 
 
 @given(problem=problems(), moved=moves, dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @pytest.mark.usefixtures("path")
 def test_any_moves_are_undone_to_the_bit(
     problem: tuple[list[float], float], moved: list[tuple[int, int]], dtype: torch.dtype
@@ -60,16 +68,27 @@ def test_any_moves_are_undone_to_the_bit(
     old = w.detach().clone()
     for direction, sign in moved:
         weights.move([(direction, [sign * sigma])])
-        assert torch.equal((w.detach() - old).abs(), torch.full_like(old, sigma))  # and the displacement is exact
+        # And the displacement is exact.
+        assert torch.equal((w.detach() - old).abs(), torch.full_like(old, sigma))
     weights.restore(0)
     assert torch.equal(w.detach(), old)  # where -0 counts as 0
 
 
-@given(problem=problems(), moved=moves, dtype=st.sampled_from([torch.float32, torch.float64]), shrink=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    problem=problems(),
+    moved=moves,
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    shrink=st.booleans(),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @pytest.mark.usefixtures("path")
 def test_an_update_does_not_depend_on_the_moves_before_it(
-    problem: tuple[list[float], float], moved: list[tuple[int, int]], dtype: torch.dtype, shrink: bool
+    problem: tuple[list[float], float],
+    moved: list[tuple[int, int]],
+    dtype: torch.dtype,
+    shrink: bool,
 ) -> None:
     ends = []
     for probed in (True, False):
@@ -88,7 +107,9 @@ def test_an_update_does_not_depend_on_the_moves_before_it(
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 3e-4, 0.01, 1 / 3, 7e-9, 123.0])
-def test_the_sigma_that_is_used_is_the_nearest_of_six_bits(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sigma_that_is_used_is_the_nearest_of_six_bits(
+    sigma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SAVED_BYTES", 0)
     weights = weights_of([1.0], torch.float32, sigma)
     weights.begin(0)
@@ -125,11 +146,13 @@ def test_a_rule_sees_the_sigma_that_is_used() -> None:
     assert abs(found[0]) == pytest.approx(1.0, abs=1e-6)
 
 
-# ---- counting --------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("directions", [1, 2, 16])
-@pytest.mark.parametrize("row", [row for row in ROWS if row.passes(1) == 2], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.passes(1) == 2], ids=lambda row: row.name
+)
 def test_noise_passes_over_the_weights_once_per_direction_and_once_more(
     row: Row, directions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +187,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-def steps_of(make: Callable[..., ForwardOptimizer], count: int, **options: Any) -> Callable[[], None]:
+def steps_of(
+    make: Callable[..., ForwardOptimizer], count: int, **options: Any
+) -> Callable[[], None]:
     bowl = Bowl()
     optimizer = make([bowl.w], **options)
 
@@ -181,7 +206,8 @@ def test_steps_leave_no_memory_behind(directions: int) -> None:
     work()
     tracemalloc.start()
     try:
-        for _ in range(4):  # numpy keeps small arrays for the next ones, some more in each round at first
+        # Numpy keeps small arrays for the next ones, some more in each round at first.
+        for _ in range(4):
             work()
         before = tracemalloc.get_traced_memory()[0]
         work()

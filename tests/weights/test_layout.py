@@ -27,7 +27,9 @@ def arranged(*parameters: Tensor, keep_copies: bool = False, on_use: bool = True
 
 def ways(layout: Layout) -> dict[str, int]:
     """How many parameters go each way."""
-    return {way: sum(len(part.owners) for part in parts) for way, parts in layout.parts.items() if parts}
+    return {
+        way: sum(len(part.owners) for part in parts) for way, parts in layout.parts.items() if parts
+    }
 
 
 def test_small_models_are_copied() -> None:
@@ -39,7 +41,9 @@ def test_small_models_are_copied() -> None:
 
 
 def test_large_models_go_in_place_or_on_use_by_their_dtype() -> None:
-    layout = arranged(parameter(LARGE, torch.float32), parameter(7, torch.float64), parameter(9, torch.float16))
+    layout = arranged(
+        parameter(LARGE, torch.float32), parameter(7, torch.float64), parameter(9, torch.float16)
+    )
     assert ways(layout) == {IN_PLACE: 2, ON_USE: 1}
     assert not layout.exact
 
@@ -67,7 +71,7 @@ def test_a_frozen_parameter_leaves_the_others_their_index_in_the_noise() -> None
     assert block.indices == [0, 2]
 
 
-# ---- looks -------------------------------------------------------------------------------------------------------
+# ---- looks ---------------------------------------------------------------------------------------
 
 
 def freeze(group: dict[str, Any]) -> None:

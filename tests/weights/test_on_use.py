@@ -81,8 +81,14 @@ def test_every_optimizer_steps_as_with_a_copy(any_row: Row, dtype: torch.dtype, 
     runs = []
     for prepare in (lambda optimizer: optimizer, copying):
         problem = Problem(dtype)
-        settings: dict[str, Any] = {**any_row.learns, "noise": kind, "weight_decay": 0.1, "directions": 3}
-        settings |= {"memory": 1} if any_row.make is VectorDopamine else {}  # each evaluation is a call
+        settings: dict[str, Any] = {
+            **any_row.learns,
+            "noise": kind,
+            "weight_decay": 0.1,
+            "directions": 3,
+        }
+        # Each evaluation is a call.
+        settings |= {"memory": 1} if any_row.make is VectorDopamine else {}
         optimizer = prepare(any_row.make(problem.model.parameters(), **settings))
         losses = []
         for _ in range(4):
@@ -134,9 +140,14 @@ def test_mixed_precision(any_row: Row) -> None:
 
 @pytest.mark.parametrize("call", range(1, 6))
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_exception_leaves_the_very_bits(any_row: Row, call: int, error: type[BaseException]) -> None:
+def test_an_exception_leaves_the_very_bits(
+    any_row: Row, call: int, error: type[BaseException]
+) -> None:
     problem, fails = Problem(), True
-    old, optimizer = copies(problem.model.parameters()), any_row.make(problem.model.parameters(), directions=4)
+    old, optimizer = (
+        copies(problem.model.parameters()),
+        any_row.make(problem.model.parameters(), directions=4),
+    )
     depth = torch._C._len_torch_function_stack()
 
     def closure() -> Outcome:
@@ -155,7 +166,9 @@ def test_an_exception_leaves_the_very_bits(any_row: Row, call: int, error: type[
     assert optimizer._progress.step == 1
 
 
-def test_an_update_that_fails_between_two_blocks_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_that_fails_between_two_blocks_is_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ends = []
     for fails in (False, True):
         model = perceptron(3, 8, 8, 1, dtype=torch.bfloat16)
@@ -165,7 +178,12 @@ def test_an_update_that_fails_between_two_blocks_is_completed(monkeypatch: pytes
         x, call = randn(4, 3, dtype=torch.bfloat16), noise.Combination.__call__
 
         def short(
-            self: Any, *arguments: Any, call: Any = call, left: list[int] = left, groups: Any = groups, **named: Any
+            self: Any,
+            *arguments: Any,
+            call: Any = call,
+            left: list[int] = left,
+            groups: Any = groups,
+            **named: Any,
         ) -> None:
             if self.copies is None:
                 left[0] -= 1
@@ -185,7 +203,7 @@ def test_an_update_that_fails_between_two_blocks_is_completed(monkeypatch: pytes
     assert same(*ends)
 
 
-# ---- what cannot be done ---------------------------------------------------------------------------------------------
+# ---- what cannot be done -------------------------------------------------------------------------
 
 
 def reads_memory(model: Any) -> Callable[[Tensor], Tensor]:
@@ -217,14 +235,18 @@ OUTSIDE = [reads_memory, writes, takes_addresses, alternates, is_compiled]
 
 
 @pytest.mark.parametrize("outside", OUTSIDE)
-def test_what_reads_weights_otherwise_gets_a_copy(outside: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_reads_weights_otherwise_gets_a_copy(
+    outside: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     runs, x = [], randn(4, 3, dtype=torch.bfloat16)
     for prepare in (lambda optimizer: optimizer, copying):
         model = perceptron(3, 8, 1, dtype=torch.bfloat16)
         forward = outside(model)
         optimizer = prepare(SPSA(model.parameters(), lr=0.1, directions=2))
         with caplog.at_level(logging.WARNING, "dopaminergic.weights.on_use"):
-            losses = [optimizer.step(lambda f=forward: f(x).float().square().mean()) for _ in range(3)]
+            losses = [
+                optimizer.step(lambda f=forward: f(x).float().square().mean()) for _ in range(3)
+            ]
         assert optimizer._found_on_use.refused
         runs.append((copies(model.parameters()), losses))
     assert same(runs[0][0], runs[1][0])
@@ -269,7 +291,12 @@ def has_gradients(model: Any, x: Tensor) -> Tensor:
 
 
 def is_functional(model: Any, x: Tensor) -> Tensor:
-    return torch.func.functional_call(model, dict(model.named_parameters()), (x,)).float().square().mean()
+    return (
+        torch.func.functional_call(model, dict(model.named_parameters()), (x,))
+        .float()
+        .square()
+        .mean()
+    )
 
 
 def leaves_some_out(model: Any, x: Tensor) -> Tensor:
@@ -277,11 +304,22 @@ def leaves_some_out(model: Any, x: Tensor) -> Tensor:
 
 
 def looks(model: Any, x: Tensor) -> Tensor:
-    size = sum(p.numel() * p.dim() * len(p) for p in model.parameters() if p.requires_grad and p.shape and p.is_leaf)
-    return model(x).float().square().mean() + size + float(model[0].weight[0, 0]) + copy.deepcopy(model)(x).mean()
+    size = sum(
+        p.numel() * p.dim() * len(p)
+        for p in model.parameters()
+        if p.requires_grad and p.shape and p.is_leaf
+    )
+    return (
+        model(x).float().square().mean()
+        + size
+        + float(model[0].weight[0, 0])
+        + copy.deepcopy(model)(x).mean()
+    )
 
 
-@pytest.mark.parametrize("forward", [uses_a_view, is_inference, has_gradients, is_functional, leaves_some_out, looks])
+@pytest.mark.parametrize(
+    "forward", [uses_a_view, is_inference, has_gradients, is_functional, leaves_some_out, looks]
+)
 def test_what_torch_allows_is_allowed(forward: Any) -> None:
     runs, x = [], randn(4, 3, dtype=torch.bfloat16)
     for prepare in (lambda optimizer: optimizer, copying):
@@ -296,14 +334,18 @@ def test_what_torch_allows_is_allowed(forward: Any) -> None:
 
 def test_the_ways_torch_takes_are_the_same_for_all_evaluations() -> None:
     """An encoder in eval mode has a fast way that it does not take while it is watched; its losses differ."""
-    model, losses = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.bfloat16).eval(), []
+    model, losses = (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.bfloat16).eval(),
+        [],
+    )
     x = randn(2, 5, 8, dtype=torch.bfloat16)
 
     def closure() -> Tensor:
         losses.append(model(x).float().square().mean())
         return losses[-1]
 
-    # So small that, with a weight's neighbours this far away, hardly any is rounded to another number.
+    # So small that, with a weight's neighbours this far away, hardly any is rounded to another
+    # number.
     optimizer = WeightPerturbation(model.parameters(), sigma=1e-30)
     optimizer.probe(closure)
     assert on_use(optimizer)
@@ -357,7 +399,9 @@ def test_no_more_than_the_largest_layer_is_made() -> None:
         WeightPerturbation(model.parameters(), directions=2).step(lambda: model(x).square().mean())
     assert largest <= everything.most < 1.2 * largest
     with Allocations() as everything:
-        copying(WeightPerturbation(model.parameters(), directions=2)).step(lambda: model(x).square().mean())
+        copying(WeightPerturbation(model.parameters(), directions=2)).step(
+            lambda: model(x).square().mean()
+        )
     assert everything.most > 11 * largest
 
 
@@ -382,7 +426,9 @@ def test_weights_are_planned_for_once(small: int, monkeypatch: pytest.MonkeyPatc
     assert made[-1] == made[2]
 
 
-def test_plans_do_not_pile_up_where_closures_keep_what_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_do_not_pile_up_where_closures_keep_what_they_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(handing, "MOST_PLANS", 2)
     kept, runs = [], []
     for prepare in (lambda optimizer: optimizer, copying):

@@ -10,7 +10,9 @@ from dopaminergic.weights.layout import Block
 from dopaminergic.weights.room import NORMAL_MOST, Room
 
 
-def room(*values: float, dtype: torch.dtype = torch.float16, kind: str = "rademacher", replicas: int = 1) -> Room:
+def room(
+    *values: float, dtype: torch.dtype = torch.float16, kind: str = "rademacher", replicas: int = 1
+) -> Room:
     weights = torch.tensor(values, dtype=dtype).reshape(replicas, -1)
     return Room([Block(0, [weights], [0])], replicas, kind)
 

@@ -57,7 +57,9 @@ def large() -> Trained:
 def large_and_half() -> Trained:
     """Both ways back in one model: in place for the float32 weights, from a copy for the 16-bit ones."""
     bowl, h = Bowl(), nn.Parameter(randn(50, seed=8).bfloat16())
-    return Trained([bowl.w, h], [bowl.w, h], lambda: bowl.loss() + (h.double() ** 2).mean(), exact=False)
+    return Trained(
+        [bowl.w, h], [bowl.w, h], lambda: bowl.loss() + (h.double() ** 2).mean(), exact=False
+    )
 
 
 STRIDES = {small: 1, several_groups: 3, half: 31, large: 7, large_and_half: 23}
@@ -75,7 +77,7 @@ def restored(new: list[Tensor], old: list[Tensor], exact: bool, passes: int = 1)
     )
 
 
-# ---- exceptions ------------------------------------------------------------------------------------------------------
+# ---- exceptions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
@@ -164,7 +166,7 @@ def test_the_weights_saved_by_an_earlier_step_are_not_brought_back() -> None:
     assert same(problem.weights(), loaded)
 
 
-# ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,7 +194,9 @@ class Interruption:
         return self
 
 
-def interrupted(make: Callable[[], Trained], start: Callable[[Any], ForwardOptimizer], n: int) -> tuple[Any, ...]:
+def interrupted(
+    make: Callable[[], Trained], start: Callable[[Any], ForwardOptimizer], n: int
+) -> tuple[Any, ...]:
     """Weights before and after the second of two steps, how many of its passes counted, and the interruption."""
     model = make()
     optimizer = start(model.groups)
@@ -213,7 +217,9 @@ def interrupted(make: Callable[[], Trained], start: Callable[[Any], ForwardOptim
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("row", [ROWS[1], ROWS[3]], ids=lambda row: row.name)
-def test_ctrl_c_anywhere_leaves_the_weights_before_or_after(row: Row, make: Callable[[], Trained]) -> None:
+def test_ctrl_c_anywhere_leaves_the_weights_before_or_after(
+    row: Row, make: Callable[[], Trained]
+) -> None:
     """At every line of the package that a step runs; at every third or so where a step is slow or long."""
 
     def start(groups: Any) -> ForwardOptimizer:
@@ -231,12 +237,15 @@ def test_ctrl_c_anywhere_leaves_the_weights_before_or_after(row: Row, make: Call
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("make", [small, several_groups, half, large], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [small, several_groups, half, large], ids=lambda make: make.__name__
+)
 def test_ctrl_c_anywhere_in_a_step_of_many_directions(make: Callable[[], Trained]) -> None:
     """As above, in batches and in place; what is compared in the first step makes a third and a fourth evaluation."""
 
     def start(groups: Any) -> ForwardOptimizer:
-        # From a lone loss of 300,000 weights comes a step of hundreds, from which float32 finds no exact way back.
+        # From a lone loss of 300,000 weights comes a step of hundreds, from which float32 finds no
+        # exact way back.
         return VectorDopamine(groups, directions=5, weight_decay=0.01, lr=1e-6)
 
     _, after, passes, whole = interrupted(make, start, 0)
@@ -275,7 +284,7 @@ def trace_step(optimizer: ForwardOptimizer, model: Trained, interruption: Interr
         torch.set_grad_enabled(True)
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def test_large_models_use_the_definitions_noise_too(row: Row) -> None:
@@ -284,7 +293,8 @@ def test_large_models_use_the_definitions_noise_too(row: Row) -> None:
     for n in (300_000, 1_000):
         w = nn.Parameter(randn(300_000, seed=5, dtype=torch.float32)[:n].clone())
         old = w.detach()[:1000].clone()
-        # Both see the loss of the first thousand weights alone, so that their regrets are the same but for rounding.
+        # Both see the loss of the first thousand weights alone, so that their regrets are the same
+        # but for rounding.
         row.make([w], directions=2).step(lambda w=w: (w[:1000].double() ** 2).sum())
         changes.append((w.detach()[:1000] - old).double())
     cosine = (changes[0] @ changes[1]) / (changes[0].norm() * changes[1].norm())
