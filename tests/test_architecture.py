@@ -127,3 +127,29 @@ def test_without_jax_its_module_says_how_to_get_it() -> None:
     assert done.stderr.splitlines()[-1].endswith(
         "needs JAX 0.8 or later: pip install 'dopaminergic[jax]'"
     )
+
+
+def test_assignments_of_several_values_at_once_are_few() -> None:
+    """`a, b = x, y` is for values that belong together: at most 8 for 1,000 lines of code."""
+    lines = pairs = 0
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        lines += sum(
+            1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")
+        )
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                pairs += isinstance(node.targets[0], ast.Tuple)
+    assert pairs <= 8 * lines / 1000
+
+
+def test_a_rule_of_ones_own_is_a_sibling_of_vector_dopamine() -> None:
+    """The base knows no weights, so that an optimizer may perturb something else."""
+    for name in ("optimizer.py", "stateful.py"):
+        known = {i for i in imported(ROOT / name) if i.startswith("dopaminergic.weights")}
+        assert known <= {
+            "dopaminergic.weights.interruption",
+            "dopaminergic.weights.interruption.room_on_the_stack",
+            "dopaminergic.weights.interruption.uninterrupted",
+        }
+    assert not issubclass(dopaminergic.VectorDopamine, dopaminergic.ScalarRule)

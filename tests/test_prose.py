@@ -17,7 +17,7 @@ CORE = ROOT / "src/dopaminergic"
 # may only be tightened.
 LIMITS = {
     "pages": {"what": 1.5, "examples": 1.5, "short": 0.9, "forbidden": 0},
-    "docstrings": {"what": 1.5, "examples": 1.5, "short": 0.99, "forbidden": 1},
+    "docstrings": {"what": 1.5, "examples": 1.5, "short": 0.99, "forbidden": 0},
 }
 
 

@@ -2,10 +2,10 @@
 
     ranks = shards of the data x shares of the directions
 
-A direction is a function of (seed, step, number), so whoever knows the losses knows the update.
-Each rank evaluates its share of a step on its shard of the data; one all_gather of a few float64
-numbers hands all losses to all ranks, which sum them in the order of ranks and run the same rule on
-the same bits. Weights are never sent; every so many steps a hash of them is (Salimans et al.,
+A direction is a function of (seed, step, number), so the losses alone determine the update. Each
+rank evaluates its share of a step on its shard of the data. One all_gather of a few float64 numbers
+hands all losses to all ranks. They sum them in the order of ranks, and run the same rule on the
+same bits. Weights are never sent; every so many steps a hash of them is (Salimans et al.,
 "Evolution strategies as a scalable alternative to reinforcement learning", 2017).
 
 Whatever a rank does between two exchanges, it comes to the next one: that it raised an exception

@@ -233,7 +233,7 @@ class Stateful(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a
-        # scheduler puts here and whoever listens to this optimizer; a copy makes its own.
+        # scheduler puts here and its listeners; a copy makes its own.
         own = ("_weights", "_pending", "_listeners", "_thread", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
