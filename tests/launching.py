@@ -49,7 +49,9 @@ def _server() -> Any:
 def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
     """Start a function in as many processes; what comes back is waited for by `join`."""
     _server()
-    return mp.start_processes(main, (str(folder),), nprocs=size, join=False, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
+    return mp.start_processes(  # pyright: ignore[reportPrivateImportUsage]
+        main, (str(folder),), nprocs=size, join=False, start_method="forkserver"
+    )
 
 
 class Done(NamedTuple):
@@ -60,7 +62,9 @@ class Done(NamedTuple):
     err: str
 
 
-def _run_as_main(script: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _run_as_main(
+    script: str, arguments: list[str], environment: dict[str, str], folder: str
+) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ |= environment
@@ -70,7 +74,9 @@ def _run_as_main(script: str, arguments: list[str], environment: dict[str, str],
     runpy.run_path(script, run_name="__main__")
 
 
-def run_scripts(script: Path, *arguments: str, environments: list[dict[str, str]], limit: float = LIMIT) -> list[Done]:
+def run_scripts(
+    script: Path, *arguments: str, environments: list[dict[str, str]], limit: float = LIMIT
+) -> list[Done]:
     """Run a script as `python -W error` would, side by side in as many environments.
 
     Torch and the library are in memory already, which else takes each process three seconds.
@@ -89,8 +95,10 @@ def run_scripts(script: Path, *arguments: str, environments: list[dict[str, str]
             process.join(max(0.0, end - time.monotonic()))
             process.kill()  # nothing, where it has ended
             process.join()
-        texts = [[(Path(base) / str(i) / name).read_text() for name in ("out", "err")] for i in range(len(processes))]
-        return [Done(process.exitcode, *text) for process, text in zip(processes, texts, strict=True)]
+        return [
+            Done(process.exitcode, *(Path(base, str(i), name).read_text() for name in ("out", "err")))
+            for i, process in enumerate(processes)
+        ]
 
 
 def run_ranks(main: Callable[[int, str], None], folder: Path, size: int, limit: float = LIMIT) -> None:
