@@ -51,9 +51,9 @@ def _server() -> Any:
 def start(main: Callable[[int, str], None], folder: Path, size: int) -> Any:
     """Start a function in as many processes; what comes back is waited for by `join`."""
     _server()
-    return mp.start_processes(
+    return mp.start_processes(  # pyright: ignore[reportPrivateImportUsage]
         main, (str(folder),), nprocs=size, join=False, start_method="forkserver"
-    )  # pyright: ignore[reportPrivateImportUsage]
+    )
 
 
 class Done(NamedTuple):
@@ -97,12 +97,11 @@ def run_scripts(
             process.join(max(0.0, end - time.monotonic()))
             process.kill()  # nothing, where it has ended
             process.join()
-        texts = [
-            [(Path(base) / str(i) / name).read_text() for name in ("out", "err")]
-            for i in range(len(processes))
-        ]
         return [
-            Done(process.exitcode, *text) for process, text in zip(processes, texts, strict=True)
+            Done(
+                process.exitcode, *(Path(base, str(i), name).read_text() for name in ("out", "err"))
+            )
+            for i, process in enumerate(processes)
         ]
 
 
@@ -113,8 +112,9 @@ def run_ranks(
     context = start(main, folder, size)
     end = time.monotonic() + limit
     try:
-        # It returns whenever a process ends.
-        while not context.join(timeout=max(0.0, end - time.monotonic())):
+        while not context.join(
+            timeout=max(0.0, end - time.monotonic())
+        ):  # it returns whenever a process ends
             assert time.monotonic() < end, "the ranks hang"
     finally:
         for process in context.processes:

@@ -85,7 +85,7 @@ def test_noise_is_that_of_the_reference(n: int, seed: int) -> None:
 def test_a_run_is_that_of_the_torch_optimizer_and_its_first_step_is_the_same_to_rounding(
     kind: type[ScalarRule], settings: dict[str, Any]
 ) -> None:
-    """The first: the loss to a unit or two in the last place, weights to what that makes of them."""
+    """The first: the loss to a unit or two in the last place, weights to their share of that."""
     model, steps = network(), 60
     functional, start = Functional(kind, **settings), weights_of(model)
     before = float(loss(start))

@@ -187,6 +187,9 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
     assert main([*COMPARE, str(cut), "--workers", "1"]) == 0
     ours, theirs = (read_records(each / "records.jsonl").records for each in (cut, whole))
     assert without_circumstances(ours) == without_circumstances(theirs)
+    ours, theirs = (read_records(each / "pictures.jsonl").records for each in (cut, whole))
+    assert set(without_circumstances(ours)) == set(without_circumstances(theirs))
+    assert not list((cut / "checkpoints").iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
