@@ -116,6 +116,28 @@ def read(returned: Any, replicas: int) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
 
+def read_again(returned: Any, first: Tensor, rule: str, replicas: int | None) -> Tensor:
+    """The outcome o at other weights, of the shape `(R, n)` that it had at first.
+
+    Raises:
+        TypeError: it is not a loss.
+        ValueError: it has another shape.
+    """
+    returned = readable(returned, rule)
+    if replicas:
+        mean_losses(returned, rule, replicas)  # raises if it is no loss
+    elif not isinstance(returned, Outcome | Tensor):
+        mean_loss(returned, rule)
+    found = read(returned, replicas or 1)
+    if found.shape != first.shape:
+        raise ValueError(
+            f"{rule}: the closure returned {first.shape[1]} outcomes at first and "
+            f"{found.shape[1]} at perturbed weights of the same step; it must use the same batch "
+            "each time"
+        )
+    return found
+
+
 def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
     checked = mean_losses(returned, rule, replicas) if replicas else mean_loss(returned, rule)
     losses = returned.losses if isinstance(returned, Outcome) else returned

@@ -17,10 +17,9 @@ feature-specific prediction error model explains dopaminergic heterogeneity" (Na
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +28,10 @@ from torch.optim.optimizer import ParamsT
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.outcomes import Closure, Outcome, as_double, mean_loss, mean_losses, readable
+from dopaminergic.outcomes import Closure, as_double
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.progress import Change, Progress
-from dopaminergic.quadratic import Quadratic, quadratic, read
+from dopaminergic.quadratic import Quadratic
 from dopaminergic.rule import Losses, choose, decay_factors
 from dopaminergic.scalars import Scalar, total
 from dopaminergic.subspace import (
@@ -52,12 +51,30 @@ from dopaminergic.subspace import (
     subspace,
     with_noise,
 )
+from dopaminergic.vector_evaluations import Evaluations
 from dopaminergic.weight_optimizer import WeightOptimizer
-from dopaminergic.weights.modes import rewind
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
 # Directions are as good as orthogonal where there are this many weights for each of them.
 GRAM_WORTH_IT = 16
+
+
+class Plan(NamedTuple):
+    """A step that is tried on the same batch.
+
+    Attributes:
+        state: of the rule, before the verdict on the trial.
+        proposal: 0 for replicas that are not usable.
+        rates: share of the proposal that is taken, `(R,)` for each group.
+        terms: multiples of directions.
+        usable: replicas whose numbers are finite, `(R,)`.
+    """
+
+    state: VectorState
+    proposal: Proposal
+    rates: list[Tensor]
+    terms: list[Term]
+    usable: Tensor
 
 
 class VectorDopamine(WeightOptimizer):
@@ -193,77 +210,73 @@ class VectorDopamine(WeightOptimizer):
         weights = self._weights
         ranks = self._ranks
         replicas = self._replicas or 1
-        closure = functools.partial(weights.evaluate, closure)
-        if ranks is not None:
-            closure = ranks.seeded(closure, weights, self.settings["seed"], before.step)
-        random_states: list[Any] = []
-
-        def first() -> Quadratic:
-            nonlocal random_states
-            weights.begin(before.step)
-            if not any(weights.sizes):
-                checks.some_trainable(self._rule_name, self.param_groups)
-            random_states = [(generator, generator.get_state()) for generator in weights.generators]
-            return quadratic(closure(), self._rule_name, self._replicas)
-
+        evaluations = Evaluations(
+            closure,
+            weights,
+            self._batched,
+            ranks,
+            rule=self._rule_name,
+            seed=self.settings["seed"],
+            replicas=self._replicas,
+            step=before.step,
+        )
         check = None if ranks is None else self._check(before.step)
-        loss, usable, outcomes, portions = measure(ranks, first, check, replicas)
+        loss, usable, outcomes, portions = measure(ranks, evaluations.at_weights, check, replicas)
         self._agreed = True
-        losses = Losses(self._own(loss.loss), [], [])
         self._seen_any = True  # unless the directions tell otherwise
+        losses = Losses(self._own(loss.loss), [], [])
         if not bool(usable.any()):
             return losses, self._skip(before, 1)
         # The squares are taken here, since later the weights may be perturbed.
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
-        rewind(random_states)
+
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
-        evaluations = 0
-
-        def regrets(numbers: range) -> Tensor:
-            nonlocal evaluations
-            found, evaluations = self._regrets(closure, loss, numbers, before)
-            return found
-
+        multiples: list[Multiple] = [
+            s.numpy() if self._fleet else s.item() for s in self._scales(before)
+        ]
         seen = project(
-            ranks, regrets, lambda found: self._project(found, loss), (replicas, count, outcomes)
+            ranks,
+            lambda numbers: evaluations.regrets(numbers, loss, multiples),
+            lambda found: self._project(found, loss),
+            (replicas, count, outcomes),
         )
-        tried = evaluations if ranks is None else count
         self._seen_any = bool(seen.taken.any())
+        tried = evaluations.tried if ranks is None else count
+
         state, proposal = self._propose(before.rule, loss, seen, before.step)
-        # Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
-        usable = usable & proposal.coefficients.isfinite().all(1)
-        if not bool(usable.any()):
+        plan = self._plan(before, state, proposal, usable)
+        if not bool(plan.usable.any()):
             return losses, self._skip(before, tried + 1)
-        proposal = proposal._replace(
-            coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0)
-        )
+
+        def try_step() -> tuple[Tensor, Tensor]:
+            self._buffers.expect_trial()
+            return evaluations.at_trial(plan.terms), squares
+
+        trial, pooled = judged(ranks, try_step, portions, replicas)
+        return losses, self._judge(before, plan, loss, trial, pooled, tried + 2)
+
+    def _plan(
+        self, before: Progress, state: VectorState, proposal: Proposal, usable: Tensor
+    ) -> Plan:
+        """The step to try: none for replicas where it would leave the range of the weights' dtype.
+
+        Sums may overflow even where all outcomes are finite, and no way leads back from NaN.
+        """
+        usable = usable & proposal.coefficients.isfinite().all(1)
         state = choose(usable, state, before.rule)
         taken = torch.where(usable, share(state, proposal.lost), state.gain)
-        rates = [group["lr"] * taken for group in self.param_groups]
-        terms = self._terms(proposal.coefficients, rates, before)
-        fits = taken.isfinite() & torch.as_tensor(
-            weights.takes(terms, None), dtype=torch.bool, device="cpu"
-        )
-        if not bool(fits.all()):
-            usable = usable & fits
-            if not bool(usable.any()):
-                return losses, self._skip(before, tried + 1)
-            proposal = proposal._replace(
-                coefficients=torch.where(usable[:, None], proposal.coefficients, 0.0)
-            )
-            rates = [torch.where(usable, rate, 0.0) for rate in rates]
-            terms = self._terms(proposal.coefficients, rates, before)
 
-        def last() -> tuple[Tensor, Tensor]:
-            weights.move(terms, as_update=True)
-            rewind(random_states)
-            self._buffers.expect_trial()
-            return quadratic(closure(), self._rule_name, self._replicas).loss, squares
+        def planned(usable: Tensor) -> Plan:
+            coefficients = torch.where(usable[:, None], proposal.coefficients, 0.0)
+            rates = [torch.where(usable, group["lr"] * taken, 0.0) for group in self.param_groups]
+            terms = self._terms(coefficients, rates, before)
+            return Plan(state, proposal._replace(coefficients=coefficients), rates, terms, usable)
 
-        trial, pooled = judged(ranks, last, portions, replicas)
-        return losses, self._judge(
-            before, state, loss, proposal, rates, trial, pooled, usable, tried + 2
+        plan = planned(usable & taken.isfinite())
+        fits = torch.as_tensor(
+            self._weights.takes(plan.terms, None), dtype=torch.bool, device="cpu"
         )
+        return plan if bool(fits.all()) else planned(plan.usable & fits)
 
     def _is_silent(self, losses: Losses, change: Change) -> bool:
         """Whether no direction changed any outcome."""
@@ -275,46 +288,6 @@ class VectorDopamine(WeightOptimizer):
         The squares of all weights' moves sum to about sigma^2.
         """
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
-
-    def _regrets(
-        self, closure: Closure, loss: Quadratic, numbers: range, before: Progress
-    ) -> tuple[Tensor, int]:
-        """J `(R, k, n)` of some directions, and the number of evaluations."""
-        multiples: list[Multiple] = [
-            s.numpy() if self._fleet else s.item() for s in self._scales(before)
-        ]
-        if not numbers:
-            return loss.values[:, None][:, :0], 0
-
-        def values(returned: Any) -> Tensor:
-            returned = readable(returned, self._rule_name)
-            if self._replicas:
-                mean_losses(returned, self._rule_name, self._replicas)  # raises if it is no loss
-            elif not isinstance(returned, Outcome | Tensor):
-                mean_loss(returned, self._rule_name)
-            found = read(returned, self._replicas or 1)
-            if found.shape != loss.values.shape:
-                raise ValueError(
-                    f"VectorDopamine: the closure returned {loss.values.shape[1]} outcomes at "
-                    f"first and {found.shape[1]} at perturbed weights of the same step; it must "
-                    "use the same batch each time"
-                )
-            return found
-
-        def outcomes(some: range) -> tuple[Tensor, int]:
-            return self._batched(
-                self._weights, closure, values, loss.values, some, multiples, before.step
-            )
-
-        if self._ranks is None or self._ranks.deadline is None:
-            found, tried = outcomes(numbers)
-            return found.transpose(0, 1) - loss.values[:, None], tried
-        in_time: list[Tensor] = []
-        while len(in_time) < len(numbers) and not (in_time and self._ranks.late):
-            in_time.append(outcomes(numbers[len(in_time) : len(in_time) + 1])[0])
-        found = torch.cat(in_time).transpose(0, 1) - loss.values[:, None]
-        missing = (0, 0, 0, len(numbers) - len(in_time))
-        return torch.nn.functional.pad(found, missing, value=math.nan), len(in_time)
 
     def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
         """The loss in the span of the directions.
@@ -385,30 +358,29 @@ class VectorDopamine(WeightOptimizer):
     def _judge(
         self,
         before: Progress,
-        state: VectorState,
+        plan: Plan,
         loss: Quadratic,
-        proposal: Proposal,
-        rates: list[Tensor],
         trial: Tensor,
         squares: Tensor,
-        usable: Tensor,
         passes: int,
     ) -> Change:
         """Accept the step where it improves the loss of the same batch.
 
         Learn from both prediction errors.
         """
-        share = self._share(rates)
-        expected = torch.where(usable, proposal.expected(share), 0.0)
+        usable = plan.usable
+        rates = plan.rates
+        expected = plan.proposal.expected(self._share(rates))
+        expected = torch.where(usable, expected, 0.0)
         actual = loss.loss - trial
         # A loss of -inf is no improvement.
         actual = torch.where(actual.isfinite(), actual, torch.nan)
         accepted = usable & (actual > 0.0)
         if bool(accepted.all()):
             self._buffers.accept_trial()
-        after = next_damping(state, expected, actual)
+        after = next_damping(plan.state, expected, actual)
         if self._weights.saved_all:
-            after = next_reach(state, after, actual, first=self.settings["damping"])
+            after = next_reach(plan.state, after, actual, first=self.settings["damping"])
         after = after._replace(
             last_loss=loss.loss,
             expected=torch.where(accepted, expected, 0.0),
@@ -427,9 +399,8 @@ class VectorDopamine(WeightOptimizer):
             ),
             last_learning_rate=self._own(torch.where(usable, rates[0], before.last_learning_rate)),
         )
-        proposal = proposal._replace(
-            coefficients=torch.where(accepted[:, None], proposal.coefficients, 0.0)
-        )
+        coefficients = torch.where(accepted[:, None], plan.proposal.coefficients, 0.0)
+        proposal = plan.proposal._replace(coefficients=coefficients)
         scales = self._shrinks(proposal, rates, accepted, squares, before)
         return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
 

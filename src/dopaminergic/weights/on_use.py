@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dopaminergic.complaints import is_complaint
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.outcomes import Outcome
+from dopaminergic.outcomes import Outcome, readable
 from dopaminergic.weights.handing import Handing, Perturbation, Stock, turn
 from dopaminergic.weights.interruption import uninterrupted
 from dopaminergic.weights.layout import Block, Part
@@ -232,9 +232,12 @@ class OnUse(Way):
 
 
 def _numbers(returned: Any) -> list[Tensor]:
-    if isinstance(returned, Outcome):
-        return [returned.values.detach(), returned.losses.detach()]
-    if isinstance(returned, Tensor):
-        return [returned.detach()]
-    number = returned if isinstance(returned, float) else math.nan
-    return [torch.tensor(number, dtype=torch.float64, device="cpu")]
+    try:
+        found = readable(returned, "the closure")
+    except TypeError:  # of which the reader of losses says more
+        found = math.nan
+    if isinstance(found, Outcome):
+        return [found.values.detach(), found.losses.detach()]
+    if isinstance(found, Tensor):
+        return [found.detach()]
+    return [torch.tensor(found, dtype=torch.float64, device="cpu")]
