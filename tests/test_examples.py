@@ -135,5 +135,5 @@ def test_many_runs_in_jax_solve_xor() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 60
+    assert len(path.read_text().splitlines()) < 72  # of at most 100 columns
     assert f'printed("{path.name}"' in Path(__file__).read_text()
