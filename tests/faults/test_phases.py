@@ -31,6 +31,7 @@ HAPPENINGS: dict[str, type[BaseException] | signal.Signals] = {
     "no memory": MemoryError,
     "no memory on the device": torch.OutOfMemoryError,
     "an alarm": signal.SIGALRM,
+    "SIGUSR1": signal.SIGUSR1,
 }
 RAISED = (
     ZeroDivisionError,
@@ -55,6 +56,7 @@ def handlers() -> Iterator[None]:
     wanted = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGALRM: late,
+        signal.SIGUSR1: late,
         signal.SIGTERM: leave,
     }
     previous = {number: signal.signal(number, handler) for number, handler in wanted.items()}
