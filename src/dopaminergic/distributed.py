@@ -32,7 +32,7 @@ from dopaminergic import checks
 from dopaminergic.channel import MISSING, Channel, Message, SharedLosses
 from dopaminergic.fingerprint import digest
 from dopaminergic.weights import Weights
-from dopaminergic.weights.modes import rewind
+from dopaminergic.weights.modes import random_states, rewind
 from dopaminergic.weights.sharding import is_sharded
 
 if dist.is_available():
@@ -173,9 +173,7 @@ class Ranks:
 
         def call() -> Any:
             if not states:  # the generators are known from the beginning of the step on
-                states.append(
-                    [(generator, generator.get_state()) for generator in weights.generators]
-                )
+                states.append(random_states(weights.generators))
             try:
                 if len(states) == 1:
                     states.append(

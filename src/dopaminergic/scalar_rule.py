@@ -24,7 +24,7 @@ from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Decision, Group, Losses, can_be_ranked, choose, decay_factors
 from dopaminergic.scalars import Scalar, as_array, as_tensor, finite, select
 from dopaminergic.weight_optimizer import WeightOptimizer
-from dopaminergic.weights.modes import rewind
+from dopaminergic.weights.modes import random_states, rewind
 
 
 class ScalarRule(WeightOptimizer):
@@ -123,13 +123,13 @@ class ScalarRule(WeightOptimizer):
         closure = functools.partial(weights.evaluate, closure)
         groups = self._groups()  # before the closure may change how weights are perturbed
         # Common random numbers: every evaluation starts where torch's generators are now.
-        random_states = [(generator, generator.get_state()) for generator in weights.generators]
+        states = random_states(weights.generators)
         values: list[Scalar] = []
         last: int | None = None
         for number, point in enumerate(plan):
             if point.direction is not None:
                 if self.settings["batched"]:
-                    rewind(random_states)
+                    rewind(states)
                     found, extra = self._as_batches(closure, plan[number:], values, groups, step)
                     return values + found, groups, extra
                 if (
@@ -140,7 +140,7 @@ class ScalarRule(WeightOptimizer):
                     break
                 last = point.direction
                 weights.move([(point.direction, _multiples(groups, point.side))])
-                rewind(random_states)
+                rewind(states)
             values.append(self._loss(closure))
         return values, groups, 0
 
@@ -194,9 +194,7 @@ class ScalarRule(WeightOptimizer):
         Further evaluations are those beyond one for each point.
         """
         extra = 0
-        random_states = [
-            (generator, generator.get_state()) for generator in self._weights.generators
-        ]
+        states = random_states(self._weights.generators)
         if not base and not (self._batched.checked or self._batched.refused):
             # The first batch is compared by this loss.
             base, extra = [self._loss(closure)], 1
@@ -204,7 +202,7 @@ class ScalarRule(WeightOptimizer):
         reference = torch.as_tensor(first, dtype=torch.float64, device="cpu").reshape(-1)
         found: dict[Point, Scalar] = {}
         for side in dict.fromkeys(point.side for point in plan):
-            rewind(random_states)
+            rewind(states)
             some = [point for point in plan if point.side == side]
             losses, evaluations = self._batched(
                 self._weights,
