@@ -111,7 +111,10 @@ class Convolutional(Stackable):
         self._check_input(inputs, 2, SIDE * SIDE)
         seen = patches(inputs.unflatten(-1, (SIDE, SIDE, 1)), KERNELS[0], STRIDES[0])
         seen = seen.expand(self.replicas or 1, *seen.shape[-3:])
-        logits = torch.cat([self._logits(piece) for piece in seen.split(IMAGES_AT_ONCE, 1)], 1)
+        if self.as_written:
+            logits = self._logits(seen)
+        else:
+            logits = torch.cat([self._logits(piece) for piece in seen.split(IMAGES_AT_ONCE, 1)], 1)
         return logits[0] if self.replicas is None else logits
 
     def _logits(self, seen: Tensor) -> Tensor:

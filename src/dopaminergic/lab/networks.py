@@ -43,9 +43,13 @@ class Stackable(nn.Module):
 
     Attributes:
         replicas: the number of replicas R, or None for a plain network.
+        as_written: whether the network computes by its equations as they are written, all samples
+            at once, which rules that perturb activities need; else by faster forms of them. The
+            results are the same but for rounding.
     """
 
     replicas: int | None
+    as_written: bool = False
 
     def _set_parameters(
         self, seeds: Seeds, shapes: dict[str, tuple[tuple[int, ...], float]], dtype: torch.dtype
@@ -185,9 +189,11 @@ class Perceptron(Stackable):
         """
         h = self._stacked_input(inputs, 2, self.sizes[0])
         last = len(self.sizes) - 2
+        activate = ACTIVATIONS[self.hidden]
         for i in range(last + 1):
             h = torch.baddbmm(self._stacked(f"bias_{i}")[:, None], h, self._stacked(f"weight_{i}"))
-            h = h if i == last else ACTIVATIONS[self.hidden](h)
+            if i < last:
+                h = h.tanh() if self.as_written and self.hidden == "tanh" else activate(h)
         return h[0] if self.replicas is None else h
 
 
@@ -268,6 +274,8 @@ class Recurrent(Stackable):
         """
         x = self._stacked_input(inputs, 3, self.inputs)
         replicas, batch, steps, _ = x.shape
+        if self.as_written:
+            return self._forward_as_written(x, state)
         # Time before batch, so that all time steps are projected by one product and read out by
         # another.
         flat = x.transpose(1, 2).reshape(replicas, steps * batch, self.inputs)
@@ -283,6 +291,20 @@ class Recurrent(Stackable):
         return (
             (out[0], tuple(value[0] for value in final)) if self.replicas is None else (out, final)
         )
+
+    def _forward_as_written(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The same outputs and state, by the equations of the cell."""
+        replicas, batch, steps, _ = x.shape
+        flat = x.transpose(1, 2).reshape(replicas, steps * batch, self.inputs)
+        now = self._start(state, replicas, batch, flat)
+        if self.cell == "tanh":
+            now = (2.0 * now[0] - 1.0,)
+        run = {"tanh": self._elman_cell, "gru": self._gru_cell, "lstm": self._lstm_cell}[self.cell]
+        states, now = run(flat, now)
+        bias = self._stacked("output_bias")[:, None]
+        out = torch.baddbmm(bias, states, self._stacked("output_weight"))
+        out = out.view(replicas, steps, batch, self.outputs).transpose(1, 2)
+        return (out[0], tuple(part[0] for part in now)) if self.replicas is None else (out, now)
 
     def _steps_at_once(self, sequences: int) -> int:
         # Pieces of two megabytes stay in the cache.
@@ -328,6 +350,15 @@ class Recurrent(Stackable):
             s = torch.baddbmm(a, s, wh, alpha=4.0).sigmoid_()
             states.append(s)
         return torch.cat(states, 1), (s,)
+
+    def _elman_cell(self, flat: Tensor, carried: State) -> tuple[Tensor, State]:
+        (h,) = carried
+        drive = torch.baddbmm(self._stacked("bias")[:, None], flat, self._stacked("input_weight"))
+        states = []
+        for a in drive.split(h.shape[1], 1):
+            h = torch.baddbmm(a, h, self._stacked("recurrent_weight")).tanh()
+            states.append(h)
+        return torch.cat(states, 1), (h,)
 
     def _gru_cell(self, flat: Tensor, carried: State) -> tuple[Tensor, State]:
         (h,) = carried

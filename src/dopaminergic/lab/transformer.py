@@ -119,9 +119,12 @@ class Transformer(Stackable):
             Shape `(B, length, tokens)`, or `(R, B, length, tokens)` for a stacked network.
         """
         sequences = self._stacked_input(inputs, 2, self.length)
-        logits = torch.cat(
-            [self._logits(piece) for piece in sequences.split(SEQUENCES_AT_ONCE, 1)], 1
-        )
+        if self.as_written:
+            logits = self._logits(sequences)
+        else:
+            logits = torch.cat(
+                [self._logits(piece) for piece in sequences.split(SEQUENCES_AT_ONCE, 1)], 1
+            )
         return logits[0] if self.replicas is None else logits
 
     def _logits(self, sequences: Tensor) -> Tensor:

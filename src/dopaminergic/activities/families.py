@@ -1,0 +1,143 @@
+"""All calls of one site in an evaluation, stacked: the units whose inputs are perturbed.
+
+A recurrent cell is called at each time step, by the same weights. Its calls are one family of
+`(R, B, S, U)` units: replicas, samples, S calls or time steps, units. A layer that is called once
+is a family with S = 1, or with its own dimension of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopaminergic.activities.layout import Layout, layouts
+from dopaminergic.activities.tape import Node, Place, Weight
+
+
+@dataclass(eq=False, slots=True)
+class Family:
+    """The calls of one site, or of one sum of sites.
+
+    Attributes:
+        name: of the first of its weights, with the number of calls before if they are apart.
+        nodes: the calls.
+        layouts: those that a call may have, of which the first is used.
+        gains: how much an activation answers to its input, `(R, B, S, U)`.
+        trials: xi, of the same shape.
+    """
+
+    name: str
+    nodes: list[Node]
+    layouts: list[Layout]
+    gains: Tensor
+    trials: Any = None
+
+    @property
+    def layout(self) -> Layout:
+        """How a call is brought into the form `(R, B, T, U)`."""
+        return self.layouts[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(R, B, S, U)`."""
+        return tuple(self.gains.shape)  # pyright: ignore[reportReturnType]
+
+    @property
+    def size(self) -> int:
+        """N: units of one sample."""
+        return self.shape[2] * self.shape[3]
+
+    def of_calls(self, found: Tensor) -> list[Tensor]:
+        """Something that all units have, in the shape of each call."""
+        parts = found.chunk(len(self.nodes), 2)
+        return [
+            self.layout.together(part, node.place.shape)
+            for part, node in zip(parts, self.nodes, strict=True)
+        ]
+
+
+def credited(nodes: list[Node], outcome: Node | None, trainable: set[int]) -> list[Node]:
+    """The nodes that are units: not absorbed, and with a weight to learn.
+
+    Args:
+        nodes: of an evaluation.
+        outcome: the node that the outcome is, which is known exactly; it is not among them.
+        trainable: numbers of weights that may change.
+    """
+    return [
+        node
+        for node in nodes
+        if node is not outcome
+        and (node.consumed or node.added)
+        and not node.absorbed
+        and any(weight.number in trainable for weight in weights_of(node))
+    ]
+
+
+def weights_of(node: Node) -> list[Weight]:
+    """All weights that enter a node, also by nodes that it has absorbed."""
+    found = [synapse.weight for synapse in node.synapses]
+    for operand, _, _ in node.operands:
+        if operand.absorbed:
+            found.extend(weights_of(operand))
+    return found
+
+
+def families(
+    units: list[Node], replicas: int | None, samples: int, times: int, name: Any
+) -> list[Family]:
+    """The families of an evaluation, in its order.
+
+    Args:
+        units: its nodes that are perturbed.
+        replicas: R, or None.
+        samples: B.
+        times: T of the outcomes.
+        name: maps the number of a weight to its name.
+
+    Raises:
+        ValueError: the samples cannot be found in the units of a site.
+    """
+    groups: dict[Any, list[Node]] = {}
+    for node in units:
+        weights = sorted(set(weights_of(node)), key=lambda w: (w.number, w.place.offset))
+        groups.setdefault((tuple(weights), node.place.shape), []).append(node)
+    found: list[Family] = []
+    for (weights, shape), nodes in groups.items():
+        there = layouts(shape, replicas, samples, times)
+        label = name(weights[0].number)
+        if not there:
+            raise ValueError(
+                f"the site of {label} has shape {tuple(shape)}, in which {samples} samples of the "
+                "outcomes cannot be found"
+            )
+        if len(nodes) > 1 and there[0].ends[2]:  # each call has time steps of its own
+            for i, node in enumerate(nodes):
+                found.append(_family(f"{label}#{i}", [node], there))
+        else:
+            found.append(_family(label, nodes, there))
+    return found
+
+
+def _family(name: str, nodes: list[Node], there: list[Layout]) -> Family:
+    gains = torch.cat([there[0].apart(gain_of(node)) for node in nodes], 2)
+    return Family(name, nodes, there, gains)
+
+
+def gain_of(node: Node) -> Tensor:
+    """How much activations answer to a node, in its shape; 1 where nothing is known."""
+    place = node.place
+    if len(node.slopes) == 1 and node.slopes[0][0] == place:
+        return node.slopes[0][1]
+    span = max([place.span, *(other.span for other, _ in node.slopes)])
+    memory = torch.ones(span, dtype=node.dtype, device=node.device)
+    times: dict[Place, int] = {}
+    for other, slope in node.slopes:
+        seen = times.get(other, 0)
+        there = other.within(memory)
+        there.copy_(slope if not seen else (there * seen + slope) / (seen + 1))
+        times[other] = seen + 1
+    return place.within(memory)

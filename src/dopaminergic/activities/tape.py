@@ -1,0 +1,416 @@
+"""One evaluation, watched: where weights meet activities, and what becomes of their sums.
+
+    v, W -> v W  (site)      site + site, site + bias  (sum)      sum -> activation -> ...
+
+A *node* is the result of an operation that combines trainable weights with activities, or a sum of
+such results. A node that only takes part in sums is *absorbed* by them. The nodes that are left are
+the units whose inputs are perturbed. For example the three matrix products and biases of a
+recurrent cell are one node at each time step.
+
+Operations are seen where torch dispatches them, below modules and composite functions. So it does
+not matter whether a model is made of modules, functions or products of bare parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dopaminergic.activities.synapses import AFFINE, SITES, SUMS, Site, Synapse
+
+_storage_id: Callable[[Tensor], int] = torch._C._storage_id  # pyright: ignore[reportPrivateUsage]
+FUSED = {
+    torch.ops.aten.mkldnn_rnn_layer.default: "mkldnn",
+    torch.ops.aten._native_multi_head_attention.default: "attention",
+    torch.ops.aten._transformer_encoder_layer_fwd.default: "attention",
+}
+
+
+class Place(NamedTuple):
+    """Where a view lies in its storage, in elements."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Place:
+        """The place of a view."""
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+    @property
+    def span(self) -> int:
+        """Elements of the storage up to the last one of the view."""
+        return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+    def elements(self) -> Tensor:
+        """Numbers of the elements of the storage, in the order of the view."""
+        return torch.arange(self.span, device="cpu").as_strided(*self).flatten()
+
+    def within(self, buffer: Tensor) -> Tensor:
+        """The same view of other memory, one-dimensional."""
+        return buffer.as_strided(self.shape, self.stride, self.offset)
+
+
+class Weight(NamedTuple):
+    """A view of a parameter.
+
+    Attributes:
+        number: of the parameter.
+        place: of the view, in the storage of the parameter.
+    """
+
+    number: int
+    place: Place
+
+
+class Derived(NamedTuple):
+    """A multiple of a weight, plus a constant.
+
+    Attributes:
+        weight: the view it was made of.
+        factor: its multiple.
+        place: of the result.
+    """
+
+    weight: Weight
+    factor: float
+    place: Place
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A sum of products of weights and activities, which may be perturbed.
+
+    Attributes:
+        number: of the operation, in the order of the evaluation.
+        operation: that made it.
+        place: of the result.
+        synapses: of weights that enter it directly.
+        operands: nodes that it adds up, where in their storages, and the factor of each.
+        dtype: of the result.
+        device: of the result.
+        consumed: whether anything but a sum reads it.
+        added: whether a sum reads it.
+        slopes: of the activations that read it: the place of what they read, and how their results
+            change with it.
+    """
+
+    number: int
+    operation: Any
+    place: Place
+    synapses: list[Synapse]
+    operands: list[tuple[Node, Place, float]]
+    dtype: torch.dtype
+    device: torch.device
+    consumed: bool = False
+    added: bool = False
+    slopes: list[tuple[Place, Tensor]] = field(default_factory=list)
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether a sum has taken its place."""
+        return self.added and not self.consumed
+
+
+@dataclass(eq=False, slots=True)
+class Probe:
+    """An activation at a little more and a little less than its input."""
+
+    node: Node
+    place: Place
+    more: Tensor | None
+    less: Tensor | None
+
+    def finish(self, sigma: float) -> None:
+        """Tell the node its slope, once; the activation is not followed any further."""
+        more, less = self.more, self.less
+        if more is None or less is None:
+            return
+        self.more = self.less = None
+        if more.is_floating_point():
+            self.node.slopes.append((self.place, (more - less) / (2.0 * sigma)))
+
+
+class Fused(Exception):  # noqa: N818  (never leaves the package)
+    """A fused operation hides its products; it must be evaluated in parts."""
+
+
+@functools.lru_cache(maxsize=4096)
+def overlap(one: Place, other: Place) -> bool:
+    """Whether two views of one storage have an element in common.
+
+    >>> row = Place((3,), (1,), 0)
+    >>> overlap(row, row._replace(offset=2)), overlap(row, row._replace(offset=3))
+    (True, False)
+    """
+    return not set(one.elements().tolist()).isdisjoint(other.elements().tolist())
+
+
+class Tape(TorchDispatchMode):
+    """Records the nodes of one evaluation.
+
+    Args:
+        parameters: all of the model, trainable or not.
+        sigma: how far activations are probed to either side.
+
+    Attributes:
+        nodes: in the order of the evaluation.
+        strange: numbers of parameters that entered an operation which is no site, with its name.
+        derived: weights that the evaluation made of others, numbered after the parameters.
+        overwritten: inputs of sites, with the version that they had then.
+    """
+
+    def __init__(self, parameters: list[Tensor], sigma: float) -> None:
+        super().__init__()
+        self.parameters: dict[int, list[int]] = {}
+        for number, parameter in enumerate(parameters):
+            self.parameters.setdefault(_storage_id(parameter), []).append(number)
+        self.nodes: list[Node] = []
+        self.strange: dict[int, str] = {}
+        self.derived: list[Derived] = []
+        self._tensors = parameters
+        self._sigma = sigma
+        self._count = 0
+        # By storage: views of it in the order of their making, with the node or probe that each is.
+        self._known: dict[int, list[tuple[Place, Node | Probe | None]]] = {}
+        self._held: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._count += 1
+        if func.is_view:
+            return func(*args, **kwargs)
+        if func in FUSED:
+            raise Fused(FUSED[func])
+        if func in AFFINE and self.weight(args[0]) is not None:
+            factor = AFFINE[func](args, kwargs)
+            if factor is not None:
+                return self._derive(func, args, kwargs, factor)
+        read = SITES.get(func)
+        site = None if read is None else read(self, args, kwargs)
+        if site is not None:
+            return self._at_site(site, func, args, kwargs)
+        if func in SUMS and self._sums_nodes(SUMS[func](args, kwargs)):
+            result = func(*args, **kwargs)
+            self._add(func, result, [], self._operands(SUMS[func](args, kwargs), result.shape))
+            return result
+        if torch.Tag.pointwise in func.tags:
+            return self._pointwise(func, args, kwargs)
+        return self._other(func, args, kwargs)
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def weight(self, argument: Any) -> Weight | None:
+        """The view of a parameter that an argument is, if it is one."""
+        if not isinstance(argument, Tensor):
+            return None
+        numbers = self.parameters.get(_storage_id(argument))
+        if numbers is None:
+            return None
+        place = Place.of(argument)
+        for number in numbers:
+            first = self._tensors[number].storage_offset()
+            if first <= place.offset < first + max(1, self._tensors[number].numel()):
+                return Weight(number, place)
+        return None
+
+    def _derive(self, func: Any, args: Any, kwargs: Any, factor: float) -> Tensor:
+        """A multiple of a weight, or a copy of it, is a weight too."""
+        weight: Any = self.weight(args[0])
+        result = func(*args, **kwargs)
+        if _storage_id(result) != _storage_id(args[0]):
+            self.parameters[_storage_id(result)] = [len(self._tensors)]
+            self._tensors = [*self._tensors, result]
+            self.derived.append(Derived(weight, factor, Place.of(result)))
+        return result
+
+    # ---- sites and sums --------------------------------------------------------------------------
+
+    def _at_site(self, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
+        for tensor in site.read:
+            self._consume(tensor)
+        result = func(*args, **kwargs)
+        first = result[0] if isinstance(result, tuple) else result
+        synapses = site.synapses(result) if callable(site.synapses) else site.synapses
+        self._add(func, first, synapses, self._operands(site.added, first.shape))
+        return result
+
+    def _sums_nodes(self, added: Iterable[tuple[Any, float]]) -> bool:
+        return any(isinstance(self._at(t), Node) for t, _ in added if isinstance(t, Tensor))
+
+    def _operands(
+        self, added: Iterable[tuple[Any, float]], shape: Any
+    ) -> list[tuple[Node, Place, float]]:
+        """The nodes among the tensors that an operation adds.
+
+        One that is broadcast over more than itself is read, as by any other operation.
+        """
+        operands: list[tuple[Node, Place, float]] = []
+        for tensor, factor in added:
+            if not isinstance(tensor, Tensor):
+                continue
+            node = self._at(tensor)
+            if isinstance(node, Node) and tensor.shape == shape:
+                operands.append((node, Place.of(tensor), factor))
+                node.added = True
+            else:
+                self._consume(tensor)
+        return operands
+
+    def _add(self, func: Any, result: Tensor, synapses: list[Synapse], operands: Any) -> None:
+        place = Place.of(result)
+        node = Node(self._count, func, place, synapses, operands, result.dtype, result.device)
+        self.nodes.append(node)
+        self._note(result, place, node)
+
+    def _note(self, result: Tensor, place: Place, what: Node | Probe | None) -> None:
+        known = self._known.setdefault(_storage_id(result), [])
+        if not known:
+            # A weak reference keeps the number from being given to other memory.
+            self._held.append(StorageWeakRef(result.untyped_storage()))
+        known.append((place, what))
+
+    def _at(self, tensor: Tensor) -> Node | Probe | None:
+        """The last that is known of a tensor's memory."""
+        known = self._known.get(_storage_id(tensor))
+        if known is None:
+            return None
+        if len(known) == 1:
+            return known[0][1]
+        place = Place.of(tensor)
+        for other, what in reversed(known):
+            if other == place or overlap(other, place):
+                return what
+        return None
+
+    # ---- who reads a node ------------------------------------------------------------------------
+
+    def _other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Any operation that is neither a site nor a sum nor an activation."""
+        tensors = _tensors(args, kwargs)
+        for tensor in tensors:
+            self._consume(tensor)
+            weight = self.weight(tensor)
+            if weight is not None:
+                self.strange.setdefault(weight.number, str(func))
+        if func._schema.is_mutable and tensors and _storage_id(tensors[0]) in self._known:
+            self._note(tensors[0], Place.of(tensors[0]), None)
+        return func(*args, **kwargs)
+
+    def _consume(self, tensor: Tensor) -> None:
+        what = self._at(tensor)
+        if isinstance(what, Node):
+            what.consumed = True
+        elif isinstance(what, Probe):
+            what.finish(self._sigma)
+
+    def _pointwise(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An activation, if it is a function of one view of a node."""
+        tensors = [t for t in _tensors(args, kwargs) if t.ndim]
+        seen = [self._at(t) for t in tensors]
+        probe = self._common(tensors, seen)
+        if probe is None:
+            return self._other(func, args, kwargs)
+        more = self._moved(func, args, kwargs, tensors, seen, 1)
+        less = self._moved(func, args, kwargs, tensors, seen, -1)
+        result = func(*args, **kwargs)
+        self._note(result, Place.of(result), Probe(probe.node, probe.place, more, less))
+        return result
+
+    def _common(self, tensors: list[Tensor], seen: list[Any]) -> Probe | None:
+        """The one view of a node that all tensors are functions of, or None."""
+        found: Probe | None = None
+        for tensor, what in zip(tensors, seen, strict=True):
+            if isinstance(what, Node) and tensor.is_floating_point():
+                what.consumed = True
+                one = Probe(what, Place.of(tensor), None, None)
+            elif isinstance(what, Probe) and what.more is not None and (
+                what.more.shape == tensor.shape
+            ):
+                one = what
+            else:
+                return None
+            if found is not None and (found.node is not one.node or found.place != one.place):
+                return None
+            found = one
+        return found
+
+    def _moved(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], seen: list[Any], side: int
+    ) -> Tensor:
+        moved: dict[int, Tensor] = {}
+        for tensor, what in zip(tensors, seen, strict=True):
+            if isinstance(what, Probe):
+                moved[id(tensor)] = (what.more if side > 0 else what.less).clone()
+            else:
+                moved[id(tensor)] = tensor + side * self._sigma
+        return func(*(moved.get(id(a), a) for a in args), **kwargs)
+
+    def finish(self, values: Tensor) -> Node | None:
+        """End the record; returns the node that the outcome is a view of, if it is one."""
+        for known in self._known.values():
+            for _, what in known:
+                if isinstance(what, Probe):
+                    what.finish(self._sigma)
+        outcome = self._at(values)
+        self._known = {}
+        self._held = []
+        if not isinstance(outcome, Node):
+            return None
+        outcome.consumed = True
+        return outcome
+
+
+class Perturbed(TorchDispatchMode):
+    """Adds noise to the results of some operations of an evaluation.
+
+    Args:
+        noise: by the number of the operation: the operation, and the noise to add.
+
+    Attributes:
+        left: numbers of operations that have not come yet.
+    """
+
+    def __init__(self, noise: dict[int, tuple[Any, Tensor]]) -> None:
+        super().__init__()
+        self.left = dict(noise)
+        self._count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._count += 1
+        planned = self.left.pop(self._count, None)
+        if planned is None:
+            return result
+        first = result[0] if isinstance(result, tuple) else result
+        operation, noise = planned
+        if func is not operation or first.shape != noise.shape:
+            raise OtherPath(f"{operation} {tuple(noise.shape)}", f"{func} {tuple(first.shape)}")
+        first.add_(noise)
+        return result
+
+
+class OtherPath(Exception):  # noqa: N818  (told in other words)
+    """The perturbed evaluation runs other operations than the one before."""
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, list | tuple):
+            found.extend(a for a in argument if isinstance(a, Tensor))
+    return found
