@@ -6,6 +6,7 @@ from dopaminergic.diagnostics import EstimatorReport, check_estimator
 from dopaminergic.distributed import Ranks, broadcast
 from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.journal import Journal, replay, revert
+from dopaminergic.node import NodeDopamine, NodePerturbation
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
 from dopaminergic.scalar_rule import ScalarRule
@@ -19,6 +20,8 @@ __all__ = [
     "EvolutionStrategy",
     "ForwardOptimizer",
     "Journal",
+    "NodeDopamine",
+    "NodePerturbation",
     "Outcome",
     "Ranks",
     "ScalarRule",

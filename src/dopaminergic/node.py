@@ -14,54 +14,142 @@ perturbations: Lansdell, Prakash and Kording (2019).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dopaminergic import checks, states
-from dopaminergic.activities import feedback
-from dopaminergic.activities.estimates import estimates, wide
-from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family, credited, families
-from dopaminergic.activities.gauss_newton import (
-    Aligned,
-    NotInLine,
-    add_readout,
-    add_rows,
-    align,
-    inputs_of,
-    paths,
-    structure,
-    synapses_of,
-)
-from dopaminergic.evaluation import Evaluation
-from dopaminergic.noise import Combination
-from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.outcomes import Closure
+from dopaminergic.activities.credit import Credit, learn, parts_of
+from dopaminergic.activities.estimates import estimates
+from dopaminergic.activities.evaluations import Record
+from dopaminergic.activities.jacobian import Jacobians
+from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
-from dopaminergic.rule import Losses
-from dopaminergic.scalars import Scalar
-from dopaminergic.weights.interruption import uninterrupted
 
-PRIMAL = 1500  # weights for which the Jacobian is written out
+STEP = 3e-3  # of a first-order step, before its controller
+FIRST, SECOND = 0.9, 0.99  # decays of the means of estimates and of their squares
+CURVATURE = 0.9  # decay of the mean of Gauss-Newton matrices
+HALF = 0.5  # of a Gauss-Newton step is taken
+
+
+def node_credits(record: Record, credit: Credit) -> dict[Any, Tensor]:
+    """The credit of every unit's input, and the exact one of the outcomes, by their nodes."""
+    found: dict[Any, Tensor] = {}
+    for part, one in zip(credit.parts, credit.credits, strict=True):
+        family = part.family
+        found.update(zip(family.nodes, family.of_calls(one), strict=True))
+    node = record.outcome
+    if node is not None:
+        memory = record.loss.slope.new_zeros(max(node.place.span, record.place.span))
+        slope = record.loss.slope.reshape(record.place.shape)
+        record.place.within(memory).copy_(slope)
+        found[node] = node.place.within(memory)
+    return found
+
+
+class NodePerturbation(NodeOptimizer):
+    """The plain rule: each unit learns from its own trial and the loss of its sample alone.
+
+    dW = mean over samples of presynaptic activity x trial x (loss with trials - loss) / sigma. It
+    is the baseline of `NodeDopamine`, as `WeightPerturbation` is that of `Dopamine`. A step takes 3
+    forward passes: two evaluations, and the products.
+
+    Args:
+        model: a module, its parameters, named parameters, or groups with their own `lr` and
+            `weight_decay`. The closure must call it.
+        lr: learning rate, >= 0; for a fleet also a tensor of shape `(R,)`.
+        sigma: how far a trial moves the input of a unit, > 0. None: 0.001; with 16-bit weights
+            0.03.
+        noise: `"rademacher"` or `"gaussian"`.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0: weights shrink by `lr` times it.
+        process_group: `"alone"` or None; ranks are refused.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    Source: Werfel, Xie and Seung, "Learning curves for stochastic gradient descent in linear
+    feedforward networks" (Neural Computation 2005).
+
+    >>> import torch
+    >>> from dopaminergic import squared_error
+    >>> model, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 0.0]])
+    >>> optimizer = NodePerturbation(model, lr=0.05)
+    >>> losses = [optimizer.step(lambda: squared_error(model(x), x[:, :1])) for _ in range(200)]
+    >>> losses[-1] < 0.1 * losses[0]
+    True
+    """
+
+    perturbs_readout = True
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        lr: Any = 0.01,
+        sigma: float | None = None,
+        noise: str = "rademacher",
+        seed: int | Sequence[int] = 0,
+        weight_decay: float = 0.0,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__(
+            model,
+            lr=lr,
+            sigma=sigma,
+            noise=noise,
+            seed=seed,
+            weight_decay=weight_decay,
+            process_group=process_group,
+        )
+
+    @property
+    def next_passes(self) -> int:
+        """The most forward passes that the next step may take, but for checks of a first step."""
+        return 3
+
+    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
+        record = trial.record
+        samples = record.shape[1]
+        regrets = trial.loss_regrets
+        regrets = torch.where(regrets.isfinite(), regrets, 0.0)[..., None, None] / samples
+        credits: dict[Any, Tensor] = {}
+        for family in trial.found:
+            credit = regrets * family.trials / family.reach
+            credits.update(zip(family.nodes, family.of_calls(credit), strict=True))
+        found = estimates(
+            record.tape.nodes, credits, self.parameters, record.tape.derived, trial.trainable
+        )
+        updates: dict[int, Tensor] = {}
+        for number, estimate in found.items():
+            parameter = self.parameters[number].detach()
+            group = self.rates(number)
+            lr = self.spread(group["lr"], parameter)
+            amount = estimate + group["weight_decay"] * parameter
+            updates[number] = (-lr * amount).to(parameter.dtype)
+        lr = self.param_groups[0]["lr"]
+        after = before._replace(last_rpe=self._rpe(regrets), last_learning_rate=lr)
+        return NodeChange(updates, trial.memory, after)
+
+    def _rpe(self, regrets: Tensor) -> Any:
+        sigma = self.param_groups[0]["sigma"]
+        return self._own(sigma * regrets.sum((1, 2, 3)).cpu().double())
 
 
 class NodeState(NamedTuple):
     """The controllers' numbers, each float64 `(R,)`.
 
     Attributes:
-        damping: lambda.
+        damping: lambda of Gauss-Newton steps.
         gain: factor on the length of first-order steps.
-        actual: running mean of improvements' sizes.
-        promised: running mean of expected improvements' sizes.
-        comparisons: weight of those means.
+        actual: running mean of the sizes of improvements.
+        promised: running mean of the sizes of expected improvements.
+        comparisons: weight of these means.
         expected: improvement that the last step promised.
         last_loss: before the last step.
-        updates: number of steps that changed weights.
+        updates: steps that have changed the weights.
     """
 
     damping: Tensor
@@ -74,52 +162,50 @@ class NodeState(NamedTuple):
     updates: Tensor
 
 
-class NodeChange(NamedTuple):
-    """The effect of a step once it is applied.
+class NodeDopamine(NodeOptimizer):
+    """Credit through activities: trains deep networks by forward passes alone, with nothing to tune.
 
-    Attributes:
-        updates: amounts that are added to parameters, by their numbers.
-        memory: all that the rule has learned, by name.
-        after: the progress that follows.
+    Every unit of every sample is perturbed on its own, and learned feedback expects what the
+    outcomes will answer. Networks of up to 1,500 weights take Gauss-Newton steps, 4 forward passes
+    each; larger ones first-order steps of 3. The network is never differentiated.
+
+    Give it predictions: a closure that returns `squared_error(prediction, target)`,
+    `cross_entropy(logits, labels)` or `outcome(values, loss)`, samples first. Losses of single
+    samples, shape `(n,)`, serve too. A lone number is refused.
+
+    Args:
+        model: a module, its parameters, named parameters, or groups with their own `lr` and
+            `weight_decay`. The closure must call it.
+        lr: factor on the step, >= 0; any scheduler may change it.
+        sigma: how far a trial moves the input of a unit, > 0. None: 0.001; with 16-bit weights
+            0.03. Units with a staircase behind them, `sign` for example, are moved by the root mean
+            square of their inputs.
+        span: time steps that feedback reaches back, >= 1.
+        damping: first lambda, > 0.
+        tau: share in (0, 1) of the expected improvement on the next batch that is enough.
+        kappa: speed of the controller of the length of first-order steps, >= 0.
+        seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
+        weight_decay: decoupled, >= 0: weights shrink by the rate of the step times it.
+        process_group: `"alone"` or None; ranks are refused.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing can be trained.
+        TypeError: an argument, or a parameter, is of the wrong type.
+
+    Defined in algorithms.md.
+
+    >>> import torch
+    >>> from dopaminergic import squared_error
+    >>> model, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 0.0]])
+    >>> optimizer = NodeDopamine(model)
+    >>> losses = [optimizer.step(lambda: squared_error(model(x), x[:, :1])) for _ in range(40)]
+    >>> losses[-1] < 1e-6
+    True
     """
-
-    updates: dict[int, Tensor]
-    memory: dict[str, Tensor]
-    after: Progress
-
-
-class Still:
-    """In the place of `Weights`: an evaluation of this optimizer displaces none."""
-
-    in_place = False
-
-
-class Step(NamedTuple):
-    """All that a step has found out before its update.
-
-    Attributes:
-        record: of the network as it is.
-        found: its families.
-        slope: r, `(R, B, T, C)`.
-        credits: of each family.
-        memory: what the feedback has learned.
-    """
-
-    record: Record
-    found: list[Family]
-    slope: Tensor
-    credits: list[Tensor]
-    memory: dict[str, Tensor]
-
-
-class NodeDopamine(ForwardOptimizer):
-    """Learns from perturbed activities; see the module."""
-
-    default_sigmas = (0.01, 0.05)
 
     def __init__(
         self,
-        params: Any,
+        model: Any,
         *,
         lr: Any = 1.0,
         sigma: float | None = None,
@@ -131,10 +217,8 @@ class NodeDopamine(ForwardOptimizer):
         weight_decay: float = 0.0,
         process_group: Any = None,
     ) -> None:
-        if isinstance(params, nn.Module):
-            params = params.named_parameters()
         super().__init__(
-            params,
+            model,
             lr=lr,
             sigma=sigma,
             seed=seed,
@@ -148,7 +232,7 @@ class NodeDopamine(ForwardOptimizer):
 
     @property
     def next_passes(self) -> int:
-        """The most forward passes that the next step may take."""
+        """The most forward passes that the next step may take, but for checks of a first step."""
         return 4
 
     def start(self) -> NodeState:
@@ -158,367 +242,139 @@ class NodeDopamine(ForwardOptimizer):
             damping=zero + self.settings["damping"], gain=zero + 1.0
         )
 
-    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
-        return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
+    def _prepare(self, loaded: Any) -> None:
+        super()._prepare(loaded)
+        self._jacobians: Jacobians | None = None
 
-    def _prepare(self, loaded: states.Loaded | None) -> None:
-        self._memory: dict[str, Tensor] = {}
-        self._aligned: dict[Any, Aligned | None] = {}
-        self._before: list[Tensor] | None = None
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def _found_out(self) -> dict[str, Any]:
-        return {"batched": {}, "on_use": {}}
-
-    def _begin(self, step: int) -> None:
-        pass
-
-    def _watched(self, closure: Closure) -> Closure:
-        def remember(casts: set[torch.dtype]) -> None:
-            self._casts = casts
-
-        still: Any = Still()
-        return Evaluation(closure, still, self._buffers, remember, self._rule_name)
-
-    # ---- a step ----------------------------------------------------------------------------------
-
-    def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Any]:
-        parameters = self._parameters
-        devices = {p.device for p in parameters}
-        generators = [torch.default_generator]
-        generators += [torch.cuda.default_generators[d.index] for d in devices if d.type == "cuda"]
-        sigma = self.param_groups[0]["sigma"]
-        evaluations = Evaluations(
-            closure,
-            parameters,
-            sigma,
-            rule=self._rule_name,
-            replicas=self._replicas,
-            generators=generators,
-        )
-        record = evaluations.record()
-        losses = Losses(self._own(record.loss.loss), [], [])
-        if not bool(record.loss.loss.isfinite().all()):
-            return losses, self._skip(before, 1)
-        trainable = {i for i, p in enumerate(parameters) if p.requires_grad}
-        for i, one in enumerate(record.tape.derived):
-            if one.weight.number in trainable:
-                trainable.add(len(parameters) + i)
-        units = credited(record.tape.nodes, record.outcome, trainable)
-        found = families(
-            units, self._replicas, record.shape[1], record.shape[2], lambda n: str(n)
-        )
-        self._draw(found, before.step)
-        outcome = evaluations.perturbed(record, [(f, sigma * f.trials) for f in found])
-        step = self._learn(record, found, (outcome - record.loss.values) / sigma)
-        primal = self._jacobian(step, trainable)
-        if primal is not None:
-            return losses, self._gauss_newton(evaluations, before, step, primal)
-        return losses, self._first_order(before, step, trainable)
-
-    def _draw(self, found: list[Family], step: int) -> None:
-        """The trials xi of every family: +1 or -1, from (seed, step, family, sample, unit)."""
-        if not found:
-            return
-        seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
-        targets = [torch.zeros(f.shape, dtype=torch.float32) for f in found]
-        draw = Combination(
-            targets, list(range(len(found))), np.array(seeds, np.uint64), "rademacher"
-        )
-        draw([(0, [1.0])], None, step)
-        for family, trials in zip(found, targets, strict=True):
-            family.trials = trials.to(family.gains.device, wide(family.gains).dtype)
-
-    def _learn(self, record: Record, found: list[Family], regrets: Tensor) -> Step:
-        """What feedback expects of the trials, what it learns, and the credit that it gives."""
-        shape = record.shape
-        slope = record.loss.slope.view(shape)
-        unexpected = regrets.view(shape)
-        memory = dict(self._memory)
+    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
+        record = trial.record
+        slope = record.loss.slope.view(record.shape)
         span = self.settings["span"]
-        count = sum(family.size for family in found)
-        samples = shape[1]
-        features: list[Tensor] = []
-        kernels: list[Tensor] = []
-        names: list[str] = []
-        for family in found:
-            times = feedback.times_of(family, shape[2], span)
-            form = feedback.shape_of(family, times, (shape[2], shape[3]))
-            name = f"feedback {family.name} {tuple(form[1:])}"
-            names.append(name)
-            kernel = memory.get(name)
-            kernels.append(regrets.new_zeros(form) if kernel is None else kernel)
-            features.append(feedback.rows(family.trials * wide(family.gains), times))
-            predicted = torch.bmm(features[-1], kernels[-1].flatten(1, -2))
-            unexpected = unexpected - predicted.view(shape)
-        credits: list[Tensor] = []
-        scalar = (unexpected * slope).sum(-1)  # (R, B, T)
-        share = samples / (samples + count)
-        for family, kernel in zip(found, kernels, strict=True):
-            times = feedback.times_of(family, shape[2], span)
-            credit = feedback.credit(slope, kernel, family, times) * wide(family.gains)
-            error = scalar.sum(2)[..., None, None]
-            if times is not None:
-                later = torch.nn.functional.pad(scalar, (times.lag, 0))
-                error = later.flip(2).cumsum(2).flip(2)[..., None]
-            credits.append(credit + share * error * family.trials)
-        for timed in (True, False):
-            mine = [
-                i for i, f in enumerate(found)
-                if (feedback.times_of(f, shape[2], span) is not None) == timed
-            ]
-            if not mine:
-                continue
-            rows = unexpected.flatten(1, 2) if timed else unexpected.flatten(2)
-            units = sum(features[i].shape[2] for i in range(len(found)))
-            changes = feedback.learned([features[i] for i in mine], rows, units)
-            for i, change in zip(mine, changes, strict=True):
-                memory[names[i]] = kernels[i] + change.view(kernels[i].shape)
-        return Step(record, found, slope, credits, memory)
-
-    def _nodes(self, step: Step) -> dict[Any, Tensor]:
-        credits: dict[Any, Tensor] = {}
-        for family, credit in zip(step.found, step.credits, strict=True):
-            for node, part in zip(family.nodes, family.of_calls(credit), strict=True):
-                credits[node] = part
-        record = step.record
-        if record.outcome is not None:
-            node = record.outcome
-            span = max(node.place.span, record.place.span)
-            memory = step.slope.new_zeros(span)
-            record.place.within(memory).copy_(step.slope.reshape(record.place.shape))
-            credits[node] = node.place.within(memory)
-        return credits
+        parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
+        credit = learn(parts, trial.regrets, slope)
+        memory = {**trial.memory, **credit.memory}
+        jacobians = self._jacobians
+        if jacobians is None or not jacobians.serves(self.parameters):
+            self._jacobians = jacobians = Jacobians(self.parameters, self._replicas)
+        jacobian = jacobians(record, credit)
+        if jacobian is not None:
+            return self._second_order(before, trial, memory, jacobian, jacobians)
+        return self._first_order(before, trial, memory, credit)
 
     # ---- first order -----------------------------------------------------------------------------
 
-    def _first_order(self, before: Progress, step: Step, trainable: set[int]) -> NodeChange:
-        record = step.record
-        parameters = self._parameters
+    def _first_order(
+        self, before: Progress, trial: Trial, memory: dict[str, Tensor], credit: Credit
+    ) -> NodeChange:
+        """Adam's direction (Kingma and Ba 2015), as far as its promises are kept."""
+        record = trial.record
         found = estimates(
-            record.tape.nodes, self._nodes(step), parameters, record.tape.derived, trainable
+            record.tape.nodes,
+            node_credits(record, credit),
+            self.parameters,
+            record.tape.derived,
+            trial.trainable,
         )
         state = self._controlled(before.rule, record.loss.loss)
-        memory = step.memory
-        updates: dict[int, Tensor] = {}
-        promise = torch.zeros_like(state.gain)
         count = float(state.updates.max()) + 1.0
+        promise = torch.zeros_like(state.gain)
+        updates: dict[int, Tensor] = {}
         for number, estimate in found.items():
-            m = memory.get(f"m {number}", torch.zeros_like(estimate))
-            v = memory.get(f"v {number}", torch.zeros_like(estimate))
-            m = m + 0.1 * (estimate - m)
-            v = v + 0.01 * (estimate * estimate - v)
-            memory[f"m {number}"] = m
-            memory[f"v {number}"] = v
-            direction = (m / (1 - 0.9**count)) / ((v / (1 - 0.99**count)).sqrt() + 1e-10)
-            rate = self._rates(state.gain * 3e-3)
-            amount = direction * self._spread(rate, direction)
-            updates[number] = -amount
-            promise = promise + self._summed(amount * estimate)
+            parameter = self.parameters[number].detach()
+            group = self.rates(number)
+            m = self._averaged(memory, f"mean of {number}", estimate, FIRST)
+            v = self._averaged(memory, f"square of {number}", estimate * estimate, SECOND)
+            size = (v / (1.0 - SECOND**count)).sqrt()
+            rate = self.spread(STEP * state.gain * group["lr"], parameter)
+            amount = rate * (m / (1.0 - FIRST**count)) / (size + 1e-10)
+            promise = promise + self.by_replica(amount * estimate)
+            shrunk = rate * group["weight_decay"] * parameter
+            updates[number] = -(amount + shrunk).to(parameter.dtype)
+        actual = before.rule.last_loss - record.loss.loss
+        rpe = torch.where(before.rule.updates > 0, actual - before.rule.expected, 0.0)
         state = state._replace(
             expected=promise, last_loss=record.loss.loss, updates=state.updates + 1.0
         )
         after = before._replace(
             rule=state,
-            step=before.step + 1,
-            forward_passes=before.forward_passes + 3,
-            last_learning_rate=self._own(state.gain * 3e-3),
+            last_rpe=self._own(rpe),
+            last_learning_rate=self._own(STEP * state.gain * self.param_groups[0]["lr"]),
         )
         return NodeChange(updates, memory, after)
 
-    def _rates(self, rate: Tensor) -> Tensor:
-        return rate * self.param_groups[0]["lr"]
-
-    def _spread(self, rate: Tensor, like: Tensor) -> Tensor:
-        rate = rate.to(like.device, like.dtype)
-        if not self._fleet:
-            return rate[0]
-        return rate.view(-1, *[1] * (like.ndim - 1))
-
-    def _summed(self, x: Tensor) -> Tensor:
-        return x.reshape(self._replicas or 1, -1).sum(1).double().cpu()
+    def _averaged(self, memory: dict[str, Tensor], name: str, new: Tensor, decay: float) -> Tensor:
+        old = memory.get(name)
+        memory[name] = (1.0 - decay) * new if old is None else old.lerp(new, 1.0 - decay)
+        return memory[name]
 
     def _controlled(self, state: NodeState, loss: Tensor) -> NodeState:
         """The length of steps, by actual against expected improvement on the next batch."""
         known = state.updates > 0
         actual = state.last_loss - loss
-        tau = self.settings["tau"]
-        a = 0.99 * state.actual + 0.01 * actual.abs()
-        p = 0.99 * state.promised + 0.01 * state.expected.abs()
-        n = 0.99 * state.comparisons + 0.01
-        surprise = (actual - tau * state.expected) / ((a + p) / n + 1e-12)
-        gain = state.gain * (self.settings["kappa"] * surprise.clamp(-3, 3)).exp()
+        sizes = 0.99 * state.actual + 0.01 * actual.abs()
+        promises = 0.99 * state.promised + 0.01 * state.expected.abs()
+        weight = 0.99 * state.comparisons + 0.01
+        surprise = (actual - self.settings["tau"] * state.expected) / (
+            (sizes + promises) / weight + torch.finfo(torch.float64).tiny
+        )
+        gain = state.gain * (self.settings["kappa"] * surprise.clamp(-3.0, 3.0)).exp()
         return state._replace(
-            actual=torch.where(known, a, state.actual),
-            promised=torch.where(known, p, state.promised),
-            comparisons=torch.where(known, n, state.comparisons),
-            gain=torch.where(known, gain.clamp(0.01, 100), state.gain),
+            actual=torch.where(known, sizes, state.actual),
+            promised=torch.where(known, promises, state.promised),
+            comparisons=torch.where(known, weight, state.comparisons),
+            gain=torch.where(known, gain.clamp(0.01, 100.0), state.gain),
         )
 
-    # ---- Gauss-Newton ----------------------------------------------------------------------------
+    # ---- second order ----------------------------------------------------------------------------
 
-    def _jacobian(self, step: Step, trainable: set[int]) -> Tensor | None:
-        """J `(R, n, d)`; None where it is not written out."""
-        parameters = self._parameters
-        replicas = self._replicas or 1
-        starts: dict[int, int] = {}
-        total = 0
-        for number in sorted(trainable):
-            if number < len(parameters):
-                starts[number] = total
-                total += parameters[number].numel() // replicas
-        record = step.record
-        if total > PRIMAL or record.outcome is None or record.tape.derived:
-            return None
-
-        def columns_of(weight: Any) -> Tensor | None:
-            if weight.number not in starts:
-                return None
-            own = weight.place._replace(offset=weight.place.offset - parameters[weight.number].storage_offset())
-            elements = own.elements().view(own.shape)
-            if self._fleet:
-                elements = elements[:1]
-            return elements + starts[weight.number]
-
-        shape = record.shape
-        # The kernels after learning know more.
-        jacobian = torch.zeros(*shape, total, dtype=torch.float64)
-        try:
-            for family in step.found:
-                key = tuple(structure(node) for node in family.nodes)
-                if key not in self._aligned:
-                    self._aligned[key] = self._line_up(
-                        [paths(node, node.place) for node in family.nodes], family.layout, columns_of
-                    )
-                aligned = self._aligned[key]
-                if aligned is None:
-                    return None
-                inputs = inputs_of(aligned, [synapses_of(node) for node in family.nodes])
-                times = feedback.times_of(family, shape[2], self.settings["span"])
-                form = feedback.shape_of(family, times, (shape[2], shape[3]))
-                kernel = step.memory[f"feedback {family.name} {tuple(form[1:])}"]
-                add_rows(jacobian, family, aligned, inputs, kernel.double(), times)
-            node: Any = record.outcome
-            key = (structure(node), record.place)
-            if key not in self._aligned:
-                self._aligned[key] = self._line_up(
-                    [paths(node, record.place)], record.layout, columns_of
-                )
-            aligned = self._aligned[key]
-            if aligned is None:
-                return None
-            add_readout(jacobian, aligned, inputs_of(aligned, [synapses_of(node)]))
-        except NotInLine:
-            return None
-        return jacobian.flatten(1, 3)
-
-    def _line_up(self, calls: Any, layout: Any, columns_of: Any) -> Aligned | None:
-        try:
-            return align(calls, layout, columns_of)
-        except NotInLine:
-            return None
-
-    def _gauss_newton(
-        self, evaluations: Evaluations, before: Progress, step: Step, jacobian: Tensor
+    def _second_order(
+        self,
+        before: Progress,
+        trial: Trial,
+        memory: dict[str, Tensor],
+        jacobian: Tensor,
+        jacobians: Jacobians,
     ) -> NodeChange:
-        loss = step.record.loss
-        state = before.rule
-        memory = step.memory
-        slope = loss.slope.double()
+        """A damped Gauss-Newton step, checked on the same batch (Levenberg 1944)."""
+        loss = trial.record.loss
+        state: NodeState = before.rule
         turned = jacobian.mT
-        now = loss.curve(turned.to(loss.values.dtype)).double() @ jacobian
-        gradient = torch.bmm(turned, slope[..., None])[..., 0]
+        now = (loss.curve(turned) @ jacobian).double()
+        gradient = torch.bmm(turned, loss.slope[..., None])[..., 0].double()
         old = memory.get("curvature")
-        curvature = now if old is None else 0.9 * old + 0.1 * now
+        fits = old is not None and old.shape == now.shape
+        curvature = CURVATURE * old + (1.0 - CURVATURE) * now if fits else now  # pyright: ignore[reportOptionalOperand]
         memory["curvature"] = curvature
         size = curvature.diagonal(dim1=-2, dim2=-1).mean(-1)
-        eye = torch.eye(curvature.shape[-1], dtype=torch.float64)
-        damped = curvature + (state.damping * size)[:, None, None] * eye
-        proposal = torch.linalg.solve(damped, gradient)
-        share = 0.5 * self.param_groups[0]["lr"]
-        taken = proposal * share
-        updates = self._as_updates(-taken)
-        self._move(updates)
-        try:
-            trial = evaluations.at_trial()
-        finally:
-            self._take_back(before.step)
-        actual = loss.loss - trial
-        expected = (gradient * taken).sum(-1) - 0.5 * torch.einsum(
-            "rd,rde,re->r", taken, now, taken
-        )
-        accepted = actual > 0
-        updates = self._as_updates(torch.where(accepted[:, None], -taken, 0.0))
-        worse = ~accepted | (expected <= 0) | (actual < 0.5 * expected)
+        tiny = torch.finfo(torch.float64).tiny
+        damping = (state.damping.to(size.device) * size).clamp(min=tiny)[:, None, None]
+        eye = torch.eye(curvature.shape[-1], dtype=torch.float64, device=curvature.device)
+        proposal = torch.linalg.solve(curvature + damping * eye, gradient)
+        rates = HALF * jacobians.spread([self.rates(n)["lr"] for n in jacobians.numbers], proposal)
+        taken = rates * proposal
+        decays = [self.rates(n)["weight_decay"] for n in jacobians.numbers]
+        decay = rates * jacobians.spread(decays, proposal) * jacobians.weights(proposal)
+        with self._moved(jacobians.as_updates(-taken - decay)):
+            after_step = trial.evaluations.at_trial()
+        actual = loss.loss - after_step
+        bent = torch.einsum("rd,rde,re->r", taken, now, taken)
+        expected = ((gradient * taken).sum(-1) - 0.5 * bent).cpu()
+        accepted = actual > 0.0
+        worse = ~accepted | (expected <= 0.0) | (actual < 0.5 * expected)
         better = actual > 0.75 * expected
         factor = torch.where(worse, 3.0, torch.where(better, 0.5, 1.0)).double()
         state = state._replace(
             damping=(state.damping * factor).clamp(1e-8, 1e4),
             last_loss=loss.loss,
+            expected=expected,
             updates=state.updates + 1.0,
         )
+        step = torch.where(accepted.to(taken.device)[:, None], -taken - decay, 0.0)
         after = before._replace(
             rule=state,
-            step=before.step + 1,
-            forward_passes=before.forward_passes + 4,
-            last_rpe=self._own(actual - expected),
+            last_rpe=self._own((actual - expected).nan_to_num()),
+            last_learning_rate=self._own(
+                torch.where(accepted, HALF * torch.as_tensor(self.param_groups[0]["lr"]), 0.0)
+            ),
         )
-        return NodeChange(updates, memory, after)
-
-    def _as_updates(self, flat: Tensor) -> dict[int, Tensor]:
-        updates: dict[int, Tensor] = {}
-        start = 0
-        replicas = self._replicas or 1
-        for number, parameter in enumerate(self._parameters):
-            if parameter.requires_grad:
-                size = parameter.numel() // replicas
-                part = flat[:, start : start + size].reshape(parameter.shape)
-                updates[number] = part.to(parameter.dtype)
-                start += size
-        return updates
-
-    # ---- writing ---------------------------------------------------------------------------------
-
-    def _move(self, updates: dict[int, Tensor]) -> None:
-        self._before = [p.detach().clone() for p in self._parameters]
-        parameters = self._parameters
-        for number, amount in updates.items():
-            parameters[number].detach().add_(amount)
-
-    def _take_back(self, step: int) -> None:
-        if self._before is None:
-            return
-        with uninterrupted():
-            for parameter, old in zip(self._parameters, self._before, strict=True):
-                parameter.detach().copy_(old)
-            self._before = None
-
-    def _write(self, change: Any, commit: Callable[[], None]) -> None:
-        parameters = self._parameters
-        with uninterrupted():
-            for number, amount in change.updates.items():
-                parameters[number].detach().add_(amount.to(parameters[number].dtype))
-            self._memory = change.memory
-            commit()
-
-    def _is_silent(self, losses: Losses, change: Any) -> bool:
-        return False
-
-    def _skip(self, before: Progress, passes: int) -> Any:
-        self._warn()
-        after = before._replace(
-            step=before.step + 1,
-            forward_passes=before.forward_passes + passes,
-            skipped_steps=before.skipped_steps + 1,
-        )
-        return NodeChange({}, self._memory, after)
-
-    def _own(self, x: Tensor) -> Scalar:
-        return x if self._fleet else float(x)
-
-
-__all__ = ["NodeDopamine"]
-_unused: Any = (math, Iterable)
+        return NodeChange(jacobians.as_updates(step), memory, after)

@@ -49,9 +49,7 @@ def estimates(
             found = one.place.within(memory.pop(number)) * one.factor
             there = _memory(one.weight, memory, parameters, derived, found)
             add_to(there, one.weight.place, found)
-    return {
-        number: Place.of(parameters[number]).within(found) for number, found in memory.items()
-    }
+    return {number: Place.of(parameters[number]).within(found) for number, found in memory.items()}
 
 
 def _spread(nodes: list[Node], credits: dict[Node, Tensor]) -> Iterable[tuple[Node, Tensor]]:

@@ -25,6 +25,7 @@ class Record(NamedTuple):
         loss: around the outcome, of all samples.
         outcome: the node that the outcome is a view of; None if there is none.
         place: of the outcome in that node.
+        losses: of each sample, `(R, B)`.
         layout: of the outcome: which of it are samples, time steps, numbers of one.
         shape: of the outcome, `(R, B, T, C)`.
     """
@@ -33,6 +34,7 @@ class Record(NamedTuple):
     loss: Quadratic
     outcome: Node | None
     place: Place
+    losses: Tensor
     layout: Layout
     shape: tuple[int, int, int, int]
 
@@ -94,7 +96,8 @@ class Evaluations:
         _, samples, times, width = shape
         split = (*((replicas,) * lead), samples, times, width)
         layout = Layout(split, tuple(range(len(split))), (lead, 1, 1))
-        return Record(tape, loss, outcome, Place.of(values), layout, (replicas, *shape[1:]))
+        losses = sample_losses(returned, shape)
+        return Record(tape, loss, outcome, Place.of(values), losses, layout, shape)
 
     def _samples(self, returned: Any, values: Any) -> tuple[int, int, int, int]:
         """R, B, T and C of the outcome.
@@ -129,8 +132,10 @@ class Evaluations:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, before)
             yield
 
-    def perturbed(self, record: Record, noise: list[tuple[Family, Tensor]]) -> Tensor:
-        """The outcome `(R, n)` where noise is added to the inputs of units.
+    def perturbed(
+        self, record: Record, noise: list[tuple[Family, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The outcome `(R, n)`, and losses `(R, B)`, where noise is added to the inputs of units.
 
         Args:
             record: of the evaluation as the network is.
@@ -154,7 +159,8 @@ class Evaluations:
         self.count += 1
         if mode.left:
             raise self._other_path("fewer operations")
-        return read_again(returned, record.loss.values, self._rule, self._replicas)
+        values = read_again(returned, record.loss.values, self._rule, self._replicas)
+        return values, sample_losses(returned, record.shape)
 
     def _other_path(self, found: str) -> RuntimeError:
         return RuntimeError(
@@ -171,3 +177,10 @@ class Evaluations:
         return quadratic(returned, self._rule, self._replicas).loss
 
 
+def sample_losses(returned: Any, shape: tuple[int, ...]) -> Tensor:
+    """The loss of each sample `(R, B)`, whose mean is the loss; NaN where only a mean is known."""
+    losses = returned.losses if isinstance(returned, Outcome) else returned
+    count = shape[0] * shape[1]
+    if losses.numel() % count:
+        return losses.new_full(shape[:2], torch.nan)
+    return losses.detach().reshape(*shape[:2], -1).mean(-1)

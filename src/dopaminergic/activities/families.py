@@ -7,6 +7,7 @@ is a family with S = 1, or with its own dimension of time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +25,29 @@ class Family:
     Attributes:
         name: of the first of its weights, with the number of calls before if they are apart.
         nodes: the calls.
-        layouts: those that a call may have, of which the first is used.
+        layouts: those that a call may have, the likeliest first.
         gains: how much an activation answers to its input, `(R, B, S, U)`.
+        reach: how far its trials move it, in units of sigma.
         trials: xi, of the same shape.
+        causal: whether units answer to later outcomes alone.
+        layout: that is used.
     """
 
     name: str
     nodes: list[Node]
     layouts: list[Layout]
     gains: Tensor
+    reach: float = 1.0
     trials: Any = None
+    causal: bool = True
+    layout: Any = None
 
-    @property
-    def layout(self) -> Layout:
-        """How a call is brought into the form `(R, B, T, U)`."""
-        return self.layouts[0]
+    def use(self, layout: int, causal: bool) -> None:
+        """Take one of the layouts, and say whether time runs forward."""
+        self.causal = causal
+        if self.layout is not self.layouts[layout]:
+            self.layout = self.layouts[layout]
+            self.gains = torch.cat([self.layout.apart(gain_of(n)) for n in self.nodes], 2)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -87,7 +96,12 @@ def weights_of(node: Node) -> list[Weight]:
 
 
 def families(
-    units: list[Node], replicas: int | None, samples: int, times: int, name: Any
+    units: list[Node],
+    replicas: int | None,
+    samples: int,
+    times: int,
+    sigma: float,
+    name: Callable[[int], str],
 ) -> list[Family]:
     """The families of an evaluation, in its order.
 
@@ -96,6 +110,7 @@ def families(
         replicas: R, or None.
         samples: B.
         times: T of the outcomes.
+        sigma: length of a trial.
         name: maps the number of a weight to its name.
 
     Raises:
@@ -103,12 +118,14 @@ def families(
     """
     groups: dict[Any, list[Node]] = {}
     for node in units:
-        weights = sorted(set(weights_of(node)), key=lambda w: (w.number, w.place.offset))
-        groups.setdefault((tuple(weights), node.place.shape), []).append(node)
+        groups.setdefault((_parts_of(node), node.place.shape), []).append(node)
     found: list[Family] = []
-    for (weights, shape), nodes in groups.items():
+    named: dict[str, int] = {}
+    for (_, shape), nodes in groups.items():
         there = layouts(shape, replicas, samples, times)
-        label = name(weights[0].number)
+        label = name(min(weight.number for weight in weights_of(nodes[0])))
+        named[label] = named.get(label, 0) + 1
+        label += f" ({named[label]})" * (named[label] > 1)
         if not there:
             raise ValueError(
                 f"the site of {label} has shape {tuple(shape)}, in which {samples} samples of the "
@@ -116,15 +133,30 @@ def families(
             )
         if len(nodes) > 1 and there[0].ends[2]:  # each call has time steps of its own
             for i, node in enumerate(nodes):
-                found.append(_family(f"{label}#{i}", [node], there))
+                found.append(_family(f"{label} {i}", [node], there, sigma))
         else:
-            found.append(_family(label, nodes, there))
+            found.append(_family(label, nodes, there, sigma))
     return found
 
 
-def _family(name: str, nodes: list[Node], there: list[Layout]) -> Family:
+def _parts_of(node: Node) -> tuple[Any, ...]:
+    """The weights of a node, and which columns of what it adds up: alike for calls of one family.
+
+    For example the gates of a recurrent cell share weights, and read other columns of the sums.
+    """
+    own = tuple((synapse.weight, synapse.kind) for synapse in node.synapses)
+    added = [
+        (_parts_of(operand), place.offset % max(1, operand.place.shape[-1]))
+        for operand, place, _ in node.operands
+        if operand.absorbed and operand.place.shape
+    ]
+    return (own, tuple(added))
+
+
+def _family(name: str, nodes: list[Node], there: list[Layout], sigma: float) -> Family:
     gains = torch.cat([there[0].apart(gain_of(node)) for node in nodes], 2)
-    return Family(name, nodes, there, gains)
+    reach = max(node.reach for node in nodes) / sigma
+    return Family(name, nodes, there, gains, reach or 1.0, layout=there[0])
 
 
 def gain_of(node: Node) -> Tensor:

@@ -45,7 +45,7 @@ class Times(NamedTuple):
 def times_of(family: Family, outcomes: int, span: int) -> Times | None:
     """How a family is in time with the outcomes; None where it is not."""
     steps = family.shape[2]
-    if outcomes == 1 or steps < outcomes:
+    if outcomes == 1 or steps < outcomes or not family.causal:
         return None
     return Times(outcomes, steps - outcomes, min(span, steps))
 

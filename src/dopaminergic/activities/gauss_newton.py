@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.families import Family
@@ -212,7 +213,7 @@ def _input_rows(path: Path) -> int:
 
 
 def inputs_of(aligned: Aligned, calls: list[list[tuple[Node, Synapse]]]) -> list[Tensor | None]:
-    """v of each weight in line with the units: `(R, B, S, P)`, `(R, B, S, U)`, or None for ones."""
+    """V of each weight in line with the units: `(R, B, S, P)`, `(R, B, S, U)`, or None for ones."""
     found: list[Tensor | None] = []
     for entry, members in zip(aligned.entries, aligned.sources, strict=True):
         if entry.rows is None:
@@ -253,32 +254,54 @@ def add_rows(
     gains = family.gains.to(jacobian.dtype)
     replicas, samples, steps, units = family.shape
     total, outcomes = jacobian.shape[2:4]
+    inward, columns = _inward(family, aligned, inputs, gains.dtype)
+    if times is None:
+        # (R, B T C, S U) as K says, times (R, B, S, P U)
+        matrix = kernel.view(replicas, 1, steps, units, total * outcomes)
+        block = torch.einsum("rbspu,rbsuo->rbopu", inward, matrix.expand(-1, samples, -1, -1, -1))
+        jacobian.index_add_(4, columns, block.unflatten(2, (total, outcomes)).flatten(4))
+        return
+    before = max(0, times.span - 1 - times.lag)
+    padded = functional.pad(inward, (0, 0, 0, 0, before, 0)) if before else inward
+    last = before + times.lag
+    lagged = torch.stack(
+        [padded[:, :, last - k : last - k + total] for k in range(times.span)], -1
+    )  # (R, B, T, P, U, span)
+    by_unit = lagged.movedim(4, 1).flatten(2, 4)  # (R, U, B T P, span)
+    block = (by_unit @ kernel.transpose(1, 2)).view(
+        replicas, units, samples, total, inward.shape[3], outcomes
+    )
+    block = block.permute(0, 2, 3, 5, 4, 1).flatten(4)
+    jacobian.index_add_(4, columns, block)
+
+
+def _inward(
+    family: Family, aligned: Aligned, inputs: list[Tensor | None], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What each weight of a unit does to it, `(R, B, S, P, U)`, and the columns of those weights."""
+    gains = family.gains.to(dtype)
+    shared: list[Tensor] = []
+    own: list[Tensor] = []
+    columns: list[Tensor] = []
+    last: list[Tensor] = []
     for entry, v in zip(aligned.entries, inputs, strict=True):
-        eligible = entry.factor * _eligible(v, gains, entry.elements)  # (R, B, S, P, U)
-        columns = entry.columns.flatten()
-        if times is None:
-            matrix = kernel.view(replicas, steps, units, total, outcomes)
-            block = torch.einsum("rbspu,rsutc->rbtcpu", eligible, matrix)
-            jacobian.index_add_(4, columns, block.flatten(4))
-            continue
-        for k in range(times.span):
-            first = times.lag - k
-            begin = max(0, -first)
-            part = eligible[:, :, first + begin : first + total]
-            block = torch.einsum("rbtpu,ruc->rbtcpu", part, kernel[:, k])
-            jacobian[:, :, begin:].index_add_(4, columns, block.flatten(4))
+        if v is None:
+            shared.append(torch.full((*gains.shape[:3], 1), entry.factor, dtype=dtype))
+            columns.append(entry.columns)
+        elif entry.elements:
+            own.append((entry.factor * v.to(dtype) * gains)[..., None, :])
+            last.append(entry.columns)
+        else:
+            shared.append(entry.factor * v.to(dtype))
+            columns.append(entry.columns)
+    parts = own
+    if shared:
+        whole = torch.cat(shared, -1)
+        parts = [whole[..., :, None] * gains[..., None, :], *own]
+    return torch.cat(parts, 3), torch.cat([*columns, *last]).flatten()
 
 
-def _eligible(v: Tensor | None, gains: Tensor, elements: bool) -> Tensor:
-    if v is None:
-        return gains[..., None, :]
-    v = v.to(gains.dtype)
-    return (v * gains)[..., None, :] if elements else v[..., :, None] * gains[..., None, :]
-
-
-def add_readout(
-    jacobian: Tensor, aligned: Aligned, inputs: list[Tensor | None]
-) -> None:
+def add_readout(jacobian: Tensor, aligned: Aligned, inputs: list[Tensor | None]) -> None:
     """Add the exact rows of the weights whose sums the outcomes are."""
     outcomes = jacobian.shape[3]
     for entry, v in zip(aligned.entries, inputs, strict=True):

@@ -61,8 +61,8 @@ def layouts(shape: tuple[int, ...], replicas: int | None, samples: int, times: i
         samples: B.
         times: T of the outcomes; 1 if they have no time.
 
-    >>> [layout.ends for layout in layouts((8, 50, 16), None, 8, 50)]
-    [(0, 1, 1)]
+    >>> layouts((8, 50, 16), None, 8, 50)[0]
+    Layout(split=(8, 50, 16), order=(0, 1, 2), ends=(0, 1, 1))
     """
     lead = 0
     if replicas is not None:

@@ -175,9 +175,7 @@ def _convolve(tape: Tape, args: Any, kwargs: Any) -> Site | None:
 
     def estimate(credit: Tensor) -> Tensor:
         like = credit.new_empty(1).expand(shape)
-        return aten.convolution_backward(
-            credit, images, like, None, *how, [False, True, False]
-        )[1]
+        return aten.convolution_backward(credit, images, like, None, *how, [False, True, False])[1]
 
     synapses = [Synapse(weight, "kernel", 1.0, images, estimate=estimate)]
     if shift is not None:

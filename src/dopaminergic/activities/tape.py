@@ -31,6 +31,18 @@ FUSED = {
     torch.ops.aten._native_multi_head_attention.default: "attention",
     torch.ops.aten._transformer_encoder_layer_fwd.default: "attention",
 }
+# Operations that share memory, though torch does not count them as views.
+SHARING = {
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsafe_split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default,
+    torch.ops.aten.detach.default,
+}
+# Activations that are constant but for jumps. A small trial would not make them answer.
+STAIRCASES = {
+    getattr(torch.ops.aten, name).default
+    for name in ("sign", "sgn", "round", "floor", "ceil", "trunc", "sign_", "round_", "floor_")
+} | {getattr(torch.ops.aten, name).Scalar for name in ("gt", "ge", "lt", "le")}
 
 
 class Place(NamedTuple):
@@ -48,7 +60,9 @@ class Place(NamedTuple):
     @property
     def span(self) -> int:
         """Elements of the storage up to the last one of the view."""
-        return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        return (
+            self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        )
 
     def elements(self) -> Tensor:
         """Numbers of the elements of the storage, in the order of the view."""
@@ -90,7 +104,7 @@ class Node:
     """A sum of products of weights and activities, which may be perturbed.
 
     Attributes:
-        number: of the operation, in the order of the evaluation.
+        number: of the operation among those of sites and sums, in the order of the evaluation.
         operation: that made it.
         place: of the result.
         synapses: of weights that enter it directly.
@@ -101,6 +115,7 @@ class Node:
         added: whether a sum reads it.
         slopes: of the activations that read it: the place of what they read, and how their results
             change with it.
+        reach: how far its trials must move it, where its activation is a staircase; 0 elsewhere.
     """
 
     number: int
@@ -113,6 +128,7 @@ class Node:
     consumed: bool = False
     added: bool = False
     slopes: list[tuple[Place, Tensor]] = field(default_factory=list)
+    reach: float = 0.0
 
     @property
     def absorbed(self) -> bool:
@@ -126,17 +142,19 @@ class Probe:
 
     node: Node
     place: Place
-    more: Tensor | None
-    less: Tensor | None
+    sigma: float
+    more: Tensor | None = None
+    less: Tensor | None = None
 
-    def finish(self, sigma: float) -> None:
+    def finish(self) -> None:
         """Tell the node its slope, once; the activation is not followed any further."""
         more, less = self.more, self.less
         if more is None or less is None:
             return
         self.more = self.less = None
-        if more.is_floating_point():
-            self.node.slopes.append((self.place, (more - less) / (2.0 * sigma)))
+        dtype = self.node.dtype
+        slope = (more.to(dtype) - less.to(dtype)) / (2.0 * self.sigma)
+        self.node.slopes.append((self.place, slope))
 
 
 class Fused(Exception):  # noqa: N818  (never leaves the package)
@@ -183,13 +201,12 @@ class Tape(TorchDispatchMode):
         self._known: dict[int, list[tuple[Place, Node | Probe | None]]] = {}
         self._held: list[StorageWeakRef] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._count += 1
-        if func.is_view:
+        if func.is_view or func in SHARING:
             return func(*args, **kwargs)
+        if func in SITES:
+            self._count += 1
         if func in FUSED:
             raise Fused(FUSED[func])
         if func in AFFINE and self.weight(args[0]) is not None:
@@ -312,7 +329,7 @@ class Tape(TorchDispatchMode):
         if isinstance(what, Node):
             what.consumed = True
         elif isinstance(what, Probe):
-            what.finish(self._sigma)
+            what.finish()
 
     def _pointwise(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An activation, if it is a function of one view of a node."""
@@ -321,10 +338,14 @@ class Tape(TorchDispatchMode):
         probe = self._common(tensors, seen)
         if probe is None:
             return self._other(func, args, kwargs)
-        more = self._moved(func, args, kwargs, tensors, seen, 1)
-        less = self._moved(func, args, kwargs, tensors, seen, -1)
+        if probe.more is None and func in STAIRCASES:
+            probe.sigma = probe.node.reach = max(self._sigma, _size(tensors[0]))
+        more = self._moved(func, args, kwargs, tensors, seen, probe.sigma)
+        less = self._moved(func, args, kwargs, tensors, seen, -probe.sigma)
         result = func(*args, **kwargs)
-        self._note(result, Place.of(result), Probe(probe.node, probe.place, more, less))
+        self._note(
+            result, Place.of(result), Probe(probe.node, probe.place, probe.sigma, more, less)
+        )
         return result
 
     def _common(self, tensors: list[Tensor], seen: list[Any]) -> Probe | None:
@@ -333,9 +354,11 @@ class Tape(TorchDispatchMode):
         for tensor, what in zip(tensors, seen, strict=True):
             if isinstance(what, Node) and tensor.is_floating_point():
                 what.consumed = True
-                one = Probe(what, Place.of(tensor), None, None)
-            elif isinstance(what, Probe) and what.more is not None and (
-                what.more.shape == tensor.shape
+                one = Probe(what, Place.of(tensor), self._sigma)
+            elif (
+                isinstance(what, Probe)
+                and what.more is not None
+                and (what.more.shape == tensor.shape)
             ):
                 one = what
             else:
@@ -346,14 +369,14 @@ class Tape(TorchDispatchMode):
         return found
 
     def _moved(
-        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], seen: list[Any], side: int
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], seen: list[Any], by: float
     ) -> Tensor:
         moved: dict[int, Tensor] = {}
         for tensor, what in zip(tensors, seen, strict=True):
             if isinstance(what, Probe):
-                moved[id(tensor)] = (what.more if side > 0 else what.less).clone()
+                moved[id(tensor)] = (what.more if by > 0 else what.less).clone()
             else:
-                moved[id(tensor)] = tensor + side * self._sigma
+                moved[id(tensor)] = tensor + by
         return func(*(moved.get(id(a), a) for a in args), **kwargs)
 
     def finish(self, values: Tensor) -> Node | None:
@@ -361,7 +384,7 @@ class Tape(TorchDispatchMode):
         for known in self._known.values():
             for _, what in known:
                 if isinstance(what, Probe):
-                    what.finish(self._sigma)
+                    what.finish()
         outcome = self._at(values)
         self._known = {}
         self._held = []
@@ -386,10 +409,10 @@ class Perturbed(TorchDispatchMode):
         self.left = dict(noise)
         self._count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func not in SITES:
+            return result
         self._count += 1
         planned = self.left.pop(self._count, None)
         if planned is None:
@@ -404,6 +427,11 @@ class Perturbed(TorchDispatchMode):
 
 class OtherPath(Exception):  # noqa: N818  (told in other words)
     """The perturbed evaluation runs other operations than the one before."""
+
+
+def _size(x: Tensor) -> float:
+    """The root mean square of the numbers."""
+    return float(x.float().square().mean().sqrt())
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:

@@ -1,0 +1,373 @@
+"""Optimizers that perturb activities: how a model's units belong to a step.
+
+    record the network as it is -> draw a trial for every unit of every sample
+        -> evaluate with perturbed units -> a change of the weights
+
+Weights stay as they are meanwhile. They move only for a trial of the step itself, of which copies
+are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dopaminergic import checks, states
+from dopaminergic.activities.estimates import wide
+from dopaminergic.activities.evaluations import Evaluations, Record
+from dopaminergic.activities.families import Family, credited, families
+from dopaminergic.activities.separation import separate
+from dopaminergic.evaluation import Evaluation
+from dopaminergic.noise import Combination
+from dopaminergic.optimizer import ForwardOptimizer
+from dopaminergic.outcomes import Closure
+from dopaminergic.plain import brief
+from dopaminergic.progress import Progress
+from dopaminergic.rule import Losses
+from dopaminergic.scalars import Scalar
+from dopaminergic.weights.interruption import uninterrupted
+
+
+class NodeChange(NamedTuple):
+    """The effect of a step once it is applied.
+
+    Attributes:
+        updates: amounts that are added to parameters, by their numbers.
+        memory: all that the rule has learned, by name.
+        after: the progress that follows.
+    """
+
+    updates: dict[int, Tensor]
+    memory: dict[str, Tensor]
+    after: Progress
+
+
+class Trial(NamedTuple):
+    """All that a step has seen before it decides.
+
+    Attributes:
+        evaluations: for one more.
+        record: of the network as it is.
+        found: its families, with their trials.
+        regrets: D, `(R, B, T, C)`.
+        loss_regrets: how the loss of each sample answered, over sigma, `(R, B)`.
+        memory: all that is kept, by name.
+        trainable: numbers of weights that may change, derived ones too.
+        usable: replicas whose loss is finite, `(R,)`.
+    """
+
+    evaluations: Evaluations
+    record: Record
+    found: list[Family]
+    regrets: Tensor
+    loss_regrets: Tensor
+    memory: dict[str, Tensor]
+    trainable: set[int]
+    usable: Tensor
+
+
+class Still:
+    """In the place of `Weights`: an evaluation of these optimizers displaces none."""
+
+    in_place = False
+
+
+class NodeOptimizer(ForwardOptimizer):
+    """Base of `NodePerturbation` and `NodeDopamine`; use one of them."""
+
+    default_sigmas = (1e-3, 3e-2)  # without and with 16-bit weights
+    perturbs_readout = False
+
+    def __init__(self, model: Any, **settings: Any) -> None:
+        if isinstance(model, nn.Module):
+            model = model.named_parameters()
+        if settings.get("process_group") not in (None, "alone"):
+            raise ValueError(
+                f"{type(self).__name__}: ranks are not supported, since a step is as many numbers "
+                "as there are weights; train on one rank, or take Dopamine2 or VectorDopamine"
+            )
+        super().__init__(model, **settings)
+
+    # ---- what a rule says ------------------------------------------------------------------------
+
+    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
+        """The change that follows from a trial."""
+        raise self._is_abstract()
+
+    # ---- between steps ---------------------------------------------------------------------------
+
+    def _prepare(self, loaded: states.Loaded | None) -> None:
+        self._memory: dict[str, Tensor] = {}
+        self._kept: list[Tensor] | None = None  # copies of the weights while a step is tried
+        self._extra = 0
+
+    def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
+        return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
+
+    def _found_out(self) -> dict[str, Any]:
+        return {"batched": {}, "on_use": {}, "memory": dict(self._memory)}
+
+    def _read(self, state_dict: Any) -> states.Loaded:
+        loaded = super()._read(state_dict)
+        memory = state_dict["forward"]["memory"]
+        place = f"{self._rule_name}.load_state_dict"
+        for name, value in memory.items() if isinstance(memory, dict) else ():
+            right = (
+                isinstance(name, str)
+                and isinstance(value, Tensor)
+                and value.layout == (torch.strided)
+            )
+            if not right or not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"{place}: memory must hold finite tensors by name, got {brief(value)} for "
+                    f"{brief(name)}; the state is damaged, load another copy"
+                )
+        if not isinstance(memory, dict):
+            raise ValueError(f"{place}: memory must be a dict, got {brief(memory)}")
+        return loaded
+
+    def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
+        super()._load(state_dict, loaded, start)
+        memory = state_dict["forward"]["memory"]
+        self._memory = {name: value.detach().clone() for name, value in memory.items()}
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters of all groups."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _names(self) -> list[str]:
+        names: list[str] = []
+        for group in self.param_groups:
+            there = group.get("param_names")
+            start = len(names)
+            names.extend(there or [str(start + i) for i in range(len(group["params"]))])
+        return names
+
+    # ---- a step ----------------------------------------------------------------------------------
+
+    def _begin(self, step: int) -> None:
+        pass
+
+    def _watched(self, closure: Closure) -> Closure:
+        def remember(casts: set[torch.dtype]) -> None:
+            self._casts = casts
+
+        still: Any = Still()
+        return Evaluation(closure, still, self._buffers, remember, self._rule_name)
+
+    def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Any]:
+        parameters = self.parameters
+        sigma = self.param_groups[0]["sigma"]
+        evaluations = Evaluations(
+            closure,
+            parameters,
+            sigma,
+            rule=self._rule_name,
+            replicas=self._replicas,
+            generators=_generators(parameters),
+        )
+        record = evaluations.record()
+        losses = Losses(self._own(record.loss.loss), [], [])
+        usable = record.loss.loss.isfinite()
+        if not bool(usable.any()):
+            return losses, self._skip(before, 1)
+        trainable = self._trainable(record)
+        found = self._families(record, trainable, sigma)
+        memory = dict(self._memory)
+        separate(evaluations, record, found, sigma, memory, self._tell, self._rule_name)
+        self._draw(found, before.step)
+        noise = [(family, sigma * family.reach * family.trials) for family in found]
+        values, after = evaluations.perturbed(record, noise)
+        trial = Trial(
+            evaluations,
+            record,
+            found,
+            ((values - record.loss.values) / sigma).view(record.shape),
+            (after - record.losses).to(values.dtype) / sigma,
+            memory,
+            trainable,
+            usable,
+        )
+        change = self._decide(before, trial)
+        passes = before.forward_passes + evaluations.count + self.products
+        after = change.after._replace(step=before.step + 1, forward_passes=passes)
+        return losses, self._checked(before, change._replace(after=after), usable)
+
+    products = 1  # passes that the arithmetic of a step is counted as, beside its evaluations
+
+    def _trainable(self, record: Record) -> set[int]:
+        """Numbers of weights that may change; says which of them cannot be trained here."""
+        parameters = self.parameters
+        trainable = {i for i, p in enumerate(parameters) if p.requires_grad}
+        if not trainable:
+            checks.some_trainable(self._rule_name, self.param_groups)
+        for i, one in enumerate(record.tape.derived):
+            if one.weight.number in trainable:
+                trainable.add(len(parameters) + i)
+        strange = {n: op for n, op in record.tape.strange.items() if n in trainable}
+        if strange:
+            names = self._names()
+            listed = ", ".join(
+                f"{names[n] if n < len(names) else 'a function of weights'} ({op})"
+                for n, op in list(strange.items())[:4]
+            )
+            self._tell(
+                "strange",
+                f"{self._rule_name}: some weights enter operations through which no credit is "
+                f"given, and stay as they are there: {listed}; write them as matrix products, "
+                "convolutions, embeddings or norms, or train them by another optimizer",
+            )
+        return trainable
+
+    def _families(self, record: Record, trainable: set[int], sigma: float) -> list[Family]:
+        outcome = None if self.perturbs_readout else record.outcome
+        nodes = record.tape.nodes
+        if self.perturbs_readout and record.outcome is not None:
+            record.outcome.consumed = True
+        units = credited(nodes, outcome, trainable)
+        names = self._names()
+        _, samples, times, _ = record.shape
+        try:
+            found = families(
+                units,
+                self._replicas,
+                samples,
+                times,
+                sigma,
+                lambda n: names[n] if n < len(names) else f"derived {n - len(names)}",
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{self._rule_name}: {error}; the first dimension of the outcomes must be the "
+                "samples (batch_first=True, or transpose them), and each site must see all samples"
+            ) from None
+        if not found and record.outcome is None:
+            raise ValueError(
+                f"{self._rule_name}: no operation of the closure combines trainable weights with "
+                "activities, so that there is nothing to perturb; call the model that was given to "
+                "the optimizer within the closure"
+            )
+        return found
+
+    def _draw(self, found: list[Family], step: int) -> None:
+        """The trials xi of every family: +1 or -1, from (seed, step, family, sample, unit)."""
+        if not found:
+            return
+        seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
+        targets = [torch.zeros(family.shape, dtype=torch.float32, device="cpu") for family in found]
+        draw = Combination(
+            targets, list(range(len(found))), np.array(seeds, np.uint64), self.settings["noise"]
+        )
+        draw([(0, [1.0])], None, step)
+        for family, trials in zip(found, targets, strict=True):
+            gains = wide(family.gains)
+            family.trials = trials.to(gains.device, gains.dtype)
+
+    def _checked(self, before: Progress, change: NodeChange, usable: Tensor) -> NodeChange:
+        """The change, without replicas that lost their way."""
+        replicas = self._replicas or 1
+        for number, amount in change.updates.items():
+            new = self.parameters[number].detach() + amount
+            fits = new.to(self.parameters[number].dtype).reshape(replicas, -1).isfinite().all(1)
+            usable = usable & fits.cpu()
+        if bool(usable.all()):
+            return change
+        self._warn()
+        if not self._fleet:
+            return self._skip(before, change.after.forward_passes - before.forward_passes)
+
+        def chosen(new: Tensor, old: Tensor | None) -> Tensor:
+            mask = usable.to(new.device).view(-1, *[1] * (new.ndim - 1))
+            return torch.where(mask, new, torch.zeros_like(new) if old is None else old)
+
+        memory = {
+            name: chosen(new, self._memory.get(name)) if new.shape[:1] == (replicas,) else new
+            for name, new in change.memory.items()
+        }
+        rule = change.after.rule
+        if rule is not None:
+            rule = type(rule)(*map(chosen, rule, before.rule))
+        after = change.after._replace(
+            rule=rule, skipped_steps=before.skipped_steps + (~usable).long()
+        )
+        updates = {number: chosen(new, None) for number, new in change.updates.items()}
+        return NodeChange(updates, memory, after)
+
+    def _skip(self, before: Progress, passes: int) -> Any:
+        self._warn()
+        after = before._replace(
+            step=before.step + 1,
+            forward_passes=before.forward_passes + passes,
+            skipped_steps=before.skipped_steps + 1,
+        )
+        return NodeChange({}, self._memory, after)
+
+    def _is_silent(self, losses: Losses, change: Any) -> bool:
+        return False
+
+    # ---- the weights -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _moved(self, updates: dict[int, Tensor]) -> Iterator[None]:
+        """Weights as they would be after a step, within the block."""
+        parameters = self.parameters
+        self._kept = [p.detach().clone() for p in parameters]
+        try:
+            for number, amount in updates.items():
+                parameters[number].detach().add_(amount)
+            yield
+        finally:
+            self._take_back(0)
+
+    def _take_back(self, step: int) -> None:
+        if self._kept is None:
+            return
+        with uninterrupted():
+            for parameter, old in zip(self.parameters, self._kept, strict=True):
+                parameter.detach().copy_(old)
+            self._kept = None
+
+    def _write(self, change: Any, commit: Callable[[], None]) -> None:
+        parameters = self.parameters
+        with uninterrupted():
+            for number, amount in change.updates.items():
+                parameters[number].detach().add_(amount)
+            self._memory = change.memory
+            commit()
+
+    def rates(self, number: int) -> dict[str, Any]:
+        """The group of a parameter: its `lr` and `weight_decay`."""
+        for group in self.param_groups:
+            if number < len(group["params"]):
+                return group
+            number -= len(group["params"])
+        raise IndexError(number)
+
+    def spread(self, x: Any, like: Tensor) -> Any:
+        """Numbers of replicas, for products with a parameter."""
+        if not self._fleet:
+            return float(x) if isinstance(x, Tensor) else x
+        x = torch.as_tensor(x, dtype=torch.float64).to(like.device, like.dtype)
+        return x.reshape(-1, *[1] * (like.ndim - 1))
+
+    def by_replica(self, x: Tensor) -> Tensor:
+        """Sums over the weights of each replica, float64 `(R,)` on the CPU."""
+        return x.reshape(self._replicas or 1, -1).sum(1).cpu().double()
+
+    def _own(self, x: Tensor) -> Scalar:
+        """Numbers in the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
+        return x if self._fleet else float(x)
+
+
+def _generators(parameters: Sequence[Tensor]) -> list[torch.Generator]:
+    found = [torch.default_generator]
+    for device in {p.device for p in parameters if p.device.type == "cuda"}:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        found.append(torch.cuda.default_generators[index])
+    return found
