@@ -14,22 +14,24 @@ perturbations: Lansdell, Prakash and Kording (2019).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.credit import Credit, learn, parts_of
-from dopaminergic.activities.estimates import estimates
+from dopaminergic.activities.credit import DOUBT, Credit, learn, parts_of
+from dopaminergic.activities.eigen import direction
+from dopaminergic.activities.estimates import estimates, wide
 from dopaminergic.activities.evaluations import Record
-from dopaminergic.activities.jacobian import Jacobians
+from dopaminergic.activities.jacobian import MOST, Jacobians
 from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
 
-STEP = 3e-3  # of a first-order step, before its controller
-FIRST, SECOND = 0.9, 0.99  # decays of the means of estimates and of their squares
+STEP = 1e-2  # of each weight, in a first-order step
 CURVATURE = 0.9  # decay of the mean of Gauss-Newton matrices
+SLOWLY = 0.3  # of what a batch teaches feedback is taken, where weights are many
 HALF = 0.5  # of a Gauss-Newton step is taken
 
 
@@ -120,10 +122,15 @@ class NodePerturbation(NodeOptimizer):
             credit = regrets * family.trials / family.reach
             credits.update(zip(family.nodes, family.of_calls(credit), strict=True))
         found = estimates(
-            record.tape.nodes, credits, self.parameters, record.tape.derived, trial.trainable
+            record.tape.nodes,
+            credits,
+            self.parameters,
+            record.tape.derived,
+            trial.trainable,
+            self._replicas,
         )
         updates: dict[int, Tensor] = {}
-        for number, estimate in found.items():
+        for number, estimate in found.gradients.items():
             parameter = self.parameters[number].detach()
             group = self.rates(number)
             lr = self.spread(group["lr"], parameter)
@@ -143,20 +150,12 @@ class NodeState(NamedTuple):
 
     Attributes:
         damping: lambda of Gauss-Newton steps.
-        gain: factor on the length of first-order steps.
-        actual: running mean of the sizes of improvements.
-        promised: running mean of the sizes of expected improvements.
-        comparisons: weight of these means.
         expected: improvement that the last step promised.
         last_loss: before the last step.
         updates: steps that have changed the weights.
     """
 
     damping: Tensor
-    gain: Tensor
-    actual: Tensor
-    promised: Tensor
-    comparisons: Tensor
     expected: Tensor
     last_loss: Tensor
     updates: Tensor
@@ -182,10 +181,10 @@ class NodeDopamine(NodeOptimizer):
             square of their inputs.
         span: time steps that feedback reaches back, >= 1.
         damping: first lambda, > 0.
-        tau: share in (0, 1) of the expected improvement on the next batch that is enough.
-        kappa: speed of the controller of the length of first-order steps, >= 0.
+        patience: steps, > 0, after which first-order steps become shorter: they are multiplied by
+            1 / sqrt(1 + step / patience).
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
-        weight_decay: decoupled, >= 0: weights shrink by the rate of the step times it.
+        weight_decay: >= 0: this multiple of the weights is added to the estimate of the gradient.
         process_group: `"alone"` or None; ranks are refused.
 
     Raises:
@@ -211,10 +210,9 @@ class NodeDopamine(NodeOptimizer):
         sigma: float | None = None,
         span: int = 8,
         damping: float = 1.0,
-        tau: float = 0.25,
-        kappa: float = 0.02,
+        patience: float = 300.0,
         seed: int | Sequence[int] = 0,
-        weight_decay: float = 0.0,
+        weight_decay: float = 3e-4,
         process_group: Any = None,
     ) -> None:
         super().__init__(
@@ -226,8 +224,7 @@ class NodeDopamine(NodeOptimizer):
             process_group=process_group,
             span=span,
             damping=damping,
-            tau=tau,
-            kappa=kappa,
+            patience=patience,
         )
 
     @property
@@ -239,7 +236,7 @@ class NodeDopamine(NodeOptimizer):
         """The first state, in which nothing is known."""
         zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
         return NodeState(*[zero] * len(NodeState._fields))._replace(
-            damping=zero + self.settings["damping"], gain=zero + 1.0
+            damping=zero + self.settings["damping"]
         )
 
     def _prepare(self, loaded: Any) -> None:
@@ -251,11 +248,12 @@ class NodeDopamine(NodeOptimizer):
         slope = record.loss.slope.view(record.shape)
         span = self.settings["span"]
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
-        credit = learn(parts, trial.regrets, slope)
-        memory = {**trial.memory, **credit.memory}
         jacobians = self._jacobians
         if jacobians is None or not jacobians.serves(self.parameters):
             self._jacobians = jacobians = Jacobians(self.parameters, self._replicas)
+        speed = 1.0 if jacobians.width <= MOST else SLOWLY
+        credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
+        memory = {**trial.memory, **credit.memory}
         jacobian = jacobians(record, credit)
         if jacobian is not None:
             return self._second_order(before, trial, memory, jacobian, jacobians)
@@ -266,7 +264,7 @@ class NodeDopamine(NodeOptimizer):
     def _first_order(
         self, before: Progress, trial: Trial, memory: dict[str, Tensor], credit: Credit
     ) -> NodeChange:
-        """Adam's direction (Kingma and Ba 2015), as far as its promises are kept."""
+        """A step in the directions in which estimates vary, shorter as steps go on."""
         record = trial.record
         found = estimates(
             record.tape.nodes,
@@ -274,56 +272,36 @@ class NodeDopamine(NodeOptimizer):
             self.parameters,
             record.tape.derived,
             trial.trainable,
+            self._replicas,
         )
-        state = self._controlled(before.rule, record.loss.loss)
-        count = float(state.updates.max()) + 1.0
-        promise = torch.zeros_like(state.gain)
+        state: NodeState = before.rule
+        count = int(state.updates.max()) + 1
+        rate = STEP / math.sqrt(1.0 + count / self.settings["patience"])
+        promise = torch.zeros_like(state.damping)
         updates: dict[int, Tensor] = {}
-        for number, estimate in found.items():
+        for number, estimate in found.gradients.items():
             parameter = self.parameters[number].detach()
             group = self.rates(number)
-            m = self._averaged(memory, f"mean of {number}", estimate, FIRST)
-            v = self._averaged(memory, f"square of {number}", estimate * estimate, SECOND)
-            size = (v / (1.0 - SECOND**count)).sqrt()
-            rate = self.spread(STEP * state.gain * group["lr"], parameter)
-            amount = rate * (m / (1.0 - FIRST**count)) / (size + 1e-10)
+            length = self.spread(rate * group["lr"], parameter)
+            whole = estimate + group["weight_decay"] * wide(parameter)
+            each = whole if self._fleet else whole[None]
+            sides = found.sides.get(number)
+            turned = direction(memory, str(number), each, sides, count)
+            amount = length * turned.view(parameter.shape)
             promise = promise + self.by_replica(amount * estimate)
-            shrunk = rate * group["weight_decay"] * parameter
-            updates[number] = -(amount + shrunk).to(parameter.dtype)
-        actual = before.rule.last_loss - record.loss.loss
-        rpe = torch.where(before.rule.updates > 0, actual - before.rule.expected, 0.0)
-        state = state._replace(
-            expected=promise, last_loss=record.loss.loss, updates=state.updates + 1.0
-        )
+            updates[number] = -amount.to(parameter.dtype)
+        loss = record.loss.loss
+        known = state.updates > 0
+        rpe = torch.where(known, state.last_loss - loss - state.expected, 0.0)
+        state = state._replace(expected=promise, last_loss=loss, updates=state.updates + 1.0)
         after = before._replace(
             rule=state,
             last_rpe=self._own(rpe),
-            last_learning_rate=self._own(STEP * state.gain * self.param_groups[0]["lr"]),
+            last_learning_rate=self._own(
+                torch.ones_like(promise) * rate * self.param_groups[0]["lr"]
+            ),
         )
         return NodeChange(updates, memory, after)
-
-    def _averaged(self, memory: dict[str, Tensor], name: str, new: Tensor, decay: float) -> Tensor:
-        old = memory.get(name)
-        memory[name] = (1.0 - decay) * new if old is None else old.lerp(new, 1.0 - decay)
-        return memory[name]
-
-    def _controlled(self, state: NodeState, loss: Tensor) -> NodeState:
-        """The length of steps, by actual against expected improvement on the next batch."""
-        known = state.updates > 0
-        actual = state.last_loss - loss
-        sizes = 0.99 * state.actual + 0.01 * actual.abs()
-        promises = 0.99 * state.promised + 0.01 * state.expected.abs()
-        weight = 0.99 * state.comparisons + 0.01
-        surprise = (actual - self.settings["tau"] * state.expected) / (
-            (sizes + promises) / weight + torch.finfo(torch.float64).tiny
-        )
-        gain = state.gain * (self.settings["kappa"] * surprise.clamp(-3.0, 3.0)).exp()
-        return state._replace(
-            actual=torch.where(known, sizes, state.actual),
-            promised=torch.where(known, promises, state.promised),
-            comparisons=torch.where(known, weight, state.comparisons),
-            gain=torch.where(known, gain.clamp(0.01, 100.0), state.gain),
-        )
 
     # ---- second order ----------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
     unexpected_i = D_i - what feedback expected of the trials        a vector for each sample
     RPE_i        = <r_i, unexpected_i>                               a number for each sample
-    credit       = what feedback says of r_i + M / (M + N) RPE_i xi_i
+    credit       = what feedback says of r_i + doubt M / (M + N) RPE_i xi_i
 
-M samples tell of N units. The last term makes the credit unbiased as far as feedback is wrong; the
-share keeps its noise small beside it.
+M samples tell of N units. The last term corrects the credit where feedback is wrong. It is noise
+where feedback is right, so it also counts by the share of the regrets that was not expected.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from dopaminergic.activities import feedback
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.families import Family
 from dopaminergic.activities.feedback import Times
+
+DOUBT = "doubt"  # the name of that share in the memory
+MEMORY = 0.95  # decay of its mean
 
 
 class Part(NamedTuple):
@@ -46,14 +49,13 @@ class Credit(NamedTuple):
     Attributes:
         parts: families with their feedback, as it was and as it is now.
         credits: of each, `(R, B, S, U)`.
-        memory: the feedback by name, as it has become.
-        share: of the regrets' squares that was not expected, `(R,)`.
+        memory: what is kept, by name: feedback as it has become, and the share of the regrets'
+            squares that was not expected, `(R,)`.
     """
 
     parts: list[Part]
     credits: list[Tensor]
     memory: dict[str, Tensor]
-    share: Tensor
 
 
 def parts_of(
@@ -80,13 +82,17 @@ def parts_of(
     return parts
 
 
-def learn(parts: list[Part], regrets: Tensor, slope: Tensor) -> Credit:
+def learn(
+    parts: list[Part], regrets: Tensor, slope: Tensor, doubt: Tensor | None, speed: float
+) -> Credit:
     """What the regrets of a step teach.
 
     Args:
         parts: families with their feedback.
         regrets: D, `(R, B, T, C)`; NaN where an outcome was not finite.
         slope: r, of the same shape.
+        doubt: mean share of the regrets' squares that was not expected, `(R,)`, or None.
+        speed: factor on what feedback learns.
     """
     usable = regrets.isfinite().all(-1).all(-1)[..., None, None]
     regrets = torch.where(usable, regrets, 0.0)
@@ -96,15 +102,16 @@ def learn(parts: list[Part], regrets: Tensor, slope: Tensor) -> Credit:
         unexpected = unexpected - torch.where(usable, said.view(regrets.shape), 0.0)
     samples = regrets.shape[1]
     count = sum(part.family.size for part in parts)
-    errors = (unexpected * slope).sum(-1)  # (R, B, T)
-    credits = [_credit(part, slope, errors, samples / (samples + count)) for part in parts]
-    memory = _taught(parts, unexpected)
     power = regrets.square().sum((1, 2, 3))
-    share = unexpected.square().sum((1, 2, 3)) / power.clamp(min=torch.finfo(power.dtype).tiny)
-    return Credit(parts, credits, memory, share)
+    now = unexpected.square().sum((1, 2, 3)) / power.clamp(min=torch.finfo(power.dtype).tiny)
+    doubt = now if doubt is None else doubt.lerp(now, 1.0 - MEMORY)
+    share = doubt.clamp(max=1.0) * samples / (samples + count)
+    errors = (unexpected * slope).sum(-1) * share[:, None, None]  # (R, B, T)
+    credits = [_credit(part, slope, errors) for part in parts]
+    return Credit(parts, credits, {**_taught(parts, unexpected, speed), DOUBT: doubt})
 
 
-def _credit(part: Part, slope: Tensor, errors: Tensor, share: float) -> Tensor:
+def _credit(part: Part, slope: Tensor, errors: Tensor) -> Tensor:
     family = part.family
     said = feedback.credit(slope, part.kernel, family, part.times) * wide(family.gains)
     if part.times is None:
@@ -112,10 +119,10 @@ def _credit(part: Part, slope: Tensor, errors: Tensor, share: float) -> Tensor:
     else:  # only later outcomes depend on a unit
         later = functional.pad(errors, (part.times.lag, 0))
         error = later.flip(2).cumsum(2).flip(2)[..., None]
-    return said + (share / family.reach) * error * family.trials
+    return said + error / family.reach * family.trials
 
 
-def _taught(parts: list[Part], unexpected: Tensor) -> dict[str, Tensor]:
+def _taught(parts: list[Part], unexpected: Tensor, speed: float) -> dict[str, Tensor]:
     """The feedback after it has learned from its errors, by name."""
     memory: dict[str, Tensor] = {}
     width = sum(part.rows.shape[2] for part in parts)
@@ -126,5 +133,5 @@ def _taught(parts: list[Part], unexpected: Tensor) -> dict[str, Tensor]:
         errors = unexpected.flatten(1, 2) if timed else unexpected.flatten(2)
         changes = feedback.learned([part.rows for part in mine], errors, width)
         for part, change in zip(mine, changes, strict=True):
-            memory[part.name] = part.kernel + change.view(part.kernel.shape)
+            memory[part.name] = part.kernel + speed * change.view(part.kernel.shape)
     return memory

@@ -8,7 +8,7 @@ The credit of a sum is the credit of all that it adds up.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,39 @@ from dopaminergic.activities.synapses import Synapse, summed_to
 from dopaminergic.activities.tape import Derived, Node, Place, Weight
 
 
+class Sides(NamedTuple):
+    """How the rows, and the columns, of a weight matrix vary together.
+
+    Attributes:
+        left: products over its rows, `(R, rows, rows)`.
+        right: products over its columns, `(R, columns, columns)`.
+    """
+
+    left: Tensor
+    right: Tensor
+
+
+class Estimates(NamedTuple):
+    """Estimates of the gradient.
+
+    Attributes:
+        gradients: for each parameter, by its number and in its shape; in float32 at least.
+        sides: for those that are a whole matrix.
+    """
+
+    gradients: dict[int, Tensor]
+    sides: dict[int, Sides]
+
+
 def estimates(
     nodes: list[Node],
     credits: dict[Node, Tensor],
     parameters: list[Tensor],
     derived: list[Derived],
     trainable: set[int],
-) -> dict[int, Tensor]:
-    """The estimate for each trainable parameter, by its number; in float32 at least.
+    replicas: int | None,
+) -> Estimates:
+    """The estimate for each trainable parameter.
 
     Args:
         nodes: of an evaluation, in its order.
@@ -32,7 +57,9 @@ def estimates(
         parameters: of the model.
         derived: weights that the evaluation made of others.
         trainable: numbers of weights that may change, derived ones too.
+        replicas: R, or None for one model.
     """
+    products: dict[int, Sides] = {}
     groups: dict[tuple[Any, ...], list[tuple[Synapse, Tensor]]] = {}
     for node, credit in _spread(nodes, credits):
         for synapse in node.synapses:
@@ -42,6 +69,10 @@ def estimates(
     memory: dict[int, Tensor] = {}
     for (weight, *_), calls in groups.items():
         found = _estimate(calls)
+        if weight.number < len(parameters):
+            sides = _sides(weight, calls, tuple(parameters[weight.number].shape), replicas)
+            if sides is not None:
+                products[weight.number] = sides
         add_to(_memory(weight, memory, parameters, derived, found), weight.place, found)
     for number in range(len(parameters) + len(derived) - 1, len(parameters) - 1, -1):
         one = derived[number - len(parameters)]
@@ -49,7 +80,10 @@ def estimates(
             found = one.place.within(memory.pop(number)) * one.factor
             there = _memory(one.weight, memory, parameters, derived, found)
             add_to(there, one.weight.place, found)
-    return {number: Place.of(parameters[number]).within(found) for number, found in memory.items()}
+    gradients = {
+        number: Place.of(parameters[number]).within(found) for number, found in memory.items()
+    }
+    return Estimates(gradients, products)
 
 
 def _spread(nodes: list[Node], credits: dict[Node, Tensor]) -> Iterable[tuple[Node, Tensor]]:
@@ -109,6 +143,27 @@ def _one(synapse: Synapse, credit: Tensor) -> Tensor:
     return summed_to(credit, synapse.weight.place.shape)
 
 
+def _sides(
+    weight: Weight,
+    calls: list[tuple[Synapse, Tensor]],
+    shape: tuple[int, ...],
+    replicas: int | None,
+) -> Sides | None:
+    """Products of activities, and of credits, for a whole matrix of weights."""
+    lead = () if replicas is None else (replicas,)
+    if calls[0][0].kind != "matrix" or len(shape) != len(lead) + 2:
+        return None
+    rows, credits = _stacked(calls)
+    rows = rows.reshape(replicas or 1, -1, rows.shape[-1])
+    credits = credits.reshape(replicas or 1, -1, credits.shape[-1])
+    inward = rows.mT @ rows
+    outward = credits.mT @ credits
+    place = weight.place.shape[-2:]
+    if place == shape[-2:]:
+        return Sides(inward, outward)
+    return Sides(outward, inward) if place[::-1] == shape[-2:] else None
+
+
 def _dtype_of(synapse: Synapse, credit: Tensor) -> torch.dtype:
     floating = isinstance(synapse.inputs, Tensor) and synapse.inputs.is_floating_point()
     return synapse.inputs.dtype if floating else credit.dtype
@@ -120,6 +175,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 def _product(calls: list[tuple[Synapse, Tensor]]) -> Tensor:
+    v, e = _stacked(calls)
+    return v.mT @ e
+
+
+def _stacked(calls: list[tuple[Synapse, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Inputs `(..., rows, P)` and credits `(..., rows, U)` of all calls."""
     rows: list[Tensor] = []
     credits: list[Tensor] = []
     for synapse, credit in calls:
@@ -132,4 +193,4 @@ def _product(calls: list[tuple[Synapse, Tensor]]) -> Tensor:
         v, e = torch.cat(rows, -2), torch.cat(credits, -2)
     if v.ndim > 2 and e.ndim == 2:
         v = v.flatten(0, -2)
-    return v.mT @ e
+    return v, e
