@@ -275,6 +275,7 @@ class NodeDopamine(NodeOptimizer):
             self._replicas,
         )
         state: NodeState = before.rule
+        loss = record.loss.loss
         count = int(state.updates.max()) + 1
         rate = STEP / math.sqrt(1.0 + count / self.settings["patience"])
         promise = torch.zeros_like(state.damping)
@@ -283,14 +284,13 @@ class NodeDopamine(NodeOptimizer):
             parameter = self.parameters[number].detach()
             group = self.rates(number)
             length = self.spread(rate * group["lr"], parameter)
-            whole = estimate + group["weight_decay"] * wide(parameter)
+            whole = estimate + self._pull(group["weight_decay"], loss, parameter)
             each = whole if self._fleet else whole[None]
             sides = found.sides.get(number)
             turned = direction(memory, str(number), each, sides, count)
             amount = length * turned.view(parameter.shape)
             promise = promise + self.by_replica(amount * estimate)
             updates[number] = -amount.to(parameter.dtype)
-        loss = record.loss.loss
         known = state.updates > 0
         rpe = torch.where(known, state.last_loss - loss - state.expected, 0.0)
         state = state._replace(expected=promise, last_loss=loss, updates=state.updates + 1.0)
@@ -302,6 +302,17 @@ class NodeDopamine(NodeOptimizer):
             ),
         )
         return NodeChange(updates, memory, after)
+
+    def _pull(self, decay: float, loss: Tensor, parameter: Tensor) -> Tensor:
+        """The slope of a penalty on a weight's square, which is worth at most half of the loss."""
+        squares = self._squares().clamp(min=torch.finfo(torch.float64).tiny)
+        most = loss.clamp(min=0.0) / squares
+        return self.spread(most.clamp(max=decay), parameter) * wide(parameter)
+
+    def _squares(self) -> Tensor:
+        """The sum of the squares of all weights that change, `(R,)`."""
+        found = [self.by_replica(p.detach().square()) for p in self.parameters if p.requires_grad]
+        return torch.stack(found).sum(0)
 
     # ---- second order ----------------------------------------------------------------------------
 
@@ -330,9 +341,7 @@ class NodeDopamine(NodeOptimizer):
         proposal = torch.linalg.solve(curvature + damping * eye, gradient)
         rates = HALF * jacobians.spread([self.rates(n)["lr"] for n in jacobians.numbers], proposal)
         taken = rates * proposal
-        decays = [self.rates(n)["weight_decay"] for n in jacobians.numbers]
-        decay = rates * jacobians.spread(decays, proposal) * jacobians.weights(proposal)
-        with self._moved(jacobians.as_updates(-taken - decay)):
+        with self._moved(jacobians.as_updates(-taken)):
             after_step = trial.evaluations.at_trial()
         actual = loss.loss - after_step
         bent = torch.einsum("rd,rde,re->r", taken, now, taken)
@@ -347,7 +356,7 @@ class NodeDopamine(NodeOptimizer):
             expected=expected,
             updates=state.updates + 1.0,
         )
-        step = torch.where(accepted.to(taken.device)[:, None], -taken - decay, 0.0)
+        step = torch.where(accepted.to(taken.device)[:, None], -taken, 0.0)
         after = before._replace(
             rule=state,
             last_rpe=self._own((actual - expected).nan_to_num()),

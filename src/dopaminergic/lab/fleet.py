@@ -57,7 +57,9 @@ class Fleet:
         self.budget = budget
         self.model = task.build(seeds)
         lr = torch.tensor(learning_rates, dtype=torch.float64)
-        self.optimizer = find_method(optimizer).make(self.model.parameters(), lr, seeds)
+        method = find_method(optimizer)
+        self.model.as_written = method.as_written
+        self.optimizer = method.make(self.model.parameters(), lr, seeds)
         # Solved is judged as finely as the task wants; the curve keeps fewer points than that.
         self.keep_every = max(task.evaluate_every, budget // curve_points)
         self.steps = 0

@@ -20,6 +20,7 @@ from torch import Tensor
 from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
 from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.lab.form import difference
+from dopaminergic.node import NodeDopamine
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import mean_losses
 from dopaminergic.plain import brief
@@ -126,6 +127,7 @@ class Method(NamedTuple):
         passes_per_step: the cost of a step, the most where that varies.
         fleet_weights: how many weights a fleet should have in all, beyond which more replicas make
             it slower.
+        as_written: whether networks must compute by their equations, see `Stackable`.
     """
 
     label: str
@@ -134,6 +136,7 @@ class Method(NamedTuple):
     default: float | None
     passes_per_step: int
     fleet_weights: int = 1 << 40
+    as_written: bool = False
 
     @property
     def tunable(self) -> bool:
@@ -172,6 +175,15 @@ METHODS: dict[str, Method] = {
     "dopamine2": Method("Dopamine2", _forward(Dopamine2), half_decades(0.15), 1.5, 2),
     "vector": Method(
         "VectorDopamine", _forward(VectorDopamine), [1.0], 1.0, MOST_DIRECTIONS + 2, FLEET_WEIGHTS
+    ),
+    "node": Method(
+        "NodeDopamine",
+        _forward(NodeDopamine),
+        [1.0],
+        1.0,
+        4,
+        FLEET_WEIGHTS,
+        as_written=True,
     ),
     "wp": Method("WP", _forward(WeightPerturbation), half_decades(0.003), None, 2),
     "spsa": Method("SPSA", _forward(SPSA), half_decades(0.003), None, 2),
