@@ -13,8 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import dopaminergic.noise as noise
-from dopaminergic.noise import UPDATE, Combination, Term, perturbation, pieces, reference
+from dopaminergic.noise import (
+    UPDATE,
+    Combination,
+    Term,
+    backends,
+    combination,
+    perturbation,
+    pieces,
+    reference,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 kinds = pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -102,7 +110,7 @@ def combined(
     combine = Combination(
         [target], [3], np.arange(1, 1 + seeds, dtype=np.uint64), kind, copies, 0, [first]
     )
-    assert (combine.fast is None) == (noise.fast_kernels() is None)
+    assert (combine.fast is None) == (backends.fast_kernels() is None)
     combine(terms, [scale], 5, rounding=2, undo=undo, grids=[grid])
     return target
 
@@ -119,7 +127,7 @@ def test_kernels_do_what_the_reference_does(
         combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
         for c, f, s, copied in cases
     ]
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     slow = [
         combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
         for c, f, s, copied in cases
@@ -153,7 +161,7 @@ def test_a_shard_gets_the_noise_of_its_place(
     dtype: torch.dtype, kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     whole = combined(contiguous(dtype).flatten(), kind, CHANGES[2])
     parts = contiguous(dtype).flatten().split([1, 333, 4096, 6000 - 4430])
     firsts = np.cumsum([0, *map(len, parts)])
@@ -181,7 +189,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     layout: Any, dtype: torch.dtype, kind: str, threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr(noise, "PIECE", 300)
+    monkeypatch.setattr(combination, "PIECE", 300)
     monkeypatch.setattr(pieces, "ALIGNMENT", 100)
     started, found = [], []
     start = threading.Thread.start
@@ -231,7 +239,7 @@ def test_copies_are_made_once_in_a_step_and_say_of_which(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     target, copy = torch.ones(5), torch.zeros(5)
     combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [copy])
     assert not combine.holds_copies_of(3)
@@ -251,7 +259,7 @@ def test_copies_are_made_once_in_a_step_and_say_of_which(
 @pytest.mark.parametrize("fast", [True, False])
 def test_sources_are_never_written_to(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     target, source = torch.zeros(5), torch.full((5,), 7.0)
     combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [source])
     combine.starts_from_sources(3)

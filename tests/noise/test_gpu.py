@@ -15,9 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dopaminergic.noise as noise
 from dopaminergic import Dopamine, WeightPerturbation
-from dopaminergic.noise import reference
+from dopaminergic.noise import backends, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRET = {} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"}
@@ -336,8 +335,8 @@ def test_optimizers_end_at_the_bits_of_the_torch_path(
     make: Any, settings: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = [(2, 700), (2, 3, 5), (2, 33)]
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    monkeypatch.setattr(noise, "TRITON_DEVICES", ())
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "TRITON_DEVICES", ())
     slow = trained(make, dtype, shapes, **settings)
     used = watched(monkeypatch)
     fast = trained(make, dtype, shapes, **settings)
@@ -350,15 +349,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[gpu.Launch]:
     """Send noise to Triton on whatever device there is, and write down each use."""
     used: list[gpu.Launch] = []
     plain = gpu.Launch.launch
-    monkeypatch.setattr(noise, "TRITON_DEVICES", (DEVICE,))
+    monkeypatch.setattr(backends, "TRITON_DEVICES", (DEVICE,))
     monkeypatch.setattr(gpu.Launch, "launch", lambda self: (used.append(self), plain(self)))
     return used
 
 
 def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dopaminergic.weights.layout.SAVED_BYTES", 100)
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    monkeypatch.setattr(noise, "TRITON_DEVICES", ())
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "TRITON_DEVICES", ())
     slow = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
     used = watched(monkeypatch)
     fast = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
@@ -417,7 +416,7 @@ def test_transposed_weights_of_an_optimizer_take_no_torch_path(
         WeightPerturbation([w], sigma=0.1, seed=2).step(lambda: (w**2).sum())
         return w.detach()
 
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     slow, used = step(), watched(monkeypatch)
     assert torch.equal(step(), slow)
     assert used
@@ -426,13 +425,13 @@ def test_transposed_weights_of_an_optimizer_take_no_torch_path(
 def test_without_triton_the_torch_path_takes_over_with_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(noise, "TRITON_DEVICES", (DEVICE,))
+    monkeypatch.setattr(backends, "TRITON_DEVICES", (DEVICE,))
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
-    noise.triton_launch.cache_clear()
+    backends.triton_launch.cache_clear()
     with caplog.at_level(logging.WARNING, "dopaminergic"):
         for _ in range(2):
             trained(WeightPerturbation, torch.float32, [(7,), (3, 5)])
-    noise.triton_launch.cache_clear()
+    backends.triton_launch.cache_clear()
     (line,) = [r.getMessage() for r in caplog.records if "triton" in r.getMessage()]
     assert "pip install triton" in line
 

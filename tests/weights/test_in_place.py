@@ -15,6 +15,7 @@ from torch import nn
 
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, squared_error
+from dopaminergic.noise import backends
 from dopaminergic.weights import Weights
 from dopaminergic.weights import layout as module
 from optimizers import ROWS, Bowl, Row, copies, same
@@ -27,7 +28,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Every model counts as large, and noise comes from the kernels or the reference."""
     monkeypatch.setattr(module, "SAVED_BYTES", 0)
     if request.param == "torch":
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
 
 
 def weights_of(
