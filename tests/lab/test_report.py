@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from dopaminergic.lab import plots
+from dopaminergic.lab import curves, plots
 from dopaminergic.lab.claims import judge
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import Drawing, _pictures, draw_all, plan_all
@@ -391,7 +391,7 @@ def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
     cells = by_task(
         [run("lorenz", ("wp", "tuned"), s, e) for s, e in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]
     )["Lorenz"]
-    axes = plots.learning_curves(cells).axes[0]
+    axes = curves.learning_curves(cells).axes[0]
     assert list(axes.lines[0].get_ydata()) == [1.0, 0.5, 0.3]  # type: ignore[arg-type]
     heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].tolist()
     assert {0.2, 0.4} <= set(heights)
@@ -408,19 +408,19 @@ def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
     assert "V1This library's own: VectorDopamine beats backpropagation" in text
     assert "VectorDopamine, Dopamine and WP never compute a gradient" in text
     cells = by_task(read_records(folder / "records.jsonl").records)["Lorenz"]
-    axes = plots.learning_curves(cells).axes[0]
+    axes = curves.learning_curves(cells).axes[0]
     assert COLOURS["vector"] in [line.get_color() for line in axes.lines]
     assert "VectorDopamine" in [
         label.get_text() for label in plots.final_errors(cells).axes[0].get_yticklabels()
     ]
     assert "VectorDopamine" in [
-        panel.get_title(loc="left") for panel in plots.traces(cells[VECTOR]).axes
+        panel.get_title(loc="left") for panel in curves.traces(cells[VECTOR]).axes
     ]
     assert tables(cells[VECTOR])[0].columns == ["VectorDopamine"]
 
 
 def test_names_beside_lines_stay_on_the_figure() -> None:
-    figure = plots.learning_curves({VECTOR: [run("lorenz", VECTOR, 0, 0.05)]})
+    figure = curves.learning_curves({VECTOR: [run("lorenz", VECTOR, 0, 0.05)]})
     figure.draw_without_rendering()
     [label] = [text for text in figure.axes[0].texts if text.get_text() == "VectorDopamine"]
     assert label.get_window_extent().x1 <= figure.bbox.x1
@@ -483,7 +483,7 @@ def test_the_sensitivity_takes_the_best_other_settings() -> None:
         for seed in range(3)
         for rate, sigma, error in grid
     ]
-    assert plots.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]
+    assert curves.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]
 
 
 def test_the_profile_leaves_out_tasks_that_few_have_run() -> None:
