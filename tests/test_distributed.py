@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.channel import FRAME
 from dopaminergic.distributed import Ranks
 from dopaminergic.fingerprint import CHUNK, fingerprint
-from launching import SIZE, found_by_ranks, start
+from launching import SIZE, ranks_that_leave, start
 from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, Shards, large, trained, vector_closures
 
@@ -32,18 +31,7 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of four ranks found in each scenario."""
-    return found_by_ranks(rank_scenarios.main, tmp_path_factory, "ranks")
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Ranks]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield Ranks()
-    dist.destroy_process_group()
+found = ranks_that_leave(rank_scenarios.main, "ranks")
 
 
 def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) -> None:
