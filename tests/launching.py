@@ -1,4 +1,6 @@
-"""Processes of ranks for the tests, started by a server that has imported all and compiled the kernels."""
+"""Processes of ranks for the tests, started by a server that has imported all and compiled the
+kernels.
+"""
 
 from __future__ import annotations
 

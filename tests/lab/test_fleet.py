@@ -47,7 +47,9 @@ def test_a_fleet_of_one_is_the_single_run_bit_for_bit(
 
 @pytest.mark.parametrize("optimizer", RATES)
 def test_replicas_do_not_know_of_each_other(optimizer: str) -> None:
-    """Sums of a batched product may run in another order than those of a single one, hence the tolerance: float64."""
+    """Sums of a batched product may run in another order than those of a single one, hence the
+    tolerance: float64.
+    """
     task = make_task("xor-2-8-1", dtype="float64")
     together = Fleet(task, optimizer, SEEDS, RATES[optimizer], budget=120)
     for _ in together.run():

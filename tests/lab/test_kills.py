@@ -1,4 +1,6 @@
-"""Runs that are killed with -9 at random moments end as one that never was; `kills.py` does it more often."""
+"""Runs that are killed with -9 at random moments end as one that never was; `kills.py` does it more
+often.
+"""
 
 from __future__ import annotations
 

@@ -35,9 +35,12 @@ def run(
             "variant": method[1], "role": "report",
             "settings": {"lr": 0.1, "sigma": 1e-3},
             "seed": seed, "budget": 300, "forward_passes": 300,
-            "curve": {"passes": [100, 200, 300], "error": [1.0, 0.5, error]}, "traces": None, "solved_at": None,
-            "metrics": {"nrmse": error, "vpt": 1 / error if error else None}, "diverged": error is None,
-            "seconds": 6.0, "replicas": 3, "versions": {"torch": "2.13.0"}, "commit": "abc123", "dtype": "float32",
+            "curve": {"passes": [100, 200, 300], "error": [1.0, 0.5, error]}, "traces": None,
+            "solved_at": None,
+            "metrics": {"nrmse": error, "vpt": 1 / error if error else None},
+            "diverged": error is None,
+            "seconds": 6.0, "replicas": 3, "versions": {"torch": "2.13.0"}, "commit": "abc123",
+            "dtype": "float32",
             "created": "2026-11-23T22:00:00+00:00"}  # fmt: skip
     return base | others
 
@@ -81,8 +84,10 @@ def pictures() -> list[dict[str, Any]]:
     grid = np.linspace(0, 1, 9)
     return [
         free | {"task": "lorenz-vpt", "truth": state, "forecast": 0.5 * state},
-        free | {"task": "mackey-glass-vpt", "truth": state[:, :1], "forecast": np.full((60, 1), np.nan)},
-        {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp", "variant": "tuned", "seed": 1,
+        free | {"task": "mackey-glass-vpt", "truth": state[:, :1],
+                "forecast": np.full((60, 1), np.nan)},
+        {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp",
+         "variant": "tuned", "seed": 1,
          "extent": [-1.5, 1.5], "probability": np.outer(grid, grid)},
     ]  # fmt: skip
 
@@ -286,7 +291,9 @@ def test_numbers_that_look_equal_are_marked_alike() -> None:
 
 
 def sunspots(part: str = "") -> list[dict[str, Any]]:
-    """Two methods that end at .2 and .1, beside a persistence of .4 and an autoregression of .15."""
+    """Two methods that end at .2 and .1, beside a persistence of .4 and an autoregression of
+    .15.
+    """
     return [
         run("sunspots", method, seed, error, metrics={
             "error": error, "persistence": 0.4, "linear_ar": 0.15,

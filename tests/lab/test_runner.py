@@ -1,4 +1,6 @@
-"""The runner: records are complete, a killed run goes on where it stopped, tuning never meets reported seeds."""
+"""The runner: records are complete, a killed run goes on where it stopped, tuning never meets
+reported seeds.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def test_large_networks_are_split_into_fleets_of_which_the_first_has_the_picture
 
 
 def test_fleets_of_any_size_give_the_same_records(tmp_path: Path) -> None:
-    """Sums of a batched product may run in another order than those of a single one, hence float64 and a tolerance."""
+    """Sums of a batched product may run in another order than those of a single one, hence float64
+    and a tolerance.
+    """
     replicas = tuple(Replica(seed, 1.0, "default", "report") for seed in (1, 2, 3))
     job = Job("xor-2-8-1", {"dtype": "float64"}, "vector", 200, replicas, picture=True)
     whole = run_job(job, tmp_path, silent, stop=lambda: False)
@@ -216,7 +220,9 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path, whole: Path) 
 def test_nothing_is_lost_where_a_command_is_killed_with_all_its_workers(
     tmp_path: Path, whole: Path
 ) -> None:
-    """At once, by the process group, as where a terminal is closed or a batch job runs out of time."""
+    """At once, by the process group, as where a terminal is closed or a batch job runs out of
+    time.
+    """
     cut = tmp_path / "cut"
     process = started(COMPARE, cut, "--workers", "1", group=True)
     while process.poll() is None and not lines(cut):

@@ -1,4 +1,6 @@
-"""Combinations of every kind of memory: the kernels against the reference, in any pieces and any number of threads."""
+"""Combinations of every kind of memory: the kernels against the reference, in any pieces and any
+number of threads.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def many_channels(dtype: torch.dtype) -> Tensor:
 
 
 def long_rows(dtype: torch.dtype) -> Tensor:
-    """Transposed, more rows and columns than are read at a time, and no multiple of what is moved at a time."""
+    """Transposed, more rows and columns than are read at a time, and no multiple of what is moved
+    at a time.
+    """
     return values(1050, 68, dtype=dtype).t()
 
 
@@ -290,7 +294,9 @@ def test_an_expanded_tensor_is_left_to_torch() -> None:
 
 
 def test_normals_are_those_of_the_reference_within_four_ulp() -> None:
-    """Of the radius, which is what the logarithm, the root and the polynomials err by; measured: 3 in 2^24."""
+    """Of the radius, which is what the logarithm, the root and the polynomials err by; measured: 3
+    in 2^24.
+    """
     pytest.importorskip("numba")
     n = 1 << 20
     z = torch.zeros(n)

@@ -1,4 +1,6 @@
-"""Weights perturbed in place by signs come back to the bit, and a step passes over them K + 1 times."""
+"""Weights perturbed in place by signs come back to the bit, and a step passes over them K + 1
+times.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,9 @@ def test_weights_that_somebody_writes_between_steps_come_onto_the_grid() -> None
 
 
 def test_a_rule_sees_the_sigma_that_is_used() -> None:
-    """A linear loss has the slope 1 whatever the sigma, if what is divided by is what the weights were moved by."""
+    """A linear loss has the slope 1 whatever the sigma, if what is divided by is what the weights
+    were moved by.
+    """
     w = nn.Parameter(torch.zeros(300_000))
     optimizer, found = WeightPerturbation([w], sigma=0.0101, lr=1.0), []
     optimizer.register_step_post_hook(lambda *_: found.append(w.detach()[0].item()))
