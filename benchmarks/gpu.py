@@ -32,6 +32,7 @@ from torch.nn import functional
 
 import dopaminergic.noise as noise
 from dopaminergic.lab.costs import stepper, time_ratios
+from dopaminergic.noise import backends
 
 WIDTH, TOKENS, BATCH, LENGTH = 768, 32_000, 8, 512
 STEPS = {"wp": {}, "wp, Gaussian": {"noise": "gaussian"}, "wp, torch path": {}}
@@ -101,14 +102,14 @@ def settled(work: Callable[[], Any]) -> Callable[[], Any]:
 
 def make_step(name: str, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
     """A step that has run once, with the kernels it is named after."""
-    step, usual = stepper("wp", model, loss, **STEPS[name]), noise.TRITON_DEVICES
+    step, usual = stepper("wp", model, loss, **STEPS[name]), backends.TRITON_DEVICES
 
     def with_kernels() -> int:
-        noise.TRITON_DEVICES = () if name.endswith("torch path") else usual
+        backends.TRITON_DEVICES = () if name.endswith("torch path") else usual
         try:
             return step()
         finally:
-            noise.TRITON_DEVICES = usual
+            backends.TRITON_DEVICES = usual
 
     with_kernels()
     return with_kernels
@@ -154,7 +155,7 @@ def main() -> None:
             "machine with a GPU, or measure the CPU with benchmarks/step_cost.py and "
             "benchmarks/memory.py"
         )
-    if noise.triton_launch() is None:
+    if backends.triton_launch() is None:
         parser.error(
             "Triton is not installed, and its kernels are what is measured: pip install triton"
         )

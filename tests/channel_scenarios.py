@@ -1,4 +1,6 @@
-"""What `test_channel.py` has four ranks do: they differ, are interrupted, raise errors; each in a group of its own."""
+"""What `test_channel.py` has four ranks do: they differ, are interrupted, raise errors; each in a
+group of its own.
+"""
 
 from __future__ import annotations
 

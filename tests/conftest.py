@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from dopaminergic.distributed import Ranks
 from optimizers import ROWS, VECTOR, Row
 
 
@@ -34,6 +37,14 @@ def row(request: pytest.FixtureRequest) -> Row:
 def any_row(request: pytest.FixtureRequest) -> Row:
     """Every optimizer, also the one that keeps whole vectors of regrets."""
     return request.param
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Ranks]:
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield Ranks()
+    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ FEW = 7
 
 
 class Mixed:
-    """More than 1 MiB, so that float32 is perturbed in place, and 16-bit weights beside it, which are copied."""
+    """More than 1 MiB, so that float32 is perturbed in place, and 16-bit weights beside it, which
+    are copied.
+    """
 
     def __init__(self) -> None:
         self.big, self.half = Bowl().w, nn.Parameter(randn(50, seed=8).bfloat16())

@@ -1,4 +1,6 @@
-"""Processes of ranks for the tests, started by a server that has imported all and compiled the kernels."""
+"""Processes of ranks for the tests, started by a server that has imported all and compiled the
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -122,22 +124,28 @@ def run_ranks(
                 process.kill()
 
 
-def found_by_ranks(
-    main: Callable[[int, str], None], factory: pytest.TempPathFactory, name: str
-) -> list[Any]:
-    """What each of the ranks left in a file; they run once, also where several workers share the tests."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        end = time.monotonic() + LIMIT
-        while not (folder / "ended").exists():
-            assert time.monotonic() < end, "the ranks of another worker hang"
-            time.sleep(0.1)
-    else:
+def ranks_that_leave(main: Callable[[int, str], None], name: str) -> Any:
+    """A fixture of a module: the file that each of four ranks left, as a list.
+
+    The ranks run once, also where several workers share the tests.
+    """
+
+    @pytest.fixture(scope="module", name="found")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
         try:
-            run_ranks(main, folder, SIZE)
-        finally:
-            (folder / "ended").touch()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
+            folder.mkdir()
+        except FileExistsError:
+            end = time.monotonic() + LIMIT
+            while not (folder / "ended").exists():
+                assert time.monotonic() < end, "the ranks of another worker hang"
+                time.sleep(0.1)
+        else:
+            try:
+                run_ranks(main, folder, SIZE)
+            finally:
+                (folder / "ended").touch()
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
+
+    return found

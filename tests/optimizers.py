@@ -305,7 +305,9 @@ def through_a_file(state: Any) -> Any:
 def drawn(
     optimizer: WeightOptimizer, p: Tensor, index: int, *, step: int, direction: int = 0
 ) -> Tensor:
-    """The direction that the definition of the noise gives to a parameter, in float64 and the parameter's shape."""
+    """The direction that the definition of the noise gives to a parameter, in float64 and the
+    parameter's shape.
+    """
     draw = (
         reference.rademacher if optimizer.settings["noise"] == "rademacher" else reference.gaussian
     )

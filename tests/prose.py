@@ -74,7 +74,9 @@ def of_markdown(text: str) -> list[str]:
 
 
 def of_docstring(text: str) -> list[str]:
-    """The paragraphs and entries of a docstring, each as one line of plain words; equations are left out."""
+    """The paragraphs and entries of a docstring, each as one line of plain words; equations are
+    left out.
+    """
     lines: list[str] = []
     in_section = False
     for line in CODE.sub("code", inspect.cleandoc(text).partition(">>> ")[0]).splitlines():

@@ -131,7 +131,9 @@ def directions(rank: int) -> dict[str, Any]:
 
 
 def large(row: Row) -> dict[str, Any]:
-    """Settings for a large model; in place, since batches of copies are only as exact as rounding."""
+    """Settings for a large model; in place, since batches of copies are only as exact as
+    rounding.
+    """
     return {"directions": 4, **({"memory": 1} if row is VECTOR else {})}
 
 
@@ -364,7 +366,9 @@ def misplaced(rank: int) -> str:
 
 
 def deadline(rank: int) -> dict[str, Any]:
-    """With none to spare, each rank tries the first of its directions; with one to spare, all do that are not slow."""
+    """With none to spare, each rank tries the first of its directions; with one to spare, all do
+    that are not slow.
+    """
     found: dict[Any, Any] = {
         row.name: in_time(row, Ranks(data_parallel=1, deadline=0.0)) for row in [*ROWS, VECTOR]
     }
@@ -379,7 +383,9 @@ def deadline(rank: int) -> dict[str, Any]:
 
 
 def in_time(row: Row, ranks: Ranks, seconds: float = 0.0, directions: int = K) -> dict[str, Any]:
-    """A run in which directions are missing: where it went and by which, and where a replay of its journal ends."""
+    """A run in which directions are missing: where it went and by which, and where a replay of its
+    journal ends.
+    """
     w = nn.Parameter(randn(12, seed=3))
     twin = nn.Parameter(w.detach().clone())
     optimizer = row.make([w], process_group=ranks, directions=directions, seed=11)

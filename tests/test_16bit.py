@@ -118,7 +118,9 @@ def test_perturbed_weights_are_neighbours_of_the_exact_ones(dtype: torch.dtype) 
 def mean_update(
     make: Any, dtype: torch.dtype, gradient: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of one step over many seeds, for a linear loss; both over the learning rate."""
+    """Mean and standard error of one step over many seeds, for a linear loss; both over the
+    learning rate.
+    """
     replicas = 10_000
     start = (
         torch.linspace(0.6, 0.9, len(gradient))
@@ -133,7 +135,9 @@ def mean_update(
 
 @dtypes
 def test_updates_far_below_the_resolution_survive_in_expectation(dtype: torch.dtype) -> None:
-    """Steps of 1e-6 on weights whose neighbours are 4e-3 (5e-4) away: rounding to nearest would lose every one."""
+    """Steps of 1e-6 on weights whose neighbours are 4e-3 (5e-4) away: rounding to nearest would
+    lose every one.
+    """
     gradient = torch.tensor([1.0, -2.0, 0.5, 0.25, 1.5, -1.0, 0.75, 2.0], dtype=torch.float64)
     mean, error = mean_update(WeightPerturbation, dtype, gradient, lr=2e-5, sigma=0.25)
     assert float(((mean + gradient) / error).abs().max()) < STANDARD_ERRORS
@@ -168,7 +172,9 @@ def test_errors_of_many_small_updates_cancel(dtype: torch.dtype, sign: str) -> N
 def test_the_update_is_rounded_with_other_numbers_than_the_perturbation(
     make: Any, dtype: torch.dtype
 ) -> None:
-    """Sharing them would move just those weights that had been perturbed, and bias the update by a factor."""
+    """Sharing them would move just those weights that had been perturbed, and bias the update by a
+    factor.
+    """
     gradient = torch.linspace(0.5, 1.0, 4, dtype=torch.float64)
     fine = 1.0 if dtype == torch.bfloat16 else 0.125  # the ratio of the resolutions
     mean, error = mean_update(make, dtype, gradient, lr=2e-4 * fine, sigma=1e-3 * fine)
@@ -191,7 +197,9 @@ def test_large_16_bit_models_are_exact_too(dtype: torch.dtype) -> None:
 
 @dtypes
 def test_overflow_does_not_make_nan(dtype: torch.dtype) -> None:
-    """The largest numbers and infinities stay what they are, or become infinite; NaN is never made."""
+    """The largest numbers and infinities stay what they are, or become infinite; NaN is never
+    made.
+    """
     largest = torch.finfo(dtype).max
     w = nn.Parameter(torch.tensor([largest, -largest, math.inf, -math.inf, 0.0, 1.0], dtype=dtype))
     old = w.detach().clone()
@@ -215,7 +223,9 @@ def test_training_goes_down(any_row: Row, dtype: torch.dtype) -> None:
 
 
 def test_the_smallest_halves_are_not_rounded_away() -> None:
-    """Below 2^-14 neighbours of float16 are 2^-24 apart; an update of a tenth of that must survive in expectation."""
+    """Below 2^-14 neighbours of float16 are 2^-24 apart; an update of a tenth of that must survive
+    in expectation.
+    """
     w = nn.Parameter(torch.full((20_000,), 3e-6, dtype=torch.float16))
     optimizer = WeightPerturbation([w], lr=0.0, sigma=1e-6)
     before = w.detach().double()

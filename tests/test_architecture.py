@@ -1,4 +1,6 @@
-"""Imports go one way: the core needs torch and numpy alone, the lab needs the core, and numba is optional."""
+"""Imports go one way: the core needs torch and numpy alone, the lab needs the core, and numba is
+optional.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,8 @@ for row in ROWS:
     for _ in range(2):
         optimizer.step(problem.loss)
     ends[row.name] = problem.weights()
-assert len(said) == 1 and said[0][0] == "WARNING" and "numba" in said[0][1] and "pip install" in said[0][1], said
+[(level, words)] = said
+assert level == "WARNING" and "numba" in words and "pip install" in words, said
 loaded = {name.split(".")[0] for name, module in sys.modules.items() if module is not None}
 assert not loaded & set(sys.argv[2].split(",")), loaded
 assert not [name for name in sys.modules if name.startswith("dopaminergic.lab")]

@@ -1,4 +1,6 @@
-"""What users get wrong in the core: errors name argument, rule, value and a way out, and nothing is lost."""
+"""What users get wrong in the core: errors name argument, rule, value and a way out, and nothing is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -375,7 +377,9 @@ def test_a_probe_does_not_outlive_a_new_group(any_row: Row) -> None:
 
 
 def test_what_torch_refuses_is_refused(any_row: Row) -> None:
-    """A single tensor, no tensors, tensors that are computed from others, and one parameter in two groups."""
+    """A single tensor, no tensors, tensors that are computed from others, and one parameter in two
+    groups.
+    """
     w = nn.Parameter(randn(3))
     for params in (w, [1.0], [w * 2], [{"params": [w]}, {"params": [w]}]):
         with pytest.raises((TypeError, ValueError)):

@@ -1,4 +1,6 @@
-"""Many directions as one batch: the same steps as one direction after the other, whatever the closure does."""
+"""Many directions as one batch: the same steps as one direction after the other, whatever the
+closure does.
+"""
 
 from __future__ import annotations
 

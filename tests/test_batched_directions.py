@@ -1,4 +1,6 @@
-"""Scalar rules with several directions, evaluated as one batch: the same as in place, one evaluation more at first."""
+"""Scalar rules with several directions, evaluated as one batch: the same as in place, one
+evaluation more at first.
+"""
 
 from __future__ import annotations
 

@@ -5,36 +5,22 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 import channel_scenarios
 from channel_scenarios import BY_FRAMES, BY_NUMBERS, DEPARTURES, failing
 from dopaminergic import Dopamine
 from dopaminergic.channel import _error_of
 from dopaminergic.distributed import Ranks
-from launching import SIZE, found_by_ranks
+from launching import SIZE, ranks_that_leave
 from optimizers import same
 from rank_scenarios import SETTINGS, Shards, trained
 
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of four ranks found in each scenario."""
-    return found_by_ranks(channel_scenarios.main, tmp_path_factory, "channel")
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Ranks]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield Ranks()
-    dist.destroy_process_group()
+found = ranks_that_leave(channel_scenarios.main, "channel")
 
 
 # ---- ranks that differ ---------------------------------------------------------------------------

@@ -109,7 +109,9 @@ def test_a_number_beyond_all_floats_is_an_infinite_loss(row: Row) -> None:
 
 
 def test_a_simulator_may_answer_in_numpy(any_row: Row) -> None:
-    """A run by numbers of numpy is that by the same numbers of torch, also of a rule that learns from all of them."""
+    """A run by numbers of numpy is that by the same numbers of torch, also of a rule that learns
+    from all of them.
+    """
     goal, ends = randn(3).numpy(), []
     for make in (torch.from_numpy, lambda x: x, lambda x: x.tolist()):
         w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
@@ -352,7 +354,9 @@ def test_all_evaluations_of_a_step_see_the_same_random_numbers(row: Row) -> None
 
 
 def test_dropout_does_not_drown_the_regret() -> None:
-    """Between masks the loss differs by tenths; within a step the regret is that of the perturbation alone."""
+    """Between masks the loss differs by tenths; within a step the regret is that of the
+    perturbation alone.
+    """
     model = nn.Sequential(perceptron(3, 32), nn.Dropout(0.5), perceptron(32, 1, seed=1))
     x, y = randn(16, 3), randn(16, 1, seed=1)
 

@@ -1,4 +1,6 @@
-"""check_estimator: sound optimizers are found sound, and those with the faults of other libraries are not."""
+"""check_estimator: sound optimizers are found sound, and those with the faults of other libraries
+are not.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ def test_dropout_is_sound() -> None:
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("directions", [1, 5])
 def test_a_linear_loss_meets_theory_exactly(noise: str, directions: int) -> None:
-    """Variance (d -+ 1) / K |g|^2, so the cosine of the mean of M updates is 1 / sqrt(1 + (d -+ 1) / (K M))."""
+    """Variance (d -+ 1) / K |g|^2, so the cosine of the mean of M updates is 1 / sqrt(1 + (d -+ 1)
+    / (K M)).
+    """
     parameters, loss = linear(60)
     report = check_estimator(
         SPSA(parameters, lr=0.1, directions=directions, noise=noise), loss, probes=200

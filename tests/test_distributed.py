@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.channel import FRAME
 from dopaminergic.distributed import Ranks
 from dopaminergic.fingerprint import CHUNK, fingerprint
-from launching import SIZE, found_by_ranks, start
+from launching import SIZE, ranks_that_leave, start
 from optimizers import ROWS, VECTOR, Bowl, drawn, randn, same
 from rank_scenarios import LARGE_ROWS, Shards, large, trained, vector_closures
 
@@ -32,18 +31,7 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of four ranks found in each scenario."""
-    return found_by_ranks(rank_scenarios.main, tmp_path_factory, "ranks")
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Ranks]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield Ranks()
-    dist.destroy_process_group()
+found = ranks_that_leave(rank_scenarios.main, "ranks")
 
 
 def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) -> None:
@@ -55,7 +43,7 @@ def assert_same(run: dict[str, Any], reference: dict[str, Any], what: object) ->
     assert str(run["state"]["forward"]["rule"]) == str(reference["state"]["forward"]["rule"]), what
 
 
-# ---- the result does not depend on the number of ranks ---------------------------------------------------------------
+# ---- the result does not depend on the number of ranks -------------------------------------------
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
@@ -173,7 +161,9 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(found: list[Any]) -> None:
 
 @pytest.mark.parametrize("row", [*ROWS, VECTOR], ids=[*NAMES, VECTOR.name])
 def test_a_sharded_model_learns_what_a_whole_one_does(found: list[Any], row: Any) -> None:
-    """FSDP2 on four ranks, one of which holds no row of the first layer; and on two, with shares of the directions."""
+    """FSDP2 on four ranks, one of which holds no row of the first layer; and on two, with shares of
+    the directions.
+    """
     for rank in range(SIZE):
         runs = found[rank]["sharded"]
         for shards in (4, 2):
@@ -197,7 +187,7 @@ def test_shards_that_are_no_range_of_rows_are_refused(found: list[Any]) -> None:
         assert "Shard(0)" in message, message
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*NAMES, VECTOR.name])
@@ -266,11 +256,13 @@ def test_two_weights_that_change_places_change_the_fingerprint() -> None:
     assert fingerprint([], [w]) != fingerprint([], [w[[1, 0, 2, 3]]])
 
 
-# ---- what travels ----------------------------------------------------------------------------------------------------
+# ---- what travels --------------------------------------------------------------------------------
 
 
 def test_bytes_do_not_grow_with_the_model(found: list[Any]) -> None:
-    """One frame a step and a rank, which has room for 28 losses; for VectorDopamine g and A, or the regrets."""
+    """One frame a step and a rank, which has room for 28 losses; for VectorDopamine g and A, or the
+    regrets.
+    """
     sent = found[0]["bytes_sent"]
     for name in [*NAMES, VECTOR.name]:
         for shards in (1, 4):
@@ -280,7 +272,7 @@ def test_bytes_do_not_grow_with_the_model(found: list[Any]) -> None:
     assert sent[VECTOR.name, 10, 4] <= 2 * 8 * (1.5 * 8 * 8 + 5 * 8 + 4 * FRAME)
 
 
-# ---- a deadline ------------------------------------------------------------------------------------------------------
+# ---- a deadline ----------------------------------------------------------------------------------
 
 IN_TIME = [0, 1, 3, 5]  # the first direction of each of four ranks, of seven
 
@@ -336,14 +328,16 @@ def test_vector_dopamine_leaves_out_what_is_late(found: list[Any]) -> None:
 
 
 def test_a_slow_rank_costs_its_directions_and_not_those_of_others(found: list[Any]) -> None:
-    """Rank 2 has directions 7 to 10, and time for the first of them; a busy machine may cost others some too."""
+    """Rank 2 has directions 7 to 10, and time for the first of them; a busy machine may cost others
+    some too.
+    """
     for moved in found[0]["deadline"]["slow"]["moved"]:
         assert {0, 3, 7, 11} <= set(moved)
         assert not {8, 9, 10} & set(moved)
     assert "does not go with sharded parameters" in found[0]["deadline"]["sharded"]
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def test_ranks_need_a_process_group() -> None:
@@ -365,7 +359,7 @@ def test_arguments_of_ranks(alone: Ranks, settings: dict[str, Any], said: str) -
         Ranks(**settings)
 
 
-# ---- death -----------------------------------------------------------------------------------------------------------
+# ---- death ---------------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
@@ -378,7 +372,8 @@ from rank_scenarios import Shards
 
 torch.set_num_threads(1)
 folder, kill_at = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", timeout=timedelta(seconds=40))  # a busy machine may need another attempt
+# A busy machine may need another attempt.
+dist.init_process_group("gloo", timeout=timedelta(seconds=40))
 rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 problem = Shards(2, rank)
 optimizer = Dopamine2(problem.model.parameters(), directions=2, process_group=Ranks())
@@ -403,11 +398,13 @@ for step in range(step, 12):
     optimizer.step(loss)
     if rank == 0 and step % 3 == 2:  # not every step: what came after the last one is done again
         torch.save(
-            {{"model": problem.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}},
+            {{"model": problem.model.state_dict(), "optimizer": optimizer.state_dict(),
+                "step": step + 1}},
             f"{{checkpoint}}.new",
         )
         os.replace(f"{{checkpoint}}.new", checkpoint)  # whole or not at all
-torch.save([*problem.model.state_dict().values(), torch.tensor(attempt)], f"{{folder}}/end{{rank}}.pt")
+torch.save([*problem.model.state_dict().values(), torch.tensor(attempt)],
+    f"{{folder}}/end{{rank}}.pt")
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -438,7 +435,9 @@ def launched(folder: Path, script: str, *arguments: str) -> subprocess.Completed
 
 
 def test_a_worker_killed_in_mid_step_costs_nothing(tmp_path: Path) -> None:
-    """`torchrun` starts all again from the last checkpoint, and the end is that of an uninterrupted run of one rank."""
+    """`torchrun` starts all again from the last checkpoint, and the end is that of an uninterrupted
+    run of one rank.
+    """
     done = launched(tmp_path / "killed", SCRIPT, "7")
     assert done.returncode == 0, done.stderr[-3000:]
     problem = Shards(2)

@@ -1,4 +1,6 @@
-"""What the documentation says is true: its Python runs, its commands exist, its tables are those of the code."""
+"""What the documentation says is true: its Python runs, its commands exist, its tables are those of
+the code.
+"""
 
 from __future__ import annotations
 

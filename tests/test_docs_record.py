@@ -1,4 +1,6 @@
-"""Numbers in README and docs are those of the run of record in `results/record`: every table, wins and losses alike."""
+"""Numbers in README and docs are those of the run of record in `results/record`: every table, wins
+and losses alike.
+"""
 
 from __future__ import annotations
 

@@ -181,10 +181,10 @@ def test_the_version_in_a_journal_does_not_show_but_its_numbers_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dopaminergic import SPSA, Journal
-    from dopaminergic.journal import recording
+    from dopaminergic.journal import describing
 
     def content(version: str, lr: float) -> bytes:
-        monkeypatch.setattr(recording, "__version__", version)
+        monkeypatch.setattr(describing, "__version__", version)
         w = torch.nn.Parameter(torch.ones(3))
         optimizer, path = SPSA([w], lr=lr), tmp_path / f"{version}-{lr}"
         with Journal(optimizer, path):

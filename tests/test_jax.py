@@ -1,4 +1,6 @@
-"""In JAX the rules do what the torch optimizers do: the same noise, the same losses and weights but for rounding."""
+"""In JAX the rules do what the torch optimizers do: the same noise, the same losses and weights but
+for rounding.
+"""
 
 from __future__ import annotations
 

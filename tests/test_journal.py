@@ -35,7 +35,9 @@ def test_every_step_is_rebuilt(any_row: Row, kind: str, noise: str, path: Path) 
 def test_a_step_in_place_is_rebuilt_in_one_pass(
     noise: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training writes in place twice a step, perturbed and updated; the sums of a replay draw a direction once."""
+    """Training writes in place twice a step, perturbed and updated; the sums of a replay draw a
+    direction once.
+    """
     bowl, fresh = Bowl(), Bowl()
     with Journal(Dopamine([bowl.w], noise=noise), path) as journal:
         for _ in range(3):
@@ -55,7 +57,9 @@ def test_a_step_in_place_is_rebuilt_in_one_pass(
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 def test_rejected_trials_in_place_are_rebuilt(noise: str, path: Path) -> None:
-    """A trial step that was taken back leaves weights that differ from those before it in their last bit."""
+    """A trial step that was taken back leaves weights that differ from those before it in their
+    last bit.
+    """
     problem, passes = Mixed(), 0
 
     def loss() -> float:

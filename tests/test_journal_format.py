@@ -17,7 +17,8 @@ from torch import nn
 
 from dopaminergic import SPSA, Journal, replay
 from dopaminergic.journal import JournalError, read
-from dopaminergic.journal.format import HEADER, STEP, Codec, read_varint, to_json, varint
+from dopaminergic.journal.format import HEADER, STEP, Codec, read_varint, varint
+from dopaminergic.journal.texts import to_json
 from journals import bits, forged, trained
 from optimizers import Regression
 

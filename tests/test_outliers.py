@@ -1,4 +1,6 @@
-"""One loss that is far from all others must not undo what was learnt, nor what a rule knows of its scale."""
+"""One loss that is far from all others must not undo what was learnt, nor what a rule knows of its
+scale.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from optimizers import randn
 
 
 def steps_to_solve(rule: Any, factor: float, at: int, evaluation: int | None = None) -> float:
-    """Steps until ten weights have lost all but 1e-4 of their squares; the losses of one step are multiplied."""
+    """Steps until ten weights have lost all but 1e-4 of their squares; the losses of one step are
+    multiplied.
+    """
     w = nn.Parameter(randn(10))
     optimizer, start, number = rule([w]), float(w.detach().square().sum()), 0
     for step in range(400):

@@ -1,4 +1,6 @@
-"""All that a process may have set for torch: default devices and dtypes, inference mode, a tracer around the step."""
+"""All that a process may have set for torch: default devices and dtypes, inference mode, a tracer
+around the step.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ MAKERS = (
 
 @pytest.fixture(params=["meta", torch.float64, torch.float16], ids=str)
 def default(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """Sets a default device ("meta" stands for any other than the weights') or dtype, for as long as the test takes."""
+    """Sets a default device ("meta" stands for any other than the weights') or dtype, for as long
+    as the test takes.
+    """
     dtype = torch.get_default_dtype()
 
     def choose() -> None:

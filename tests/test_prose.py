@@ -1,4 +1,6 @@
-"""The prose of pages and docstrings is plain: short sentences, examples, few clauses that begin with "what"."""
+"""The prose of pages and docstrings is plain: short sentences, examples, few clauses that begin
+with "what".
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def test_code_tables_and_formulas_of_a_page_do_not_count() -> None:
 
 
 def test_formulas_and_doctests_of_a_docstring_do_not_count() -> None:
-    text = "Do it.\n\n    what = 1\n\nArgs:\n    x: one number,\n        or two.\n\nReturns:\n    A sum.\n\n>>> what\n"
+    text = "Do it.\n\n    what = 1\n\nArgs:\n    x: one number,\n        or two.\n\n"
+    text += "Returns:\n    A sum.\n\n>>> what\n"
     assert prose.of_docstring(text) == ["Do it.", "one number, or two.", "A sum."]
 
 

@@ -1,4 +1,6 @@
-"""Slope and curvature of the losses: what torch's differentiation says of them, for one model and for fleets."""
+"""Slope and curvature of the losses: what torch's differentiation says of them, for one model and
+for fleets.
+"""
 
 from __future__ import annotations
 
@@ -199,7 +201,9 @@ def test_replicas_do_not_mix() -> None:
 
 @pytest.mark.parametrize("kind", ["outcome", "losses"])
 def test_a_hundredfold_loss_has_a_hundredfold_slope_and_curvature(kind: str) -> None:
-    """As functions of the weights: where the outcomes are the losses, their changes grow with them."""
+    """As functions of the weights: where the outcomes are the losses, their changes grow with
+    them.
+    """
     values, changes = randn(5, 3), randn(1, 2, 15, seed=1)
     if kind == "outcome":
         one, many = (

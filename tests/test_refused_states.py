@@ -1,4 +1,6 @@
-"""States from files that nobody vouches for: what the constructor refuses is refused, and then nothing has changed."""
+"""States from files that nobody vouches for: what the constructor refuses is refused, and then
+nothing has changed.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ def trained(row: Row, seed: Any) -> tuple[Parameter, WeightOptimizer, Any]:
 
 
 def check(optimizer: WeightOptimizer, w: Parameter, closure: Any, state: Any, what: Any) -> bool:
-    """Load it. Refused: nothing has changed. Taken: the run goes on, near the weights. Returns whether it was taken."""
+    """Load it. Refused: nothing has changed. Taken: the run goes on, near the weights. Returns
+    whether it was taken.
+    """
     before, old, listeners = str(optimizer.state_dict()), copies([w]), list(optimizer._listeners)
     try:
         optimizer.load_state_dict(state)
@@ -142,7 +146,9 @@ FREE = {
 @pytest.mark.parametrize("seed", [5, [5, 6, 7]], ids=["one", "fleet"])
 @pytest.mark.parametrize("row", [*ROWS, VECTOR], ids=lambda row: row.name)
 def test_whatever_is_exchanged_weights_stay_sound(row: Row, seed: Any) -> None:
-    """Each entry of a state in turn is exchanged for a quarter of the hostile values, the next one for the next."""
+    """Each entry of a state in turn is exchanged for a quarter of the hostile values, the next one
+    for the next.
+    """
     w, optimizer, closure = trained(row, seed)
     good = optimizer.state_dict()
     start, tried, taken = w.detach().clone(), 0, 0

@@ -125,7 +125,9 @@ def test_a_state_can_be_loaded_twice(any_row: Row) -> None:
 
 
 def test_loading_does_not_rebind_parameters(row: Row) -> None:
-    """The tensors that are trained after loading are those of the model, not copies from the file."""
+    """The tensors that are trained after loading are those of the model, not copies from the
+    file.
+    """
     problem, optimizer = halfway(row)
     parameters = list(problem.model.parameters())
     optimizer.load_state_dict(through_a_file(optimizer.state_dict()))

@@ -1,4 +1,6 @@
-"""One step of every optimizer: what it perturbs, what it changes, what it counts, and what it leaves alone."""
+"""One step of every optimizer: what it perturbs, what it changes, what it counts, and what it
+leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DOUBLE = torch.float64
 
 
 def visited(optimizer: ForwardOptimizer, steps: int = 1) -> list[list[Tensor]]:
-    """The trainable weights at every call of a closure that always returns 1, so that most rules leave them there."""
+    """The trainable weights at every call of a closure that always returns 1, so that most rules
+    leave them there.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     seen: list[list[Tensor]] = []
 
@@ -39,7 +43,9 @@ def visited(optimizer: ForwardOptimizer, steps: int = 1) -> list[list[Tensor]]:
 def test_the_closure_sees_the_weights_of_the_definition(
     row: Row, noise: str, directions: int
 ) -> None:
-    """Distinct noise for every layer (two of them of one shape), direction and step; signs for SPSA's pairs."""
+    """Distinct noise for every layer (two of them of one shape), direction and step; signs for
+    SPSA's pairs.
+    """
     parameters = [
         nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (4, 3), (7,)])
     ]
@@ -121,7 +127,9 @@ def test_no_learning_rate_no_change(any_row: Row) -> None:
 
 @pytest.mark.parametrize("directions", [1, 4])
 def test_no_learning_rate_moves_large_models_by_rounding_alone(directions: int) -> None:
-    """They keep no copy: going along a direction and back are two roundings, half a unit in the last place each."""
+    """They keep no copy: going along a direction and back are two roundings, half a unit in the
+    last place each.
+    """
     bowl = Bowl()
     old = bowl.w.detach().clone()
     WeightPerturbation([bowl.w], lr=0.0, directions=directions).step(bowl.loss)
@@ -135,7 +143,9 @@ def ulp(x: Tensor) -> Tensor:
 
 
 def test_a_step_without_decay_moves_along_the_directions_alone(row: Row) -> None:
-    """The change lies in the span of the K directions: what is left after projecting onto them is rounding."""
+    """The change lies in the span of the K directions: what is left after projecting onto them is
+    rounding.
+    """
     problem = Regression()
     optimizer = row.make(problem.model.parameters(), directions=3, seed=2)
     parameters, old = list(problem.model.parameters()), problem.weights()
@@ -309,7 +319,9 @@ def test_empty_and_single_number_parameters(row: Row) -> None:
 
 
 def test_replaced_and_cast_weights_are_found_again(any_row: Row) -> None:
-    """Users move models between steps; the optimizer follows the parameter, not the memory it once had."""
+    """Users move models between steps; the optimizer follows the parameter, not the memory it once
+    had.
+    """
     problem = Regression()
     optimizer = any_row.make(problem.model.parameters())
     optimizer.step(problem.loss)
@@ -341,7 +353,9 @@ MEMORIES = {
 @pytest.mark.parametrize("dtype", MEMORIES)
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_of_the_same_memory_is_another_parameter(kind: str, dtype: str) -> None:
-    """The address alone would not tell: it stays the same, and so does the number of weights of some."""
+    """The address alone would not tell: it stays the same, and so does the number of weights of
+    some.
+    """
     memory = MEMORIES[dtype].clone()
     w, other = nn.Parameter(memory), nn.Parameter(randn(3).to(memory.dtype))
     optimizer = WeightPerturbation([w, other], sigma=0.25, lr=0.0)
@@ -455,7 +469,9 @@ def test_a_probe_is_forgotten_by_a_whole_step(any_row: Row) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_skips_the_step(row: Row, bad: float) -> None:
-    """At every evaluation in turn: weights and rule as before, the step counted, its noise used up, one warning."""
+    """At every evaluation in turn: weights and rule as before, the step counted, its noise used up,
+    one warning.
+    """
     if row.name == "EvolutionStrategy" and bad == math.inf:
         pytest.skip("a loss of inf ranks last there")
     passes = row.passes(2)
@@ -491,7 +507,9 @@ def test_a_loss_that_is_not_finite_skips_the_step(row: Row, bad: float) -> None:
 def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
     row: Row, noise: str, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, state and counters, also with decay, dropout and a loss that is not finite now and then."""
+    """Weights, state and counters, also with decay, dropout and a loss that is not finite now and
+    then.
+    """
     ends: list[Any] = []
     for short in (True, False):
         if not short:

@@ -75,7 +75,9 @@ def logits(replicas: int = 1) -> Quadratic:
 @pytest.mark.parametrize("factor", [1.0, 4.0])
 @pytest.mark.parametrize("damping", [1e-6, 0.3, 50.0])
 def test_the_proposal_is_the_dense_solution(damping: float, factor: float) -> None:
-    """Two replicas, logits, angles between the directions; the curvature was `factor` times larger once."""
+    """Two replicas, logits, angles between the directions; the curvature was `factor` times larger
+    once.
+    """
     loss, regrets, count = logits(2), 0.1 * randn(2, 4, 18, seed=1), 4
     raw = randn(2, count, 9, seed=2)
     gram = raw @ raw.mT
@@ -121,7 +123,9 @@ def test_as_many_directions_as_weights_reach_the_minimum(correlated: bool) -> No
 
 
 def test_the_damped_step_depends_on_the_span_and_not_on_the_directions() -> None:
-    """With their gram, other directions of the same span give the same step but for the unit of the damping."""
+    """With their gram, other directions of the same span give the same step but for the unit of the
+    damping.
+    """
     x, y, w = least_squares(5, 12)
     loss, steps = quadratic(squared_error(x @ w, y), "Rule", None), []
     mix = randn(3, 3, seed=9)
@@ -182,7 +186,9 @@ def test_regrets_of_zero_are_no_step() -> None:
 
 
 def test_identical_directions_share_the_step() -> None:
-    """A singular A, all but undamped: the coefficients stay finite and add up to those of one of them."""
+    """A singular A, all but undamped: the coefficients stay finite and add up to those of one of
+    them.
+    """
     regrets = randn(1, 1, 18, seed=1)
     once, thrice = (
         subspace(regrets.expand(1, n, 18), logits(), torch.ones(1, n, n, dtype=DOUBLE))
@@ -223,7 +229,9 @@ def test_fewer_outcomes_than_directions() -> None:
 
 
 def test_of_targets_that_are_noise_all_of_the_slope_is_noise() -> None:
-    """Labels that no weights explain: g.c is positive in every batch, and its mean is what `noise` says."""
+    """Labels that no weights explain: g.c is positive in every batch, and its mean is what `noise`
+    says.
+    """
     excess, slopes = [], []
     for batch in range(400):
         x, y = randn(40, 6, seed=2 * batch), randn(40, seed=2 * batch + 1)

@@ -1,4 +1,6 @@
-"""Files beside those of others: links, races, forks, FIFOs and forged lengths cost nobody anything."""
+"""Files beside those of others: links, races, forks, FIFOs and forged lengths cost nobody
+anything.
+"""
 
 from __future__ import annotations
 

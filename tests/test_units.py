@@ -1,4 +1,6 @@
-"""A loss in other units: the weights end where they would, and never beyond what their dtype holds."""
+"""A loss in other units: the weights end where they would, and never beyond what their dtype
+holds.
+"""
 
 from __future__ import annotations
 

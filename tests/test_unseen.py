@@ -1,4 +1,6 @@
-"""Steps that see nothing, closures that lie or leak, casts and buffers: each is mended, or said once."""
+"""Steps that see nothing, closures that lie or leak, casts and buffers: each is mended, or said
+once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Imported by the server that starts the ranks of tests: kernels are compiled and loaded once, not by each of them."""
+"""Imported by the server that starts the ranks of tests: kernels are compiled and loaded once, not
+by each of them.
+"""
 
 from __future__ import annotations
 

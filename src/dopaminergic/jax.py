@@ -172,7 +172,6 @@ class Functional:
         """
         _check_leaves(params)
         optimizer = self.optimizer
-        directions = self.optimizer.settings["directions"]
         setting = optimizer.param_groups[0]
         (leaves, tree) = jax.tree.flatten(params)
         size = sum(leaf.size for leaf in leaves)
@@ -183,18 +182,11 @@ class Functional:
         def value(weights: list[jax.Array]) -> jax.Array:
             return jnp.mean(loss(jax.tree.unflatten(tree, weights), *batch)).astype(float)
 
-        # All points are evaluated as one batch; at the weights themselves a direction counts 0
-        # times.
-        plan = optimizer.points()
-        rows = jnp.array([point.direction or 0 for point in plan])
-        multiples = jnp.array([float(point.side) for point in plan]) * group.sigma
-        noise = [each[rows] for each in state.noise]
-        found = list(
-            jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))(noise, multiples)
-        )
-        losses = Losses.at(plan, found)
+        found = self._evaluate(value, leaves, state.noise, group.sigma)
+        losses = Losses.at(optimizer.points(), found)
         rule, signals, (size_of_step,), rates, rpe = optimizer.rule(state.rule, losses, [group])
-        moves = [size_of_step * (-1.0 / directions) * signal for signal in signals]
+        scaled = size_of_step * (-1.0 / optimizer.settings["directions"])
+        moves = [scaled * signal for signal in signals]
         usable = finite(sum(found)) & finite(sum(moves))
         moves = [select(usable, move, 0.0) for move in moves]
         if setting["weight_decay"]:
@@ -214,6 +206,22 @@ class Functional:
             select(usable, jnp.asarray(rates[0], float), state.last_learning_rate),
         )
         return jax.tree.unflatten(tree, leaves), after, losses.mean()
+
+    def _evaluate(
+        self,
+        value: Callable[[list[jax.Array]], jax.Array],
+        leaves: list[jax.Array],
+        noise: list[jax.Array],
+        sigma: Any,
+    ) -> list[jax.Array]:
+        """The losses at all points of a step, evaluated as one batch."""
+        plan = self.optimizer.points()
+        # At the weights themselves a direction counts 0 times.
+        rows = jnp.array([point.direction or 0 for point in plan])
+        multiples = jnp.array([float(point.side) for point in plan]) * sigma
+        directions = [each[rows] for each in noise]
+        moved = jax.vmap(lambda z, multiple: value(_moved(leaves, z, multiple)))
+        return list(moved(directions, multiples))
 
     def _draw(self, leaves: list[jax.Array], key: jax.Array, step: jax.Array) -> list[jax.Array]:
         """The noise of all directions of a step."""

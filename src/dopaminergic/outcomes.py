@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,22 +139,72 @@ def _need_tensors(function: str, **arguments: Any) -> None:
             )
 
 
-def mean_loss(returned: Any, rule: str) -> float:
-    """The loss in a closure's value.
+class Reading(NamedTuple):
+    """The losses in a closure's value.
+
+    Attributes:
+        value: the closure's value as a number, a dense real tensor, or an `Outcome`.
+        losses: a row for each replica, `(R, n)`; a number is a row of one, in float64.
+    """
+
+    value: float | Tensor | Outcome
+    losses: Tensor
+
+    def means(self) -> Tensor:
+        """The mean losses, float64 of shape `(R,)` on the CPU.
+
+        They are not detached, since the lab compares with backpropagation through them.
+        """
+        return self.losses.mean(1).cpu().to(torch.float64)
+
+
+def read(returned: Any, rule: str, replicas: int | None = None) -> Reading:
+    """Read the losses in a closure's value. All other readers of losses come here.
 
     Args:
-        returned: the closure's value.
+        returned: the closure's value. Of a fleet it is an `Outcome`, or a tensor (or a value that
+            can be read as one), whose first dimension is the replica.
         rule: the optimizer's name, for errors.
+        replicas: number R of replicas; None for one model.
 
     Raises:
         TypeError: it is not a loss.
         ValueError: it is a tensor of a shape that is not one.
     """
+    if (
+        replicas is not None
+        and not isinstance(returned, Tensor | np.ndarray)
+        and number_of(returned) is not None
+    ):
+        raise TypeError(
+            f"{rule}: the closure of a fleet returned {type(returned).__name__}; return a tensor "
+            f"of {replicas} losses"
+        )
+    value = readable(returned, rule)
+    losses = value.losses if isinstance(value, Outcome) else value
+    if not isinstance(losses, Tensor):
+        losses = torch.tensor(losses, dtype=torch.float64, device="cpu")
+    shape = tuple(losses.shape)
+    if replicas is not None and (shape[:1] != (replicas,) or losses.numel() == 0):
+        raise ValueError(
+            f"{rule}: the closure of a fleet of {replicas} returned shape {brief(shape)}; its "
+            f"first dimension must be {replicas}"
+        )
+    if replicas is None and (losses.numel() == 0 or (len(shape) > 1 and losses is value)):
+        raise ValueError(
+            f"{rule}: the closure returned a tensor of shape {brief(shape)}; return a number, a "
+            "1-d tensor of per-sample losses, squared_error(prediction, target) or "
+            "cross_entropy(logits, labels)"
+        )
+    return Reading(value, losses.reshape(replicas or 1, -1))
+
+
+def mean_loss(returned: Any, rule: str) -> float:
+    """The loss in the value of one model's closure; see `read`."""
     # Check the common types first: to ask for all that are allowed takes a while.
-    kind = type(returned)
-    if kind is float:
-        return returned
-    if kind is Tensor and returned.ndim == 0:
+    if isinstance(returned, float):
+        return float(returned)
+    if type(returned) is Tensor and returned.ndim == 0:
         try:
             loss = returned.item()
         except RuntimeError:
@@ -163,83 +213,21 @@ def mean_loss(returned: Any, rule: str) -> float:
         else:
             if type(loss) is float:
                 return loss
-    found = readable(returned, rule)
-    losses = found.losses if isinstance(found, Outcome) else found
-    if not isinstance(losses, Tensor):
-        return losses
-    if losses.ndim == 0:
-        # Unlike float(losses), without a warning where a closure wants gradients.
-        return float(losses.item())
-    if losses.numel() == 0 or (losses.ndim > 1 and losses is found):
-        raise ValueError(
-            f"{rule}: the closure returned a tensor of shape {brief(tuple(losses.shape))}; return "
-            "a number, a 1-d "
-            "tensor of per-sample losses, squared_error(prediction, target) or "
-            "cross_entropy(logits, labels)"
-        )
-    return float(losses.detach().reshape(1, -1).mean(1))  # in the order of a fleet of one
+    # Unlike float(losses), without a warning where a closure wants gradients.
+    return float(read(returned, rule).means().item())
 
 
 def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
-    """The losses of a fleet in its closure's value.
-
-    Args:
-        returned: an `Outcome`, or a tensor (or a value that can be read as one) whose first
-            dimension is the replica.
-        rule: the optimizer's name, for errors.
-        replicas: number R of replicas.
-
-    Returns:
-        float64 on the CPU, shape `(R,)`.
-
-    Raises:
-        TypeError: it is neither an `Outcome` nor a tensor.
-        ValueError: its first dimension is not the replica.
-    """
-    if not isinstance(returned, Tensor | np.ndarray) and number_of(returned) is not None:
-        raise TypeError(
-            f"{rule}: the closure of a fleet returned {type(returned).__name__}; return a tensor "
-            f"of {replicas} losses"
-        )
-    found = readable(returned, rule)
-    losses = found.losses if isinstance(found, Outcome) else found
-    if (
-        not isinstance(losses, Tensor)
-        or losses.ndim == 0
-        or losses.shape[0] != replicas
-        or losses.numel() == 0
-    ):
-        shape = brief(tuple(losses.shape)) if isinstance(losses, Tensor) else "()"
-        raise ValueError(
-            f"{rule}: the closure of a fleet of {replicas} returned shape {shape}; its first "
-            "dimension must be "
-            f"{replicas}"
-        )
-    # Not detached, since the lab compares with backpropagation through these losses.
-    return losses.reshape(replicas, -1).mean(1).cpu().to(torch.float64)
+    """The losses in the value of a fleet's closure, float64 `(R,)` on the CPU; see `read`."""
+    return read(returned, rule, replicas).means()
 
 
 def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
-    """The losses in a closure's value, as a tensor that may be part of a batch.
-
-    Args:
-        returned: as for `mean_loss` or, of a fleet, `mean_losses`.
-        rule: the optimizer's name, for errors.
-        replicas: number R of replicas; None for one model.
-
-    Returns:
-        float64, shape `(R,)`.
-    """
-    if replicas is not None:
-        return mean_losses(returned, rule, replicas)
+    """The losses in a closure's value, float64 `(R,)`, as a tensor that may be part of a batch."""
     losses = returned.losses if isinstance(returned, Outcome) else returned
-    if (
-        isinstance(losses, Tensor)
-        and losses.dtype in COUNTED
-        and (losses.ndim < 2 or losses is not returned)
-    ):
-        return as_double(losses.reshape(1, -1).mean(1))
-    return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64, device="cpu")
+    if replicas is None and not (isinstance(losses, Tensor) and losses.dtype in COUNTED):
+        return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64, device="cpu")
+    return read(returned, rule, replicas).means().detach()
 
 
 def as_double(x: Tensor) -> Tensor:

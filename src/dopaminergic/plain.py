@@ -41,6 +41,11 @@ def number_of(value: Any) -> int | float | None:
     return as_float(value) if isinstance(value, numbers.Real | Decimal) else None
 
 
+def is_list(value: Any) -> bool:
+    """Whether it is a list or a tuple."""
+    return isinstance(value, list | tuple)
+
+
 def as_float(value: Any) -> float:
     """As float does it, but for numbers beyond its range: infinity, with their sign."""
     try:

@@ -12,49 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic import checks
-from dopaminergic.plain import as_float, brief, number_of, plain
+from dopaminergic import checks, rule_states
+from dopaminergic.plain import as_float, brief, is_list, number_of, plain
 
 # Steps are numbered by 32 bits, and a run should get some way from here.
 LAST_STEP = (1 << 32) - (1 << 20)
 OLDER = ("batched", "on_use")  # parts that states of earlier versions lack
 # Wrappers put these before names of parameters.
 PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")
-
-Bounds = dict[str, tuple[float, float]]
-_SIZE = (0.0, math.inf)
-_SHARE = (0.0, 1.0 + 1e-9)
-_DOUBT = (1.0 - 1e-9, math.inf)
-
-# The ranges of a rule's state besides finite, by the name of its class.
-BOUNDS: dict[str, Bounds] = {
-    "DopamineState": {"root": _SIZE, "size": _SIZE, "trials": _SHARE, "doubt": _DOUBT},
-    "Dopamine2State": {
-        "root": _SIZE,
-        "size": _SIZE,
-        "trials": _SHARE,
-        "doubt": _DOUBT,
-        "actual": _SIZE,
-        "promised": _SIZE,
-        "comparisons": _SHARE,
-        "expected": _SIZE,
-        "gain": (1e-3, 1e3),
-    },
-    "VectorState": {
-        "damping": (1e-300, math.inf),
-        "gain": _SHARE,
-        "curvature": _SIZE,
-        "actual": _SIZE,
-        "promised": _SIZE,
-        "comparisons": _SHARE,
-        "expected": _SIZE,
-        "gap": _SIZE,
-        "reach": (1.0, 2.0**17),
-    },
-}
-# Times its root mean square, that a mean regret may be; once at most, but for how a rule weighs
-# outliers.
-UNEVEN = 10.0
 
 
 class Own(NamedTuple):
@@ -140,16 +105,9 @@ def _read(saved: Any, own: Own) -> Loaded:
     return Loaded(
         _groups(place, saved, own),
         settings,
-        _rule(place, forward["rule"], own),
+        rule_states.numbers(place, forward["rule"], own.start),
         _progress(place, forward["progress"], own),
         **flags,
-    )
-
-
-def _refuse(place: str, name: str, wanted: str, value: Any) -> None:
-    raise ValueError(
-        f"{place}: {name} must be {wanted}, got {brief(value)}; the state is damaged, load another "
-        "copy"
     )
 
 
@@ -181,7 +139,7 @@ def _same_kind(place: str, name: str, value: Any, own: Any) -> None:
     if ours is not None and theirs is not None and math.isfinite(theirs):
         return
     if type(value) is not type(own):
-        _refuse(place, name, f"a {type(own).__name__} as this optimizer has it", value)
+        checks.refuse(place, name, f"a {type(own).__name__} as this optimizer has it", value)
 
 
 def _equal(theirs: Any, own: Any) -> bool:
@@ -190,7 +148,7 @@ def _equal(theirs: Any, own: Any) -> bool:
     The value may be anything, for example a tensor, whose own comparison would give no bool.
     """
     if isinstance(own, list):
-        return _is_list(theirs) and len(theirs) == len(own) and all(map(_equal, theirs, own))
+        return is_list(theirs) and len(theirs) == len(own) and all(map(_equal, theirs, own))
     return type(theirs) is type(own) and theirs == own
 
 
@@ -202,7 +160,7 @@ def _same_keys(
     place: str, name: str, theirs: Any, own: dict[str, Any], older: tuple[str, ...] = ()
 ) -> None:
     if not isinstance(theirs, dict):
-        _refuse(place, name, "a dict", theirs)
+        checks.refuse(place, name, "a dict", theirs)
     for key in own:
         if key not in theirs and key not in older:
             raise ValueError(
@@ -217,7 +175,7 @@ def _same_keys(
 
 def _flags(place: str, name: str, flags: Any, own: dict[str, bool]) -> dict[str, bool]:
     if not isinstance(flags, dict) or (flags and flags.keys() != own.keys()):
-        _refuse(place, name, f"a dict of {' and '.join(own)}", flags)
+        checks.refuse(place, name, f"a dict of {' and '.join(own)}", flags)
     return {key: checks.flag(place, f"{name} {key}", value) for key, value in flags.items()}
 
 
@@ -227,11 +185,11 @@ def _flags(place: str, name: str, flags: Any, own: dict[str, bool]) -> dict[str,
 def _groups(place: str, saved: dict[str, Any], own: Own) -> list[dict[str, Any]]:
     """The groups as they are loaded, with numbers in plain form."""
     if not isinstance(saved.get("state"), dict):
-        _refuse(place, "state", "a dict", saved.get("state"))
+        checks.refuse(place, "state", "a dict", saved.get("state"))
     groups: Any = saved.get("param_groups")
-    if not _is_list(groups) or not all(isinstance(group, dict) for group in groups):
-        _refuse(place, "param_groups", "a list of dicts", groups)
-    theirs = [len(group["params"]) if _is_list(group.get("params")) else None for group in groups]
+    if not is_list(groups) or not all(isinstance(group, dict) for group in groups):
+        checks.refuse(place, "param_groups", "a list of dicts", groups)
+    theirs = [len(group["params"]) if is_list(group.get("params")) else None for group in groups]
     ours = [len(group["params"]) for group in own.groups]
     if theirs != ours:
         raise ValueError(
@@ -241,18 +199,14 @@ def _groups(place: str, saved: dict[str, Any], own: Own) -> list[dict[str, Any]]
         )
     numbers = [number for group in groups for number in group["params"]]
     if not all(type(number) is int for number in numbers) or len({*numbers}) != len(numbers):
-        _refuse(place, "params", "numbers of parameters, each once", numbers)
+        checks.refuse(place, "params", "numbers of parameters, each once", numbers)
     for group in groups:
         names: Any = group.get("param_names", [""] * len(group["params"]))
-        right = _is_list(names) and len(names) == len(group["params"])
+        right = is_list(names) and len(names) == len(group["params"])
         if not right or not all(isinstance(name, str) for name in names):
-            _refuse(place, "param_names", f"a list of {len(group['params'])} names", names)
+            checks.refuse(place, "param_names", f"a list of {len(group['params'])} names", names)
     _same_order(place, groups, own.groups)
     return [{**plain(group), **checks.rates(place, group, own.replicas)} for group in groups]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def _same_order(place: str, groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
@@ -283,69 +237,6 @@ def _bare(name: str) -> str:
 # ---- progress ------------------------------------------------------------------------------------
 
 
-def _rule(place: str, numbers: Any, own: Own) -> list[Any] | None:
-    """The rule's state: finite, and each number where it may be."""
-    start = own.start
-    if start is None:
-        if numbers is not None:
-            _refuse(place, "rule", "None, for this rule has no state", numbers)
-        return None
-    fields: Any = getattr(start, "_fields", range(len(start)))
-    if not _is_list(numbers) or len(numbers) != len(start):
-        _refuse(place, "rule", f"a list of {len(start)} numbers", numbers)
-    bounds = BOUNDS.get(type(start).__name__, {})
-    found = []
-    for name, value, first in zip(fields, numbers, start, strict=True):
-        low, high = bounds.get(name, (-math.inf, math.inf))
-        entry, entries = _entry(
-            place, f"rule {name}", value, None if isinstance(first, float) else first.shape
-        )
-        if not all(math.isfinite(x) and low <= x <= high for x in entries):
-            within = "" if (low, high) == (-math.inf, math.inf) else f" in [{low:g}, {high:g}]"
-            _refuse(place, f"rule {name}", f"finite{within}", value)
-        found.append(entry)
-    _even(place, dict(zip(fields, found, strict=True)))
-    return found
-
-
-def _entry(place: str, name: str, value: Any, shape: Any) -> tuple[Any, list[float]]:
-    """One number of a rule, a float or a tensor on the CPU, and its entries as a list."""
-    if shape is None:
-        number = None if isinstance(value, Tensor) and value.ndim else number_of(value)
-        if number is None:
-            _refuse(place, name, "a number", value)
-        return float(number or 0.0), [float(number or 0.0)]
-    if (
-        not isinstance(value, Tensor)
-        or value.shape != shape
-        or value.dtype != torch.float64
-        or value.is_meta
-    ):
-        _refuse(place, name, f"a float64 tensor of shape {tuple(shape)}", value)
-    entry = value.detach().cpu().clone()
-    return entry, entry.tolist()
-
-
-def _even(place: str, rule: dict[Any, Any]) -> None:
-    """Refuse a mean of regrets that is larger than their root mean square.
-
-    Weights would be thrown far if the mean were divided by it.
-    """
-    if not {"regret", "root", "trials"} <= rule.keys():
-        return
-    regret, root, trials = (
-        torch.as_tensor(rule[name], dtype=torch.float64, device="cpu")
-        for name in ("regret", "root", "trials")
-    )
-    if bool((regret.abs() > UNEVEN * root * trials.sqrt() + 1e-150 * trials).any()):
-        _refuse(
-            place,
-            "rule regret",
-            "a mean of what rule root is the root mean square of",
-            rule["regret"],
-        )
-
-
 def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
     """All but the rule's state that changes from step to step."""
     _same_keys(place, "progress", progress, own.forward["progress"])
@@ -364,7 +255,7 @@ def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
             and skipped.dtype == torch.int64
         )
         if not right or not bool(((skipped >= 0) & (skipped <= found["step"])).all()):
-            _refuse(
+            checks.refuse(
                 place,
                 "skipped_steps",
                 f"an int64 tensor of {own.replicas} numbers up to step",
@@ -385,14 +276,14 @@ def _progress(place: str, progress: Any, own: Own) -> dict[str, Any]:
 def _chosen_sigma(place: str, value: Any) -> float:
     number = number_of(value)
     if number is None or not 0.0 <= number < math.inf:
-        _refuse(place, "chosen_sigma", "a finite number >= 0", value)
+        checks.refuse(place, "chosen_sigma", "a finite number >= 0", value)
     return float(number or 0.0)
 
 
 def _count(place: str, name: str, value: Any, below: int) -> int:
     number = number_of(value)
     if not isinstance(number, int) or not 0 <= number < below:
-        _refuse(place, name, f"an int in [0, {below})", value)
+        checks.refuse(place, name, f"an int in [0, {below})", value)
     return int(number or 0)
 
 
@@ -405,5 +296,5 @@ def _report(place: str, name: str, value: Any, replicas: int | None) -> float | 
         or value.shape != (replicas,)
         or value.dtype != torch.float64
     ):
-        _refuse(place, name, "a number, or of a fleet float64 numbers", value)
+        checks.refuse(place, name, "a number, or of a fleet float64 numbers", value)
     return value

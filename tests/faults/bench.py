@@ -179,7 +179,9 @@ def state_of(optimizer: WeightOptimizer) -> str:
 
 
 class Reference(NamedTuple):
-    """An uninterrupted run: weights and state after one, two and three steps; and the passes of the second."""
+    """An uninterrupted run: weights and state after one, two and three steps; and the passes of the
+    second.
+    """
 
     weights: list[list[Tensor]]
     states: list[str]

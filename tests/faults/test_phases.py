@@ -1,4 +1,6 @@
-"""An exception or a signal just before and just after every phase of a step leaves a whole step or none."""
+"""An exception or a signal just before and just after every phase of a step leaves a whole step or
+none.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ RAISED = (
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Python's own answer to Ctrl-C, and one to alarms and SIGTERM as time limits and job schedulers install it."""
+    """Python's own answer to Ctrl-C, and one to alarms and SIGTERM as time limits and job
+    schedulers install it.
+    """
 
     def late(number: int, frame: Any) -> None:
         raise TimeoutError("the closure hangs")
@@ -101,7 +105,9 @@ def broken(name: str, row: Row, fault: Fault) -> tuple[Fault, bool, str | None]:
 
 
 def in_place(name: str, row: Row, broken: Model) -> bool:
-    """Whether the second step ended as one without batches or, where one of two batches failed, as one with them."""
+    """Whether the second step ended as one without batches or, where one of two batches failed, as
+    one with them.
+    """
     model = MODELS[name]()
     optimizer = optimizer_of(row, model)
     optimizer.step(model.loss)
@@ -115,7 +121,9 @@ def in_place(name: str, row: Row, broken: Model) -> bool:
 
 
 def plan(name: str, row: Row) -> list[tuple[int, str]]:
-    """Every event, or every other where a step is slow, with one kind of fault or with three; kinds take turns."""
+    """Every event, or every other where a step is slow, with one kind of fault or with three; kinds
+    take turns.
+    """
     kinds, large = list(HAPPENINGS), name.startswith("large")
     found = events(name, row.name)
     turns = (0,) if large or name == "bfloat16" or row is VECTOR else (0, 2, 5)

@@ -28,7 +28,8 @@ from tests.fuzz.tables import Tables
 from dopaminergic.lab.records import append_records
 
 KINDS: dict[str, type[Kind]] = {
-    "journal": Journals, "base": Bases, "state": States, "record": Folders, "checkpoint": Checkpoints, "csv": Tables,
+    "journal": Journals, "base": Bases, "state": States, "record": Folders,
+    "checkpoint": Checkpoints, "csv": Tables,
 }  # fmt: skip
 SHARES = {
     "journal": 0.25,

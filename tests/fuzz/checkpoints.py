@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
 
-import torch
+from tests.checkpoints import everything, state_in, write_forged
 from tests.fuzz.kind import Failure, Kind
 from tests.fuzz.mutations import changed, damaged
 
-from dopaminergic.lab.fleet import Fleet, with_header
+from dopaminergic.lab.fleet import Fleet
 from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.tasks import make_task
 
@@ -29,11 +28,7 @@ class Checkpoints(Kind):
             for _ in range(3):
                 fleet.step()
             fleet.save(self.path)
-            content = self.path.read_bytes()
-            body = content[content.find(b"\n") + 1 :]
-            self.examples.append(
-                (optimizer, content, torch.load(io.BytesIO(body), weights_only=True))
-            )
+            self.examples.append((optimizer, self.path.read_bytes(), state_in(self.path)))
 
     def _fresh(self, optimizer: str) -> Fleet:
         return Fleet(self.task, optimizer, [0, 1], [0.1, 0.2], 3000)
@@ -44,9 +39,7 @@ class Checkpoints(Kind):
         if chance.random() < 0.1:
             self.path.write_bytes(damaged(content, chance))
         else:
-            body = io.BytesIO()
-            torch.save(changed(state, chance), body)
-            self.path.write_bytes(with_header(body.getvalue()))
+            write_forged(self.path, changed(state, chance))
         fleet = self._fresh(optimizer)
         before = everything(fleet)
         try:
@@ -60,17 +53,3 @@ class Checkpoints(Kind):
                 fleet.step()
         fleet.metrics()
         return True
-
-
-def everything(fleet: Fleet) -> str:
-    """All that a refused checkpoint must leave as it is."""
-    counted = (
-        fleet.steps,
-        fleet.evaluated,
-        fleet.kept,
-        fleet.traced,
-        fleet.curve,
-        fleet.traces,
-        fleet.solved_at,
-    )
-    return repr((fleet.model.state_dict(), fleet.optimizer.state_dict(), counted))

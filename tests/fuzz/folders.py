@@ -1,4 +1,6 @@
-"""Folders of results: records, pictures and costs, read for a report; one in thirty is drawn too."""
+"""Folders of results: records, pictures and costs, read for a report; one in thirty is drawn
+too.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Folders(Kind):
         ):
             out = folder / task
             out.mkdir()
-            train(task, {"forcing": 1} if task == "lorenz-vpt" else {}, optimizer, lr=None, seed=0, budget=100,
+            train(task, {"forcing": 1} if task == "lorenz-vpt" else {}, optimizer, lr=None, seed=0,
+                  budget=100,
                   folder=lambda out=out: out, resume=False, progress=lambda *_: None)  # fmt: skip
             self.records += read_records(out / "records.jsonl").records
             self.pictures += read_records(out / "pictures.jsonl").records

@@ -1,4 +1,6 @@
-"""Journals of all rules: read, verified, shown, replayed and resumed; and weights to replay them over."""
+"""Journals of all rules: read, verified, shown, replayed and resumed; and weights to replay them
+over.
+"""
 
 from __future__ import annotations
 

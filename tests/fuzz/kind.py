@@ -26,7 +26,9 @@ class Failure(Exception):  # noqa: N818  (found, not raised by the library)
 
 
 class Kind:
-    """One kind of file: good examples, and how it is read. It is made once, and gives a case at a time."""
+    """One kind of file: good examples, and how it is read. It is made once, and gives a case at a
+    time.
+    """
 
     allowed: tuple[type[BaseException], ...] = (ValueError,)
     named = True  # whether messages must name the file
@@ -36,7 +38,9 @@ class Kind:
         self.path = folder / "f"
 
     def try_one(self, chance: random.Random) -> bool:
-        """Make a case and read it; whether it was accepted. Raises what the library raises, or `Failure`."""
+        """Make a case and read it; whether it was accepted. Raises what the library raises, or
+        `Failure`.
+        """
         raise NotImplementedError
 
 

@@ -13,8 +13,9 @@ import torch
 from dopaminergic.plain import as_float
 
 HOSTILE: list[Any] = [
-    None, True, False, 0, 1, -1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**400, 0.0, -0.0, 1e-320, 1e308, -1e308,
-    math.nan, math.inf, -math.inf, "", "x", "gaussian", "\x1b]52;c;YQ==\x07", "\ud800", "a" * 300, "../" * 40,
+    None, True, False, 0, 1, -1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**400, 0.0, -0.0, 1e-320,
+    1e308, -1e308, math.nan, math.inf, -math.inf, "", "x", "gaussian", "\x1b]52;c;YQ==\x07",
+    "\ud800", "a" * 300, "../" * 40,
     "[/red]", "<script>", [], {}, [[]], [None], {"": {}}, [1, 2, 3], "nan", "\u202e", [[[[[[]]]]]],
 ]  # fmt: skip
 
@@ -83,7 +84,8 @@ def changed(value: Any, chance: random.Random) -> Any:
 def _replacement(old: Any, chance: random.Random) -> Any:
     if isinstance(old, torch.Tensor) and _is_usual(old) and chance.random() < 0.7:
         tensors: list[Callable[[], Any]] = [
-            lambda: old.double() * math.nan, lambda: old.double() * 1e300, lambda: old.reshape(-1)[:0],
+            lambda: old.double() * math.nan, lambda: old.double() * 1e300,
+            lambda: old.reshape(-1)[:0],
             lambda: old.reshape(1, *old.shape), lambda: old.to(torch.int8), lambda: -old,
             lambda: old.flatten().tolist(), lambda: old.to_sparse(),
             lambda: old.flatten()[:1].expand(max(2, old.numel())), lambda: torch.zeros(3, 5),

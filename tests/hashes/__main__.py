@@ -1,4 +1,6 @@
-"""`python -m tests.hashes`: train in all situations, and compare what comes of it with the table."""
+"""`python -m tests.hashes`: train in all situations, and compare what comes of it with the
+table.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ def digest(value: Any) -> str:
 
 
 def canonical(value: Any) -> str:
-    """Text that is equal for equal values alone: floats and tensors to the bit, dicts in their order."""
+    """Text that is equal for equal values alone: floats and tensors to the bit, dicts in their
+    order.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
@@ -49,7 +51,9 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def journal_content(path: Path) -> bytes:
-    """The bytes of a journal, without the version of the library and the checksums that depend on it."""
+    """The bytes of a journal, without the version of the library and the checksums that depend on
+    it.
+    """
     data = path.read_bytes()
     parts = [data[:START_BYTES]]
     at = START_BYTES

@@ -1,4 +1,6 @@
-"""What is exchanged inside the library while a situation runs; the only place that knows names of its inside."""
+"""What is exchanged inside the library while a situation runs; the only place that knows names of
+its inside.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def squashed(x: Any) -> Any:
 
 
 def wide(p: Tensor) -> Tensor:
-    """The numbers of a parameter in float64; a parameter of that type itself, since that is what a user would take."""
+    """The numbers of a parameter in float64; a parameter of that type itself, since that is what a
+    user would take.
+    """
     return p if p.dtype == torch.float64 else p.double()
 
 

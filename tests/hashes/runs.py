@@ -200,7 +200,9 @@ class Trial:
 
 
 def run(situation: Situation, kind: Callable[[Situation, Path], Trial] = Trial) -> Row:
-    """The row of a situation; the exception's name in its first column where the library refuses it."""
+    """The row of a situation; the exception's name in its first column where the library refuses
+    it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         large = situation.size == "large" and situation.special != LARGE_BY_ITSELF
         watched = situation.special not in NO_OPTIMIZER

@@ -1,4 +1,6 @@
-"""The situations of the table: a cover of all triples of levels, and special ones that are listed by name."""
+"""The situations of the table: a cover of all triples of levels, and special ones that are listed
+by name.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def possible(row: tuple[str, ...] | list[str]) -> bool:
 
 
 def cover() -> list[Situation]:
-    """Rows in which each three levels that can go together do so at least once; always the same ones."""
+    """Rows in which each three levels that can go together do so at least once; always the same
+    ones.
+    """
     draw = random.Random(SEED)
     missing = dict.fromkeys(_all_triples())
     rows: list[Situation] = []

@@ -1,4 +1,6 @@
-"""Special situations: what goes wrong, what users change between steps, and modules that write while they compute."""
+"""Special situations: what goes wrong, what users change between steps, and modules that write
+while they compute.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Raising(Trial):
 
 
 class BrokenOff(Trial):
-    """After the last step another one begins, and raises: its writes in place are in the journal."""
+    """After the last step another one begins, and raises: its writes in place are in the
+    journal.
+    """
 
     def evaluate(self) -> Any:
         found = super().evaluate()
@@ -100,7 +104,9 @@ class ConstantLoss(Trial):
 
 
 class Resumed(Trial):
-    """The journal is closed after step 7, and resumed from its snapshot by an optimizer of the initial weights."""
+    """The journal is closed after step 7, and resumed from its snapshot by an optimizer of the
+    initial weights.
+    """
 
     def run(self) -> None:
         with Journal(self.optimizer, self.path, every=EVERY):

@@ -1,4 +1,6 @@
-"""Networks of special situations: other types, torch modules that write while they compute, more weights."""
+"""Networks of special situations: other types, torch modules that write while they compute, more
+weights.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ class WideNetwork(Network):
 
 
 class CastNetwork(Network):
-    """A closure that computes in bfloat16; products of one number each, which have no order of sums."""
+    """A closure that computes in bfloat16; products of one number each, which have no order of
+    sums.
+    """
 
     def inputs(self) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):

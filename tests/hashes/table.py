@@ -17,7 +17,9 @@ MARK = "#"  # of lines of the head
 
 
 class Table(NamedTuple):
-    """What a file holds: the versions it was made with, and a row for each situation by its name."""
+    """What a file holds: the versions it was made with, and a row for each situation by its
+    name.
+    """
 
     head: dict[str, str]
     rows: dict[str, Row]

@@ -25,8 +25,8 @@ from typing import Any
 
 COMMANDS = {
     "train": "train --task lorenz --optimizer dopamine2 --budget 800 --resume --json --out",
-    "compare": "compare --task xor-2-8-1 --optimizers wp,dopamine --seeds 2 --tuning-seeds 1 --budget 1500 --workers 2 "
-    "--json --out",
+    "compare": "compare --task xor-2-8-1 --optimizers wp,dopamine --seeds 2 --tuning-seeds 1 "
+    "--budget 1500 --workers 2 --json --out",
     "reproduce": "reproduce xor --quick --workers 2 --json --out",
 }
 CIRCUMSTANCES = ("seconds", "created", "commit", "versions")
@@ -35,7 +35,9 @@ CIRCUMSTANCES = ("seconds", "created", "commit", "versions")
 def run(
     command: str, folder: Path, kill_after: float | None = None, group: bool = True
 ) -> int | None:
-    """Run a command into a folder: its exit status, or None where it was killed after so many seconds."""
+    """Run a command into a folder: its exit status, or None where it was killed after so many
+    seconds.
+    """
     child = os.fork()
     if child == 0:
         from dopaminergic.lab.cli import main
@@ -64,7 +66,9 @@ def run(
 
 
 def ending(folder: Path) -> list[str]:
-    """All that a finished folder holds but the time of day and the like; repeated pictures count once."""
+    """All that a finished folder holds but the time of day and the like; repeated pictures count
+    once.
+    """
     from dopaminergic.lab.records import read_records
 
     records = [
@@ -84,7 +88,9 @@ def _lines(read: Any, folder: Path, name: str) -> list[dict[str, Any]]:
 def survive(
     name: str, kills: int, chance: random.Random, folder: Path, seconds: float
 ) -> dict[str, Any]:
-    """Kill a command so many times, fewer if time is up, and run it to its end: how often as if never killed."""
+    """Kill a command so many times, fewer if time is up, and run it to its end: how often as if
+    never killed.
+    """
     command, began = COMMANDS[name], time.monotonic()
     assert run(command, folder / "whole") == 0, (folder / "whole.log").read_text()
     whole, expected = time.monotonic() - began, ending(folder / "whole")

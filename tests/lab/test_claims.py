@@ -16,12 +16,17 @@ def runs(
     errors: Sequence[float | None],
     solved: Sequence[int | None] | None = None,
 ) -> list[Record]:
-    """Runs with the given final errors, each halving its error from four times the last on its way."""
+    """Runs with the given final errors, each halving its error from four times the last on its
+    way.
+    """
     variant = "default" if optimizer in ("dopamine", "dopamine2", "vector") else "tuned"
     return [
-        {"task": task, "task_settings": {}, "optimizer": optimizer, "variant": variant, "role": "report", "seed": seed,
-         "settings": {}, "budget": 300, "metrics": {}, "solved_at": solved[seed] if solved else None,
-         "curve": {"passes": [100, 200, 300], "error": [4 * error, 2 * error, error] if error else [1.0, None, None]}}
+        {"task": task, "task_settings": {}, "optimizer": optimizer, "variant": variant,
+         "role": "report", "seed": seed,
+         "settings": {}, "budget": 300, "metrics": {},
+         "solved_at": solved[seed] if solved else None,
+         "curve": {"passes": [100, 200, 300],
+                   "error": [4 * error, 2 * error, error] if error else [1.0, None, None]}}
         for seed, error in enumerate(errors)
     ]  # fmt: skip
 

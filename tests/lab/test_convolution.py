@@ -1,4 +1,6 @@
-"""The convolutional network against torch's convolutions, stacks against their slices, vmap against a loop."""
+"""The convolutional network against torch's convolutions, stacks against their slices, vmap against
+a loop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Worker processes that the system kills: it is said, their jobs run again, and nothing is missing without a word."""
+"""Worker processes that the system kills: it is said, their jobs run again, and nothing is missing
+without a word.
+"""
 
 from __future__ import annotations
 

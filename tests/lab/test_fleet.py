@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import platform
 import subprocess
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints import everything, state_in, write_forged
 from dopaminergic import Dopamine, Dopamine2
-from dopaminergic.lab.fleet import CheckpointError, Fleet, with_header
+from dopaminergic.lab.fleet import CheckpointError, Fleet
 from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, grid_of
 from dopaminergic.lab.tasks import make_task
 
@@ -47,7 +47,9 @@ def test_a_fleet_of_one_is_the_single_run_bit_for_bit(
 
 @pytest.mark.parametrize("optimizer", RATES)
 def test_replicas_do_not_know_of_each_other(optimizer: str) -> None:
-    """Sums of a batched product may run in another order than those of a single one, hence the tolerance: float64."""
+    """Sums of a batched product may run in another order than those of a single one, hence the
+    tolerance: float64.
+    """
     task = make_task("xor-2-8-1", dtype="float64")
     together = Fleet(task, optimizer, SEEDS, RATES[optimizer], budget=120)
     for _ in together.run():
@@ -114,20 +116,6 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path: Path) -> None:
         Fleet(make_task("xor-2-8-1"), "wp", [1, 2], [0.1, 0.1], budget=100).load(path)
 
 
-def everything(fleet: Fleet) -> str:
-    """All that a refused checkpoint must leave as it is."""
-    counted = (
-        fleet.steps,
-        fleet.evaluated,
-        fleet.kept,
-        fleet.traced,
-        fleet.curve,
-        fleet.traces,
-        fleet.solved_at,
-    )
-    return repr((fleet.model.state_dict(), fleet.optimizer.state_dict(), counted))
-
-
 Place = tuple[Any, ...]
 ADAM = ("optimizer", "inner")
 FORGED: list[tuple[str, Place, Any]] = [
@@ -170,15 +158,13 @@ def test_a_forged_checkpoint_is_refused_and_nothing_of_it_loaded(
     for _ in range(3):
         trained.step()
     trained.save(path)
-    state = torch.load(io.BytesIO(path.read_bytes().partition(b"\n")[2]), weights_only=True)
+    state = state_in(path)
     holder = state
     for key in place[:-1]:
         holder = holder[key]
     assert place[-1] in holder or isinstance(holder, list)
     holder[place[-1]] = value
-    content = io.BytesIO()
-    torch.save(state, content)
-    path.write_bytes(with_header(content.getvalue()))
+    write_forged(path, state)
     fresh = fleet()
     before = everything(fresh)
     words = r"checkpoint.pt: not a (readable checkpoint|checkpoint of this run)"

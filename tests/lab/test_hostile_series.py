@@ -1,4 +1,6 @@
-"""Files as people and programs write them: each is read as written, or refused with line, cell and way out."""
+"""Files as people and programs write them: each is read as written, or refused with line, cell and
+way out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Runs that are killed with -9 at random moments end as one that never was; `kills.py` does it more often."""
+"""Runs that are killed with -9 at random moments end as one that never was; `kills.py` does it more
+often.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def test_a_training_that_is_killed_ends_as_if_never_killed() -> None:
-    """In test_runner.py a comparison is."""
+    """In test_runner.py comparisons are."""
     script = Path(__file__).with_name("kills.py")
     command = [sys.executable, str(script), "--train", "4"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,6 @@
-"""The networks against plain loops, against torch.nn with copied weights, and stacks against their slices."""
+"""The networks against plain loops, against torch.nn with copied weights, and stacks against their
+slices.
+"""
 
 from __future__ import annotations
 

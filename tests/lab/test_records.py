@@ -17,9 +17,11 @@ from dopaminergic.lab.results import by_task
 def record(
     task: str = "lorenz", seed: int = 0, error: float | None = 0.1, **others: Any
 ) -> dict[str, Any]:
-    base = {"schema": 1, "task": task, "task_settings": {"hidden": 16}, "optimizer": "wp", "variant": "tuned",
+    base = {"schema": 1, "task": task, "task_settings": {"hidden": 16}, "optimizer": "wp",
+            "variant": "tuned",
             "role": "report", "settings": {"lr": 0.1}, "seed": seed, "budget": 100,
-            "curve": {"passes": [50, 100], "error": [1.0, error]}, "metrics": {"nrmse": error}}  # fmt: skip
+            "curve": {"passes": [50, 100], "error": [1.0, error]},
+            "metrics": {"nrmse": error}}  # fmt: skip
     return base | others
 
 
@@ -194,7 +196,8 @@ def test_methods_come_in_the_order_of_the_tables() -> None:
 
 @pytest.mark.parametrize(
     ("task", "title"),
-    [("mackey-glass", "Mackey\u2013Glass"), ("lorenz-vpt", "Lorenz free run"), ("xor-2-8-1", "XOR 2-8-1"),
+    [("mackey-glass", "Mackey\u2013Glass"), ("lorenz-vpt", "Lorenz free run"),
+     ("xor-2-8-1", "XOR 2-8-1"),
      ("cluster-xor", "Cluster XOR"), ("sunspots", "Sunspots")],
 )  # fmt: skip
 def test_titles(task: str, title: str) -> None:
@@ -205,9 +208,11 @@ def test_titles(task: str, title: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.033412, "0.0334"), (20_000, "20,000"), (1.2e-5, "1.20 \u00d7 10⁻⁵"), (math.inf, "∞"), (math.nan, "\u2013"),
+    [(0.033412, "0.0334"), (20_000, "20,000"), (1.2e-5, "1.20 \u00d7 10⁻⁵"), (math.inf, "∞"),
+     (math.nan, "\u2013"),
      (0, "0"),
-     (0.9996, "1.00"), (9.9999e-4, "0.00100"), (1234.5, "1,230"), (-0.5, "-0.500"), (3e8, "3.00 \u00d7 10⁸"),
+     (0.9996, "1.00"), (9.9999e-4, "0.00100"), (1234.5, "1,230"), (-0.5, "-0.500"),
+     (3e8, "3.00 \u00d7 10⁸"),
      (16.04, "16.0")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float, text: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from dopaminergic.lab import plots
+from dopaminergic.lab import curves, plots
 from dopaminergic.lab.claims import judge
 from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import Drawing, _pictures, draw_all, plan_all
@@ -35,9 +35,12 @@ def run(
             "variant": method[1], "role": "report",
             "settings": {"lr": 0.1, "sigma": 1e-3},
             "seed": seed, "budget": 300, "forward_passes": 300,
-            "curve": {"passes": [100, 200, 300], "error": [1.0, 0.5, error]}, "traces": None, "solved_at": None,
-            "metrics": {"nrmse": error, "vpt": 1 / error if error else None}, "diverged": error is None,
-            "seconds": 6.0, "replicas": 3, "versions": {"torch": "2.13.0"}, "commit": "abc123", "dtype": "float32",
+            "curve": {"passes": [100, 200, 300], "error": [1.0, 0.5, error]}, "traces": None,
+            "solved_at": None,
+            "metrics": {"nrmse": error, "vpt": 1 / error if error else None},
+            "diverged": error is None,
+            "seconds": 6.0, "replicas": 3, "versions": {"torch": "2.13.0"}, "commit": "abc123",
+            "dtype": "float32",
             "created": "2026-11-23T22:00:00+00:00"}  # fmt: skip
     return base | others
 
@@ -81,8 +84,10 @@ def pictures() -> list[dict[str, Any]]:
     grid = np.linspace(0, 1, 9)
     return [
         free | {"task": "lorenz-vpt", "truth": state, "forecast": 0.5 * state},
-        free | {"task": "mackey-glass-vpt", "truth": state[:, :1], "forecast": np.full((60, 1), np.nan)},
-        {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp", "variant": "tuned", "seed": 1,
+        free | {"task": "mackey-glass-vpt", "truth": state[:, :1],
+                "forecast": np.full((60, 1), np.nan)},
+        {"name": "decision_boundary", "task": "continuous-xor", "optimizer": "wp",
+         "variant": "tuned", "seed": 1,
          "extent": [-1.5, 1.5], "probability": np.outer(grid, grid)},
     ]  # fmt: skip
 
@@ -286,7 +291,9 @@ def test_numbers_that_look_equal_are_marked_alike() -> None:
 
 
 def sunspots(part: str = "") -> list[dict[str, Any]]:
-    """Two methods that end at .2 and .1, beside a persistence of .4 and an autoregression of .15."""
+    """Two methods that end at .2 and .1, beside a persistence of .4 and an autoregression of
+    .15.
+    """
     return [
         run("sunspots", method, seed, error, metrics={
             "error": error, "persistence": 0.4, "linear_ar": 0.15,
@@ -391,7 +398,7 @@ def test_lines_of_a_learning_curve_are_the_quartiles() -> None:
     cells = by_task(
         [run("lorenz", ("wp", "tuned"), s, e) for s, e in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]
     )["Lorenz"]
-    axes = plots.learning_curves(cells).axes[0]
+    axes = curves.learning_curves(cells).axes[0]
     assert list(axes.lines[0].get_ydata()) == [1.0, 0.5, 0.3]  # type: ignore[arg-type]
     heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].tolist()
     assert {0.2, 0.4} <= set(heights)
@@ -408,19 +415,19 @@ def test_vector_dopamine_is_in_every_figure_and_table(folder: Path) -> None:
     assert "V1This library's own: VectorDopamine beats backpropagation" in text
     assert "VectorDopamine, Dopamine and WP never compute a gradient" in text
     cells = by_task(read_records(folder / "records.jsonl").records)["Lorenz"]
-    axes = plots.learning_curves(cells).axes[0]
+    axes = curves.learning_curves(cells).axes[0]
     assert COLOURS["vector"] in [line.get_color() for line in axes.lines]
     assert "VectorDopamine" in [
         label.get_text() for label in plots.final_errors(cells).axes[0].get_yticklabels()
     ]
     assert "VectorDopamine" in [
-        panel.get_title(loc="left") for panel in plots.traces(cells[VECTOR]).axes
+        panel.get_title(loc="left") for panel in curves.traces(cells[VECTOR]).axes
     ]
     assert tables(cells[VECTOR])[0].columns == ["VectorDopamine"]
 
 
 def test_names_beside_lines_stay_on_the_figure() -> None:
-    figure = plots.learning_curves({VECTOR: [run("lorenz", VECTOR, 0, 0.05)]})
+    figure = curves.learning_curves({VECTOR: [run("lorenz", VECTOR, 0, 0.05)]})
     figure.draw_without_rendering()
     [label] = [text for text in figure.axes[0].texts if text.get_text() == "VectorDopamine"]
     assert label.get_window_extent().x1 <= figure.bbox.x1
@@ -483,7 +490,7 @@ def test_the_sensitivity_takes_the_best_other_settings() -> None:
         for seed in range(3)
         for rate, sigma, error in grid
     ]
-    assert plots.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]
+    assert curves.errors_by_rate(runs) == [(0.1, 0.3, 0.3, 0.3), (1.0, 0.7, 0.7, 0.7)]
 
 
 def test_the_profile_leaves_out_tasks_that_few_have_run() -> None:

@@ -1,4 +1,6 @@
-"""The runner: records are complete, a killed run goes on where it stopped, tuning never meets reported seeds."""
+"""The runner: records are complete, a killed run goes on where it stopped, tuning never meets
+reported seeds.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def test_large_networks_are_split_into_fleets_of_which_the_first_has_the_picture
 
 
 def test_fleets_of_any_size_give_the_same_records(tmp_path: Path) -> None:
-    """Sums of a batched product may run in another order than those of a single one, hence float64 and a tolerance."""
+    """Sums of a batched product may run in another order than those of a single one, hence float64
+    and a tolerance.
+    """
     replicas = tuple(Replica(seed, 1.0, "default", "report") for seed in (1, 2, 3))
     job = Job("xor-2-8-1", {"dtype": "float64"}, "vector", 200, replicas, picture=True)
     whole = run_job(job, tmp_path, silent, stop=lambda: False)
@@ -154,27 +158,52 @@ TRAIN = ["train", "--task", "continuous-xor", "--optimizer", "vector", "--budget
 TRAIN += ["--json", "--out"]
 
 
-def started(command: list[str], folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """A command in a process of its own."""
+def started(
+    command: list[str], folder: Path, *more: str, group: bool = False
+) -> subprocess.Popen[bytes]:
+    """A command in a process of its own, and in a process group of its own if asked for."""
     return subprocess.Popen(
         [sys.executable, "-m", "dopaminergic", *command, str(folder), *more],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=group,
     )
+
+
+def whole_lines(folder: Path) -> list[bytes]:
+    """The records that are written to their end by now."""
+    file = folder / "records.jsonl"
+    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
 
 
 def lines(folder: Path) -> int:
     """How many records there are by now."""
-    file = folder / "records.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return len(whole_lines(folder))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("comparison") / "whole"
+    assert main([*COMPARE, str(folder), "--workers", "1"]) == 0
+    return folder
+
+
+def assert_completed(cut: Path, whole: Path) -> None:
+    """Run the command again: it ends with all that a run without interruptions has."""
+    assert main([*COMPARE, str(cut), "--workers", "1"]) == 0
+    ours, theirs = (read_records(each / "records.jsonl").records for each in (cut, whole))
+    assert without_circumstances(ours) == without_circumstances(theirs)
+    ours, theirs = (read_records(each / "pictures.jsonl").records for each in (cut, whole))
+    assert set(without_circumstances(ours)) == set(without_circumstances(theirs))
+    assert not list((cut / "checkpoints").iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path, whole: Path) -> None:
     """By both signals in the midst of the runs: as soon as another one is recorded."""
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    assert main([*COMPARE, str(whole), "--workers", "1"]) == 0
+    cut = tmp_path / "cut"
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         before = lines(cut)
         process = started(COMPARE, cut, "--workers", "2")
@@ -184,12 +213,28 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == code
         assert before <= lines(cut) < lines(whole)  # a line that is not whole yet is taken back
-    assert main([*COMPARE, str(cut), "--workers", "1"]) == 0
-    ours, theirs = (read_records(each / "records.jsonl").records for each in (cut, whole))
-    assert without_circumstances(ours) == without_circumstances(theirs)
-    ours, theirs = (read_records(each / "pictures.jsonl").records for each in (cut, whole))
-    assert set(without_circumstances(ours)) == set(without_circumstances(theirs))
-    assert not list((cut / "checkpoints").iterdir())
+    assert_completed(cut, whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_nothing_is_lost_where_a_command_is_killed_with_all_its_workers(
+    tmp_path: Path, whole: Path
+) -> None:
+    """At once, by the process group, as where a terminal is closed or a batch job runs out of
+    time.
+    """
+    cut = tmp_path / "cut"
+    process = started(COMPARE, cut, "--workers", "1", group=True)
+    while process.poll() is None and not lines(cut):
+        time.sleep(0.01)
+    assert process.poll() is None, "it has ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()  # no worker holds the pipes any more
+    assert process.returncode == -signal.SIGKILL
+    survived = whole_lines(cut)
+    assert 0 < len(survived) < lines(whole)
+    assert_completed(cut, whole)
+    assert whole_lines(cut)[: len(survived)] == survived
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

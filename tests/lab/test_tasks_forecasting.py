@@ -1,4 +1,6 @@
-"""The forecasting tasks: pinned series, both protocols against their anchors, and rivals on real series."""
+"""The forecasting tasks: pinned series, both protocols against their anchors, and rivals on real
+series.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def test_quick_sequences_follow_the_series(name: str) -> None:
 @pytest.mark.parametrize("kind", [QuickForecasting, LongForecasting])
 @pytest.mark.parametrize("output", ["direct", "delta"])
 def test_constant_networks_have_known_errors(kind: type[QuickForecasting], output: str) -> None:
-    """With a readout of 0 a direct network predicts the mean and a delta network the present state."""
+    """With a readout of 0 a direct network predicts the mean and a delta network the present
+    state.
+    """
     teacher: dict[str, Any] = {"forcing": 1} if kind is LongForecasting else {}
     task = kind("lorenz", output=output, dtype="float64", **teacher)
     model = task.build(0)

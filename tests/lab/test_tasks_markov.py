@@ -13,7 +13,9 @@ from dopaminergic.lab.tasks.markov import BALLS, Markov, make_urns, mean_entropy
 
 
 def test_the_floor_is_the_entropy_of_all_sequences_by_enumeration() -> None:
-    """H(x3, x4, x5 | x1, x2) / 3 over every sequence of five tokens and its number of ways, all equally likely."""
+    """H(x3, x4, x5 | x1, x2) / 3 over every sequence of five tokens and its number of ways, all
+    equally likely.
+    """
     urns = make_urns(3)
     ways = {(a, b): 1 for a in range(3) for b in range(3)}
     for _ in range(3):
@@ -51,7 +53,9 @@ def test_half_of_an_urn_depends_on_the_last_token_alone() -> None:
 
 
 def test_the_stages_of_learning_are_far_apart() -> None:
-    """What a network can know: nothing, how often tokens come, what follows the last, what follows the last two."""
+    """What a network can know: nothing, how often tokens come, what follows the last, what follows
+    the last two.
+    """
     task = Markov(batch_size=2000)
     inputs, targets = (
         torch.cat(parts) for parts in zip(*(task.batch(1, step) for step in range(10)), strict=True)

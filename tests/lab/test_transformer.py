@@ -1,4 +1,6 @@
-"""The transformer against the layers of torch.nn, stacks against their slices, vmap against a loop, causality."""
+"""The transformer against the layers of torch.nn, stacks against their slices, vmap against a loop,
+causality.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
 
 
 def small(seeds: int | list[int], dtype: torch.dtype = DOUBLE) -> Transformer:
-    """A small network in which what starts at 0 is random, the same for every seed: a mistake there would show."""
+    """A small network in which what starts at 0 is random, the same for every seed: a mistake there
+    would show.
+    """
     model = Transformer(TOKENS, LENGTH, width=WIDTH, heads=3, seeds=seeds, dtype=dtype)
     for i, parameter in enumerate(model.parameters()):
         if not parameter.any():

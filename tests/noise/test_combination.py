@@ -1,4 +1,6 @@
-"""Combinations of every kind of memory: the kernels against the reference, in any pieces and any number of threads."""
+"""Combinations of every kind of memory: the kernels against the reference, in any pieces and any
+number of threads.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import dopaminergic.noise as noise
-from dopaminergic.noise import UPDATE, Combination, Term, perturbation, pieces, reference
+from dopaminergic.noise import (
+    UPDATE,
+    Combination,
+    Term,
+    backends,
+    combination,
+    perturbation,
+    pieces,
+    reference,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 kinds = pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -48,7 +58,9 @@ def many_channels(dtype: torch.dtype) -> Tensor:
 
 
 def long_rows(dtype: torch.dtype) -> Tensor:
-    """Transposed, more rows and columns than are read at a time, and no multiple of what is moved at a time."""
+    """Transposed, more rows and columns than are read at a time, and no multiple of what is moved
+    at a time.
+    """
     return values(1050, 68, dtype=dtype).t()
 
 
@@ -102,7 +114,7 @@ def combined(
     combine = Combination(
         [target], [3], np.arange(1, 1 + seeds, dtype=np.uint64), kind, copies, 0, [first]
     )
-    assert (combine.fast is None) == (noise.fast_kernels() is None)
+    assert (combine.fast is None) == (backends.fast_kernels() is None)
     combine(terms, [scale], 5, rounding=2, undo=undo, grids=[grid])
     return target
 
@@ -119,7 +131,7 @@ def test_kernels_do_what_the_reference_does(
         combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
         for c, f, s, copied in cases
     ]
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     slow = [
         combined(layout(dtype), kind, c, first=f, seeds=s, copied=copied)
         for c, f, s, copied in cases
@@ -153,7 +165,7 @@ def test_a_shard_gets_the_noise_of_its_place(
     dtype: torch.dtype, kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     whole = combined(contiguous(dtype).flatten(), kind, CHANGES[2])
     parts = contiguous(dtype).flatten().split([1, 333, 4096, 6000 - 4430])
     firsts = np.cumsum([0, *map(len, parts)])
@@ -181,7 +193,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     layout: Any, dtype: torch.dtype, kind: str, threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr(noise, "PIECE", 300)
+    monkeypatch.setattr(combination, "PIECE", 300)
     monkeypatch.setattr(pieces, "ALIGNMENT", 100)
     started, found = [], []
     start = threading.Thread.start
@@ -231,7 +243,7 @@ def test_copies_are_made_once_in_a_step_and_say_of_which(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     target, copy = torch.ones(5), torch.zeros(5)
     combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [copy])
     assert not combine.holds_copies_of(3)
@@ -251,7 +263,7 @@ def test_copies_are_made_once_in_a_step_and_say_of_which(
 @pytest.mark.parametrize("fast", [True, False])
 def test_sources_are_never_written_to(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     target, source = torch.zeros(5), torch.full((5,), 7.0)
     combine = Combination([target], [0], np.array([1], np.uint64), "rademacher", [source])
     combine.starts_from_sources(3)
@@ -282,7 +294,9 @@ def test_an_expanded_tensor_is_left_to_torch() -> None:
 
 
 def test_normals_are_those_of_the_reference_within_four_ulp() -> None:
-    """Of the radius, which is what the logarithm, the root and the polynomials err by; measured: 3 in 2^24."""
+    """Of the radius, which is what the logarithm, the root and the polynomials err by; measured: 3
+    in 2^24.
+    """
     pytest.importorskip("numba")
     n = 1 << 20
     z = torch.zeros(n)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import dopaminergic
-import dopaminergic.noise as noise
 from dopaminergic import WeightPerturbation
-from dopaminergic.noise import reference
+from dopaminergic.noise import backends, reference
 
 pytest.importorskip("numba")
 SHAPES = [(1,), (127,), (128,), (129,), (3, 700), (2047,), (2049,), (5, 5, 5), (70_000,)]
@@ -32,7 +31,7 @@ def randn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
 @pytest.fixture
 def without_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if numba were not installed."""
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
 
 
 def trained(dtype: torch.dtype, kind: str, steps: int = 3, **settings: Any) -> list[Tensor]:

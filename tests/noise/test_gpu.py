@@ -1,4 +1,6 @@
-"""The kernels for GPUs against the definition: on a GPU where there is one, else in Triton's interpreter on the CPU."""
+"""The kernels for GPUs against the definition: on a GPU where there is one, else in Triton's
+interpreter on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dopaminergic.noise as noise
 from dopaminergic import Dopamine, WeightPerturbation
-from dopaminergic.noise import reference
+from dopaminergic.noise import backends, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRET = {} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"}
@@ -59,7 +60,9 @@ def drawn(kind: str, n: int, first: int, **counter: Any) -> Tensor:
 
 
 def to_16_bits(x: Tensor, dtype: torch.dtype, first: int, **counter: Any) -> Tensor:
-    """Float32 `(R, n)` to a neighbour in `dtype`, up where the random number is beyond what is missing to it."""
+    """Float32 `(R, n)` to a neighbour in `dtype`, up where the random number is beyond what is
+    missing to it.
+    """
     skipped, half = first % 8, dtype == torch.float16
     noise = reference.thresholds(skipped + x.shape[1], first=first - skipped, **counter)[
         ..., skipped:
@@ -111,12 +114,16 @@ def combined(
 ONE = {"directions": [7], "coefficients": [[0.3]], "scales": [1.0], "step": 4}
 CALLS = {
     "one direction": ONE,
-    "nothing but a copy": {"directions": [], "coefficients": np.zeros((0, 1)), "scales": [1.0], "step": 4},
+    "nothing but a copy": {"directions": [], "coefficients": np.zeros((0, 1)), "scales": [1.0],
+                           "step": 4},
     "decay": {**ONE, "scales": [0.7], "step": (1 << 32) - 1, "rounding": 5},
-    "undone, decayed, along the same": {**ONE, "directions": [7, 7], "coefficients": [[-0.1], [0.013]],
+    "undone, decayed, along the same": {**ONE, "directions": [7, 7],
+                                        "coefficients": [[-0.1], [0.013]],
                                         "scales": [0.9], "undone": 1, "grid": 0.125},
-    "undone and three more": {**ONE, "directions": [3, (1 << 28) - 1, 0, 3], "undone": 1, "grid": 2.0**-6,
-                              "coefficients": [[0.5], [0.1], [1e-9], [-2.0]], "scales": [0.5], "rounding": 1},
+    "undone and three more": {**ONE, "directions": [3, (1 << 28) - 1, 0, 3], "undone": 1,
+                              "grid": 2.0**-6,
+                              "coefficients": [[0.5], [0.1], [1e-9], [-2.0]], "scales": [0.5],
+                              "rounding": 1},
 }  # fmt: skip
 
 
@@ -219,7 +226,9 @@ def test_a_parameter_in_pieces_gets_the_same_bits(
 
 
 def test_what_is_undone_comes_back_to_the_bit() -> None:
-    """On the grid of a representable sigma; the weights after a step do not know how they were probed."""
+    """On the grid of a representable sigma; the weights after a step do not know how they were
+    probed.
+    """
     sigma, seeds = 2.0**-10, [5]
     weights = tensors(torch.float32)
     call = launch("rademacher", weights, weights, seeds)
@@ -336,8 +345,8 @@ def test_optimizers_end_at_the_bits_of_the_torch_path(
     make: Any, settings: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = [(2, 700), (2, 3, 5), (2, 33)]
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    monkeypatch.setattr(noise, "TRITON_DEVICES", ())
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "TRITON_DEVICES", ())
     slow = trained(make, dtype, shapes, **settings)
     used = watched(monkeypatch)
     fast = trained(make, dtype, shapes, **settings)
@@ -350,15 +359,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[gpu.Launch]:
     """Send noise to Triton on whatever device there is, and write down each use."""
     used: list[gpu.Launch] = []
     plain = gpu.Launch.launch
-    monkeypatch.setattr(noise, "TRITON_DEVICES", (DEVICE,))
+    monkeypatch.setattr(backends, "TRITON_DEVICES", (DEVICE,))
     monkeypatch.setattr(gpu.Launch, "launch", lambda self: (used.append(self), plain(self)))
     return used
 
 
 def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dopaminergic.weights.layout.SAVED_BYTES", 100)
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
-    monkeypatch.setattr(noise, "TRITON_DEVICES", ())
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "TRITON_DEVICES", ())
     slow = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
     used = watched(monkeypatch)
     fast = trained(WeightPerturbation, torch.float32, [(700,), (3, 5)])
@@ -369,7 +378,9 @@ def test_a_large_model_is_perturbed_in_place(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def strided(dtype: torch.dtype, replicas: int) -> list[Tensor]:
-    """Transposed, with channels last, every other column of a piece that begins within a block, and without gaps."""
+    """Transposed, with channels last, every other column of a piece that begins within a block, and
+    without gaps.
+    """
     shapes = [(40, 130), (3, 5, 3, 3), (7, 900), (300,)]
     whole = [randn(replicas, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     last = torch.stack([image.contiguous(memory_format=torch.channels_last) for image in whole[1]])
@@ -417,7 +428,7 @@ def test_transposed_weights_of_an_optimizer_take_no_torch_path(
         WeightPerturbation([w], sigma=0.1, seed=2).step(lambda: (w**2).sum())
         return w.detach()
 
-    monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+    monkeypatch.setattr(backends, "fast_kernels", lambda: None)
     slow, used = step(), watched(monkeypatch)
     assert torch.equal(step(), slow)
     assert used
@@ -426,13 +437,13 @@ def test_transposed_weights_of_an_optimizer_take_no_torch_path(
 def test_without_triton_the_torch_path_takes_over_with_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(noise, "TRITON_DEVICES", (DEVICE,))
+    monkeypatch.setattr(backends, "TRITON_DEVICES", (DEVICE,))
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
-    noise.triton_launch.cache_clear()
+    backends.triton_launch.cache_clear()
     with caplog.at_level(logging.WARNING, "dopaminergic"):
         for _ in range(2):
             trained(WeightPerturbation, torch.float32, [(7,), (3, 5)])
-    noise.triton_launch.cache_clear()
+    backends.triton_launch.cache_clear()
     (line,) = [r.getMessage() for r in caplog.records if "triton" in r.getMessage()]
     assert "pip install triton" in line
 
@@ -445,19 +456,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dopaminergic.noise.gpu import launch as gpu
 names = ("replicas", "dtype", "signs", "aligned", "tile", "dims", "narrow")
-signature = {"table": "*i64", "owners": "*i32", "seeds": "*i64", "numbers": "*i64", **dict.fromkeys(names, "constexpr")}
-kinds = [(True, gpu.tl.float32, 0), (True, gpu.tl.float16, 0), (True, gpu.tl.float64, 0), (False, gpu.tl.uint16, 0)]
+signature = {"table": "*i64", "owners": "*i32", "seeds": "*i64", "numbers": "*i64",
+    **dict.fromkeys(names, "constexpr")}
+kinds = [(True, gpu.tl.float32, 0), (True, gpu.tl.float16, 0), (True, gpu.tl.float64, 0),
+    (False, gpu.tl.uint16, 0)]
 for signs, dtype, dims in [*kinds, (True, gpu.tl.float32, 3)]:
     constants = dict(zip(names, (1, dtype, signs, dims == 0, gpu.TILE, dims, True), strict=True))
     source = ASTSource(gpu.combine, signature, constants)
     text = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=gpu.OPTIONS).asm["ptx"]
     sums = [line.split()[0] for line in text.splitlines() if ".f32 " in line or ".f64 " in line]
-    print(signs, dtype, dims, "ld.global.v4.b32" in text or "ld.global.v2.b64" in text, *sorted(set(sums)))
+    print(signs, dtype, dims, "ld.global.v4.b32" in text or "ld.global.v2.b64" in text,
+        *sorted(set(sums)))
 """
 
 
 def test_it_compiles_for_a_gpu_without_fused_products(tmp_path: Path) -> None:
-    """No GPU is needed to compile. A weight's sum is never fused, nor are its smallest numbers flushed to zero."""
+    """No GPU is needed to compile. A weight's sum is never fused, nor are its smallest numbers
+    flushed to zero.
+    """
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", COMPILE]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -122,7 +122,9 @@ def test_a_folder_in_the_place_of_a_file_costs_time_alone_and_is_said(
 
 
 def test_machine_code_of_an_older_source_is_not_run(folder: Path) -> None:
-    """As a kill leaves it: the index is new already, and the file that it names is still the old one."""
+    """As a kill leaves it: the index is new already, and the file that it names is still the old
+    one.
+    """
     results(folder)
     old = {path: path.read_bytes() for path in files(folder, ".nbc")}
     (folder / "module.py").write_text(SOURCE.replace("2 * x", "20 * x").replace("3 * x", "30 * x"))

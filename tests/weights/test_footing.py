@@ -1,4 +1,6 @@
-"""A closure that changes the ground a step stands on: the weights are those before the step or those after it."""
+"""A closure that changes the ground a step stands on: the weights are those before the step or
+those after it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def first_ten(w: Tensor) -> Any:
 
 
 def settled(row: Row, w: nn.Parameter) -> ForwardOptimizer:
-    """After a step, which brings large weights onto the grid of sigma; with a rate of 0, so that nothing else moves."""
+    """After a step, which brings large weights onto the grid of sigma; with a rate of 0, so that
+    nothing else moves.
+    """
     optimizer = row.make([w], lr=0.0)
     optimizer.step(lambda: first_ten(w))
     return optimizer
@@ -220,7 +224,9 @@ def test_a_step_near_the_limit_of_recursion_leaves_gradients_on_and_weights_whol
 
 
 def test_a_model_that_computes_in_another_process_is_trained() -> None:
-    """The usual way of parallel rollouts: weights travel through a queue, which moves them to shared memory."""
+    """The usual way of parallel rollouts: weights travel through a queue, which moves them to
+    shared memory.
+    """
     import torch.multiprocessing as processes
 
     context = processes.get_context("spawn")

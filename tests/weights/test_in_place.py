@@ -1,4 +1,6 @@
-"""Weights perturbed in place by signs come back to the bit, and a step passes over them K + 1 times."""
+"""Weights perturbed in place by signs come back to the bit, and a step passes over them K + 1
+times.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from torch import nn
 
 import dopaminergic.noise as noise
 from dopaminergic import SPSA, ForwardOptimizer, VectorDopamine, WeightPerturbation, squared_error
+from dopaminergic.noise import backends
 from dopaminergic.weights import Weights
 from dopaminergic.weights import layout as module
 from optimizers import ROWS, Bowl, Row, copies, same
@@ -27,7 +30,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Every model counts as large, and noise comes from the kernels or the reference."""
     monkeypatch.setattr(module, "SAVED_BYTES", 0)
     if request.param == "torch":
-        monkeypatch.setattr(noise, "fast_kernels", lambda: None)
+        monkeypatch.setattr(backends, "fast_kernels", lambda: None)
 
 
 def weights_of(
@@ -138,7 +141,9 @@ def test_weights_that_somebody_writes_between_steps_come_onto_the_grid() -> None
 
 
 def test_a_rule_sees_the_sigma_that_is_used() -> None:
-    """A linear loss has the slope 1 whatever the sigma, if what is divided by is what the weights were moved by."""
+    """A linear loss has the slope 1 whatever the sigma, if what is divided by is what the weights
+    were moved by.
+    """
     w = nn.Parameter(torch.zeros(300_000))
     optimizer, found = WeightPerturbation([w], sigma=0.0101, lr=1.0), []
     optimizer.register_step_post_hook(lambda *_: found.append(w.detach()[0].item()))

@@ -1,4 +1,6 @@
-"""Large 16-bit weights are perturbed where they are used: the same bits as by a copy, and no copy."""
+"""Large 16-bit weights are perturbed where they are used: the same bits as by a copy, and no
+copy.
+"""
 
 from __future__ import annotations
 
@@ -333,7 +335,9 @@ def test_what_torch_allows_is_allowed(forward: Any) -> None:
 
 
 def test_the_ways_torch_takes_are_the_same_for_all_evaluations() -> None:
-    """An encoder in eval mode has a fast way that it does not take while it is watched; its losses differ."""
+    """An encoder in eval mode has a fast way that it does not take while it is watched; its losses
+    differ.
+    """
     model, losses = (
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.bfloat16).eval(),
         [],

@@ -55,7 +55,9 @@ def large() -> Trained:
 
 
 def large_and_half() -> Trained:
-    """Both ways back in one model: in place for the float32 weights, from a copy for the 16-bit ones."""
+    """Both ways back in one model: in place for the float32 weights, from a copy for the 16-bit
+    ones.
+    """
     bowl, h = Bowl(), nn.Parameter(randn(50, seed=8).bfloat16())
     return Trained(
         [bowl.w, h], [bowl.w, h], lambda: bowl.loss() + (h.double() ** 2).mean(), exact=False
@@ -197,7 +199,9 @@ class Interruption:
 def interrupted(
     make: Callable[[], Trained], start: Callable[[Any], ForwardOptimizer], n: int
 ) -> tuple[Any, ...]:
-    """Weights before and after the second of two steps, how many of its passes counted, and the interruption."""
+    """Weights before and after the second of two steps, how many of its passes counted, and the
+    interruption.
+    """
     model = make()
     optimizer = start(model.groups)
     optimizer.step(model.loss)
@@ -220,7 +224,9 @@ def interrupted(
 def test_ctrl_c_anywhere_leaves_the_weights_before_or_after(
     row: Row, make: Callable[[], Trained]
 ) -> None:
-    """At every line of the package that a step runs; at every third or so where a step is slow or long."""
+    """At every line of the package that a step runs; at every third or so where a step is slow or
+    long.
+    """
 
     def start(groups: Any) -> ForwardOptimizer:
         return row.make(groups, weight_decay=0.01)
@@ -241,7 +247,9 @@ def test_ctrl_c_anywhere_leaves_the_weights_before_or_after(
     "make", [small, several_groups, half, large], ids=lambda make: make.__name__
 )
 def test_ctrl_c_anywhere_in_a_step_of_many_directions(make: Callable[[], Trained]) -> None:
-    """As above, in batches and in place; what is compared in the first step makes a third and a fourth evaluation."""
+    """As above, in batches and in place; what is compared in the first step makes a third and a
+    fourth evaluation.
+    """
 
     def start(groups: Any) -> ForwardOptimizer:
         # From a lone loss of 300,000 weights comes a step of hundreds, from which float32 finds no
@@ -261,7 +269,9 @@ def test_ctrl_c_anywhere_in_a_step_of_many_directions(make: Callable[[], Trained
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_never_swallowed() -> None:
-    """A signal that arrives while it is held back is delivered as soon as the arithmetic is done."""
+    """A signal that arrives while it is held back is delivered as soon as the arithmetic is
+    done.
+    """
     model = large()
     optimizer = Dopamine(model.groups)
     optimizer.step(model.loss)
@@ -288,7 +298,9 @@ def trace_step(optimizer: ForwardOptimizer, model: Trained, interruption: Interr
 
 
 def test_large_models_use_the_definitions_noise_too(row: Row) -> None:
-    """The change made in place is parallel to the one made from a copy, whose step may have another size."""
+    """The change made in place is parallel to the one made from a copy, whose step may have another
+    size.
+    """
     changes = []
     for n in (300_000, 1_000):
         w = nn.Parameter(randn(300_000, seed=5, dtype=torch.float32)[:n].clone())

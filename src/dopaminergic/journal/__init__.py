@@ -10,7 +10,8 @@ from dopaminergic.journal.format import JournalError
 from dopaminergic.journal.merging import merge
 from dopaminergic.journal.reading import Contents, Header, JournalDamage, Snapshot, read
 from dopaminergic.journal.recording import Journal
-from dopaminergic.journal.replaying import digest, replay, revert
+from dopaminergic.journal.replaying import replay, revert
+from dopaminergic.journal.tensors import digest
 
 __all__ = [
     "Contents",

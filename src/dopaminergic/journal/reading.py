@@ -22,10 +22,9 @@ from dopaminergic.journal.format import (
     Damage,
     JournalError,
     Raw,
-    from_json,
-    json_memory,
     scan,
 )
+from dopaminergic.journal.texts import from_json, json_memory
 
 MOST_HELD = 384 << 20  # bytes of all headers and snapshots together
 SNAPSHOT_MEMORY = 400

@@ -5,19 +5,18 @@ The updates are made once more, by the code that made them first.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dopaminergic.files import open_file, shown
+from dopaminergic.files import shown
 from dopaminergic.journal.format import (
     DIGEST_BYTES,
     HEADER,
@@ -31,17 +30,8 @@ from dopaminergic.journal.format import (
     Step,
 )
 from dopaminergic.journal.reading import Contents, Header, JournalDamage, Snapshot, header_of, read
+from dopaminergic.journal.tensors import Parameters, digest, dtype_name, fits, load, matched
 from dopaminergic.weights import Weights
-
-Parameters = nn.Module | Iterable[Any] | dict[str, Tensor]
-
-
-def digest(parameters: Sequence[Tensor]) -> str:
-    """SHA-256 of the elements of all tensors, in order, as little-endian bytes."""
-    hashed = hashlib.sha256()
-    for p in parameters:
-        hashed.update(p.detach().to("cpu").reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return hashed.hexdigest()
 
 
 def replay(
@@ -146,104 +136,7 @@ def revert(
     return stop
 
 
-def load(path: Path) -> dict[str, Tensor]:
-    """The `state_dict` in a file that `torch.save` wrote; a file from others can run no code."""
-    try:
-        with open_file(path) as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise JournalError(
-            f"{path} cannot be loaded ({type(error).__name__}); torch.save a state_dict there"
-        ) from error
-    if not isinstance(state, dict):
-        raise JournalError(f"{path} holds a {type(state).__name__}; torch.save a state_dict there")
-    return state
-
-
-# ---- which tensors, which steps ------------------------------------------------------------------
-
-
-def matched(model: Parameters, contents: Contents) -> list[Tensor]:
-    """The tensors that the journal is about, in its order.
-
-    Raises if the model has no such tensors.
-    """
-    wanted = max((header.parameters for header in contents.headers), key=len)
-    named, listed = _tensors(model)
-    names = [p.get("name") for p in wanted]
-    if named is not None and all(name in named for name in names):
-        found = [named[str(name)] for name in names]
-    elif isinstance(model, dict) and named is not None:
-        found = _subsequence(list(named.values()), wanted)
-    else:
-        found = listed
-    if len(found) != len(wanted):
-        raise JournalError(
-            f"{contents.path} is about {len(wanted)} parameters, but {len(found)} were given that "
-            "could be these; pass "
-            "what the optimizer was given, such as model.head.parameters(), in the same order"
-        )
-    for i, (p, w) in enumerate(zip(found, wanted, strict=True)):
-        if not _has_memory(p):
-            raise JournalError(
-                f"{contents.path}: parameter {_name(w, i)} is a meta, sparse, nested or expanded "
-                "tensor, which has no "
-                "memory for each of its entries; give a dense one, such as p.clone()"
-            )
-        if not _fits(p, w):
-            raise JournalError(
-                f"{contents.path}: parameter {_name(w, i)} was {shown(w['dtype'], 20)} of shape "
-                f"{str(w['shape'])[:60]}, that given is {_dtype(p)} of shape {list(p.shape)}; "
-                "build the same model, "
-                "and pass its parameters in the same order (an optimizer over "
-                "model.named_parameters() writes names, "
-                "and the order does not matter then)"
-            )
-    return found
-
-
-def _tensors(model: Parameters) -> tuple[dict[str, Tensor] | None, list[Tensor]]:
-    if isinstance(model, nn.Module):
-        return dict(model.named_parameters(remove_duplicate=False)), list(model.parameters())
-    if isinstance(model, dict):
-        return {str(name): x for name, x in model.items() if isinstance(x, Tensor)}, []
-    flat: list[Any] = []
-    for each in model:
-        flat += list(each["params"]) if isinstance(each, dict) else [each]
-    flat = [each[1] if isinstance(each, tuple) else each for each in flat]
-    if not all(isinstance(each, Tensor) for each in flat):
-        raise JournalError("pass a model, its parameters, or a dict of tensors")
-    return None, flat
-
-
-def _subsequence(tensors: list[Tensor], wanted: list[dict[str, Any]]) -> list[Tensor]:
-    """The first tensors that fit, in order: a state_dict holds buffers between the parameters."""
-    found: list[Tensor] = []
-    for tensor in tensors:
-        if len(found) < len(wanted) and _fits(tensor, wanted[len(found)]):
-            found.append(tensor)
-    return found
-
-
-def _name(wanted: dict[str, Any], index: int) -> str:
-    return shown(str(wanted.get("name") or index), 60)
-
-
-def _has_memory(p: Tensor) -> bool:
-    """Whether the entries of a tensor can be read and written one by one."""
-    if p.is_meta or p.is_nested or p.layout != torch.strided:
-        return False
-    return all(stride or size < 2 for stride, size in zip(p.stride(), p.shape, strict=True))
-
-
-def _fits(p: Tensor, wanted: dict[str, Any]) -> bool:
-    return not p.is_nested and list(p.shape) == wanted["shape"] and _dtype(p) == wanted["dtype"]
-
-
-def _dtype(p: Tensor) -> str:
-    return str(p.dtype).removeprefix("torch.")
+# ---- which steps ---------------------------------------------------------------------------------
 
 
 def _last_step(contents: Contents, upto: int | None) -> int:
@@ -367,9 +260,10 @@ class _Replay:
             members = []
             for wanted in group["parameters"]:
                 alias = self.parameters[at].detach()
-                if not _fits(alias, wanted):
+                if not fits(alias, wanted):
                     raise JournalError(
-                        f"parameter {at} is given as {_dtype(alias)} of shape {list(alias.shape)}"
+                        f"parameter {at} is given as {dtype_name(alias)} of shape "
+                        f"{list(alias.shape)}"
                     )
                 members.append(alias.requires_grad_(wanted["trainable"]))
                 at += 1

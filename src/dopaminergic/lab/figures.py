@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from dopaminergic.lab import plots
+from dopaminergic.lab import curves, plots
 from dopaminergic.lab.drawing import save
 from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
 from dopaminergic.lab.records import REQUIRED, Record, read_costs, read_records
@@ -145,11 +145,11 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             f"Median test error and interquartile band over seeds, {n}; "
             "a step of SGD or Adam counts as 3 passes."
         )
-        draw = partial(plots.learning_curves, cells)
+        draw = partial(curves.learning_curves, cells)
         yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
         if has_threshold(run for runs in cells.values() for run in runs):
             caption = f"Share of runs whose test error has fallen below the task's threshold, {n}."
-            draw = partial(plots.solved_shares, cells)
+            draw = partial(curves.solved_shares, cells)
             yield Plan(
                 f"solved-{slug}",
                 draw,
@@ -260,7 +260,7 @@ def _one_run_each(pictures: list[Record]) -> str:
 
 def _sensitivity(records: list[Record]) -> Iterator[Plan]:
     for title, cells in by_task(records, "tuning").items():
-        if not any(len(plots.errors_by_rate(runs)) > 1 for runs in cells.values()):
+        if not any(len(curves.errors_by_rate(runs)) > 1 for runs in cells.values()):
             continue
         seeds = plural(len({run["seed"] for runs in cells.values() for run in runs}), "seed")
         caption = (
@@ -270,7 +270,7 @@ def _sensitivity(records: list[Record]) -> Iterator[Plan]:
         )
         yield Plan(
             f"sensitivity-{_slug(title)}",
-            partial(plots.sensitivity, cells),
+            partial(curves.sensitivity, cells),
             title,
             caption,
             SENSITIVITY,
@@ -284,7 +284,10 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
     for title, cells in by_task(records).items():
         kind = (is_forecasting(_task(cells)), is_xor(_task(cells)))
         runs = [
-            run for each in plots.main_variants(cells).values() for run in each if run.get("traces")
+            run
+            for each in curves.main_variants(cells).values()
+            for run in each
+            if run.get("traces")
         ]
         if runs and kind not in seen:
             seen.add(kind)
@@ -298,7 +301,7 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
                 "that it takes."
             )
             yield Plan(
-                f"traces-{_slug(title)}", partial(plots.traces, runs), title, caption, TRACES, True
+                f"traces-{_slug(title)}", partial(curves.traces, runs), title, caption, TRACES, True
             )
 
 

@@ -23,10 +23,10 @@ from dopaminergic.journal.format import (
     SNAPSHOT,
     STEP,
     TRACE,
-    from_json,
 )
 from dopaminergic.journal.reading import header_of
-from dopaminergic.journal.replaying import load
+from dopaminergic.journal.tensors import load
+from dopaminergic.journal.texts import from_json
 from dopaminergic.lab.progress import Progress
 
 

@@ -19,9 +19,10 @@ import jinja2
 from PIL import Image
 
 from dopaminergic.lab import statistics
-from dopaminergic.lab.claims import ENOUGH_SEEDS, NOT_MEASURED, Verdict, judge
+from dopaminergic.lab.claims import ENOUGH_SEEDS, Verdict, judge
 from dopaminergic.lab.drawing import GRADIENTS
 from dopaminergic.lab.figures import Drawing, draw_all, plural
+from dopaminergic.lab.findings import NOT_MEASURED
 from dopaminergic.lab.records import (
     REQUIRED,
     Record,

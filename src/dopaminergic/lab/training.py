@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from dopaminergic.lab.optimizers import find_method, grid_of
 from dopaminergic.lab.records import read_records
-from dopaminergic.lab.runner import Job, Replica, checkpoint_folder, record_of, run_job
+from dopaminergic.lab.runner import Finished, Job, Replica, checkpoint_folder, record_of, run_job
 from dopaminergic.lab.tasks import Task, make_task
 
 
@@ -82,24 +83,7 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed; if it has an argument, that is the checkpoint that
             was written.
     """
-    method = find_method(optimizer)
-    built = make_task(task, **settings)
-    settings = {**settings, **built.pinned}
-    if lr is None:
-        grid = grid_of(optimizer, task)
-        lr = method.default if method.default is not None else grid[len(grid) // 2]
-    if not 0 <= seed < 1 << 63:
-        raise ValueError(f"--seed must be >= 0 and below 2^63, got {seed}; try 0")
-    if not 0 <= lr < math.inf:
-        raise ValueError(
-            f"--lr must be finite and >= 0, got {lr:g}; try {grid_of(optimizer, task)[0]:g}"
-        )
-    variant = "default" if lr == method.default else "tuned"
-    budget = built.budget if budget is None else budget
-    check_budget(built, optimizer, budget)
-    job = Job(
-        task, settings, optimizer, budget, (Replica(seed, lr, variant, "report"),), picture=True
-    )
+    job, built = _make_job(task, settings, optimizer, lr, seed, budget)
     out = folder()
     path = checkpoint_folder(out) / f"{job.name}.pt"
     if path.exists() and not resume:
@@ -114,21 +98,62 @@ def train(
         logging.getLogger(__name__).warning(
             "the data have changed since the runs in %s; this one starts from the beginning", out
         )
+    title = f"{built.title}, {find_method(optimizer).label}"
+    finished = _run(job, path, partial(progress, title))
+    finished.keep(out)
+    path.unlink(missing_ok=True)
+    progress(title, job.budget, job.budget, [])
+    return finished.records[0]
+
+
+def _run(job: Job, path: Path, progress: Callable[[int, int, list[str]], None]) -> Finished:
+    """Run the job from its checkpoint, if there is one, to its end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and the checkpoint is written.
+    """
     torch.set_num_threads(1)
-    title = f"{built.title}, {method.label}"
     began = time.monotonic()
 
     def report(passes: int) -> None:
-        progress(title, passes, budget, [f"{passes / (time.monotonic() - began):,.0f} passes/s"])
+        rate = passes / (time.monotonic() - began)
+        progress(passes, job.budget, [f"{rate:,.0f} passes/s"])
 
     with _asked_to_stop() as asked:
         finished = run_job(job, path.parent, report, stop=lambda: bool(asked))
     if finished is None:
         raise KeyboardInterrupt(path)
-    finished.keep(out)
-    path.unlink(missing_ok=True)
-    progress(title, budget, budget, [])
-    return finished.records[0]
+    return finished
+
+
+def _make_job(
+    task: str,
+    settings: dict[str, Any],
+    optimizer: str,
+    lr: float | None,
+    seed: int,
+    budget: int | None,
+) -> tuple[Job, Task]:
+    """The job that arguments of `train` ask for, and its task.
+
+    Raises:
+        ValueError: an argument is wrong.
+    """
+    method = find_method(optimizer)
+    built = make_task(task, **settings)
+    settings = {**settings, **built.pinned}
+    grid = grid_of(optimizer, task)
+    if lr is None:
+        lr = method.default if method.default is not None else grid[len(grid) // 2]
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"--seed must be >= 0 and below 2^63, got {seed}; try 0")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"--lr must be finite and >= 0, got {lr:g}; try {grid[0]:g}")
+    variant = "default" if lr == method.default else "tuned"
+    budget = built.budget if budget is None else budget
+    check_budget(built, optimizer, budget)
+    replica = Replica(seed, lr, variant, "report")
+    return Job(task, settings, optimizer, budget, (replica,), picture=True), built
 
 
 def _has_other_contents(folder: Path, task: str, built: Task) -> bool:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from dopaminergic.noise import Multiple, Term
+# A multiple of a direction: one number, or float64 of shape (R,), one for each replica.
+Multiple = float | np.ndarray
+# A direction's number, in [0, 2^28), with a multiple of it for each group of parameters.
+Term = tuple[int, list[Multiple]]
+
+UPDATE = 0  # the random numbers that round 16-bit weights in an update
+
+
+def perturbation(direction: int) -> int:
+    """The random numbers that round 16-bit weights which are displaced along a direction.
+
+    An update has others. Otherwise weights that were rounded up while the loss was measured would
+    be rounded up again.
+    """
+    return 1 + direction
 
 
 def scaled(terms: list[Term], scales: list[Multiple]) -> list[Term]:

@@ -22,7 +22,7 @@ def widen(x, words):
 
 
 def narrow(words, x, noise):
-    """Memory <- x, rounded stochastically, as `noise._round_stochastically` does."""
+    """Memory <- x, rounded stochastically, as `noise.in_torch._round_stochastically` does."""
     raise NotImplementedError
 
 
