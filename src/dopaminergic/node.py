@@ -28,10 +28,12 @@ from dopaminergic.activities.evaluations import Record
 from dopaminergic.activities.jacobian import MOST, Jacobians
 from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
+from dopaminergic.quadratic import Quadratic
 
 STEP = 1e-2  # of each weight, in a first-order step
 CURVATURE = 0.9  # decay of the mean of Gauss-Newton matrices
 SLOWLY = 0.3  # of what a batch teaches feedback is taken, where weights are many
+LOOK = 10  # steps between two looks at the evidence
 HALF = 0.5  # of a Gauss-Newton step is taken
 
 
@@ -314,6 +316,33 @@ class NodeDopamine(NodeOptimizer):
         found = [self.by_replica(p.detach().square()) for p in self.parameters if p.requires_grad]
         return torch.stack(found).sum(0)
 
+    def _evidence(
+        self, memory: dict[str, Tensor], curvature: Tensor, weights: Tensor, loss: Quadratic
+    ) -> Tensor:
+        """How strongly weights are pulled to 0, `(R,)`, as the data speak for it.
+
+        gamma of the d weights are known from the data, those whose curvature exceeds the pull:
+
+            gamma = sum a / (a + pull),  pull = 2 gamma L / ((n - gamma) sum w^2)
+
+        with n outcomes of a batch (MacKay 1992; Foresee and Hagan 1997).
+        """
+        looks = memory.get("looks", torch.zeros((), dtype=torch.int64)) + 1
+        level = memory.get("level", loss.loss)
+        pull = memory.get("pull", torch.zeros_like(loss.loss))
+        if int(looks) % LOOK == 0:
+            spectrum = torch.linalg.eigvalsh(curvature).clamp(min=0.0).cpu()
+            tiny = torch.finfo(spectrum.dtype).tiny
+            known = (spectrum / (spectrum + pull[:, None] + tiny)).sum(-1)
+            unknown = (loss.values.shape[1] - known).clamp(min=1.0)
+            residual = torch.minimum(level, loss.loss).clamp(min=0.0)
+            squares = weights.square().sum(-1).cpu().clamp(min=tiny)
+            pull = 2.0 * known * residual / (unknown * squares)
+        memory["looks"] = looks
+        memory["level"] = level.lerp(loss.loss, 1.0 - CURVATURE)
+        memory["pull"] = pull
+        return pull.to(weights.device)
+
     # ---- second order ----------------------------------------------------------------------------
 
     def _second_order(
@@ -334,17 +363,21 @@ class NodeDopamine(NodeOptimizer):
         fits = old is not None and old.shape == now.shape
         curvature = CURVATURE * old + (1.0 - CURVATURE) * now if fits else now  # pyright: ignore[reportOptionalOperand]
         memory["curvature"] = curvature
+        weights = jacobians.weights(curvature)
+        pull = self._evidence(memory, curvature, weights, loss)
+        gradient = gradient + pull[:, None] * weights
         size = curvature.diagonal(dim1=-2, dim2=-1).mean(-1)
         tiny = torch.finfo(torch.float64).tiny
-        damping = (state.damping.to(size.device) * size).clamp(min=tiny)[:, None, None]
+        damping = (state.damping.to(size.device) * size + pull).clamp(min=tiny)[:, None, None]
         eye = torch.eye(curvature.shape[-1], dtype=torch.float64, device=curvature.device)
         proposal = torch.linalg.solve(curvature + damping * eye, gradient)
         rates = HALF * jacobians.spread([self.rates(n)["lr"] for n in jacobians.numbers], proposal)
         taken = rates * proposal
         with self._moved(jacobians.as_updates(-taken)):
             after_step = trial.evaluations.at_trial()
-        actual = loss.loss - after_step
-        bent = torch.einsum("rd,rde,re->r", taken, now, taken)
+        shrunk = (weights - taken).square().sum(-1) - weights.square().sum(-1)
+        actual = loss.loss - after_step - (0.5 * pull * shrunk).cpu()
+        bent = torch.einsum("rd,rde,re->r", taken, now, taken) + pull * taken.square().sum(-1)
         expected = ((gradient * taken).sum(-1) - 0.5 * bent).cpu()
         accepted = actual > 0.0
         worse = ~accepted | (expected <= 0.0) | (actual < 0.5 * expected)
