@@ -65,6 +65,7 @@ RANGES: dict[str, Range] = {
     "kappa": {"at_least": 0},
     "damping": {"above": 0},
     "memory": {"above": 0},
+    "patience": {"above": 0},
 }
 FLAGS = ("batched", "two_sided", "automatic")
 
@@ -118,6 +119,16 @@ def directions(rule: str, value: Any) -> int:
     return found
 
 
+def span(rule: str, value: Any) -> int:
+    """The number of time steps; raise unless `value` is a possible one."""
+    found = number_of(value)
+    if not isinstance(found, int):
+        raise TypeError(f"{rule}: span must be an int, got {brief(value)}")
+    if not 1 <= found < 1 << 20:
+        raise ValueError(f"{rule}: span must be >= 1 and < {1 << 20}, got {brief(found)}")
+    return found
+
+
 def noise(rule: str, value: Any) -> str:
     """The kind of noise; raise unless `value` names one."""
     if not isinstance(value, str) or value not in KINDS:
@@ -132,7 +143,7 @@ def settings(rule: str, given: dict[str, Any]) -> dict[str, Any]:
 
     The settings that a user's own rule adds are not known, and pass.
     """
-    known = {"directions": directions, "noise": noise, "seed": seeds}
+    known = {"directions": directions, "noise": noise, "seed": seeds, "span": span}
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name in known:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dopaminergic.activities import gauss_newton
 from dopaminergic.activities.credit import DOUBT, Credit, learn, parts_of
 from dopaminergic.activities.eigen import direction
 from dopaminergic.activities.estimates import estimates, wide
@@ -28,13 +29,9 @@ from dopaminergic.activities.evaluations import Record
 from dopaminergic.activities.jacobian import MOST, Jacobians
 from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
-from dopaminergic.quadratic import Quadratic
 
 STEP = 1e-2  # of each weight, in a first-order step
-CURVATURE = 0.9  # decay of the mean of Gauss-Newton matrices
 SLOWLY = 0.3  # of what a batch teaches feedback is taken, where weights are many
-LOOK = 10  # steps between two looks at the evidence
-HALF = 0.5  # of a Gauss-Newton step is taken
 
 
 def node_credits(record: Record, credit: Credit) -> dict[Any, Tensor]:
@@ -164,7 +161,7 @@ class NodeState(NamedTuple):
 
 
 class NodeDopamine(NodeOptimizer):
-    """Credit through activities: trains deep networks by forward passes alone, with nothing to tune.
+    """Credit through activities: trains deep networks by forward passes, with nothing to tune.
 
     Every unit of every sample is perturbed on its own, and learned feedback expects what the
     outcomes will answer. Networks of up to 1,500 weights take Gauss-Newton steps, 4 forward passes
@@ -186,7 +183,9 @@ class NodeDopamine(NodeOptimizer):
         patience: steps, > 0, after which first-order steps become shorter: they are multiplied by
             1 / sqrt(1 + step / patience).
         seed: in [0, 2^63); a sequence makes a fleet, see `ForwardOptimizer`.
-        weight_decay: >= 0: this multiple of the weights is added to the estimate of the gradient.
+        weight_decay: >= 0, of first-order steps: this multiple of the weights is added to the
+            estimate of the gradient, and less where the penalty would be worth more than half the
+            loss. Gauss-Newton steps find their own from the evidence of the data.
         process_group: `"alone"` or None; ranks are refused.
 
     Raises:
@@ -247,7 +246,8 @@ class NodeDopamine(NodeOptimizer):
 
     def _decide(self, before: Progress, trial: Trial) -> NodeChange:
         record = trial.record
-        slope = record.loss.slope.view(record.shape)
+        usable = trial.usable.to(record.loss.slope.device)[:, None, None, None]
+        slope = torch.where(usable, record.loss.slope.view(record.shape), 0.0)
         span = self.settings["span"]
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
         jacobians = self._jacobians
@@ -260,8 +260,6 @@ class NodeDopamine(NodeOptimizer):
         if jacobian is not None:
             return self._second_order(before, trial, memory, jacobian, jacobians)
         return self._first_order(before, trial, memory, credit)
-
-    # ---- first order -----------------------------------------------------------------------------
 
     def _first_order(
         self, before: Progress, trial: Trial, memory: dict[str, Tensor], credit: Credit
@@ -280,70 +278,34 @@ class NodeDopamine(NodeOptimizer):
         loss = record.loss.loss
         count = int(state.updates.max()) + 1
         rate = STEP / math.sqrt(1.0 + count / self.settings["patience"])
-        promise = torch.zeros_like(state.damping)
+        promise = torch.zeros_like(loss)
         updates: dict[int, Tensor] = {}
         for number, estimate in found.gradients.items():
             parameter = self.parameters[number].detach()
             group = self.rates(number)
-            length = self.spread(rate * group["lr"], parameter)
-            whole = estimate + self._pull(group["weight_decay"], loss, parameter)
+            whole = estimate.nan_to_num() + self._pull(group["weight_decay"], loss, parameter)
             each = whole if self._fleet else whole[None]
-            sides = found.sides.get(number)
-            turned = direction(memory, str(number), each, sides, count)
+            turned = direction(memory, str(number), each, found.sides.get(number), count)
+            length = self.spread(rate * group["lr"], parameter)
             amount = length * turned.view(parameter.shape)
-            promise = promise + self.by_replica(amount * estimate)
+            promise = promise + self.by_replica(amount * whole)
             updates[number] = -amount.to(parameter.dtype)
         known = state.updates > 0
         rpe = torch.where(known, state.last_loss - loss - state.expected, 0.0)
-        state = state._replace(expected=promise, last_loss=loss, updates=state.updates + 1.0)
+        rates = torch.ones_like(loss) * rate * self.param_groups[0]["lr"]
         after = before._replace(
-            rule=state,
-            last_rpe=self._own(rpe),
-            last_learning_rate=self._own(
-                torch.ones_like(promise) * rate * self.param_groups[0]["lr"]
-            ),
+            rule=state._replace(expected=promise, last_loss=loss, updates=state.updates + 1.0),
+            last_rpe=self._own(rpe.nan_to_num()),
+            last_learning_rate=self._own(rates),
         )
         return NodeChange(updates, memory, after)
 
     def _pull(self, decay: float, loss: Tensor, parameter: Tensor) -> Tensor:
         """The slope of a penalty on a weight's square, which is worth at most half of the loss."""
-        squares = self._squares().clamp(min=torch.finfo(torch.float64).tiny)
-        most = loss.clamp(min=0.0) / squares
-        return self.spread(most.clamp(max=decay), parameter) * wide(parameter)
-
-    def _squares(self) -> Tensor:
-        """The sum of the squares of all weights that change, `(R,)`."""
-        found = [self.by_replica(p.detach().square()) for p in self.parameters if p.requires_grad]
-        return torch.stack(found).sum(0)
-
-    def _evidence(
-        self, memory: dict[str, Tensor], curvature: Tensor, weights: Tensor, loss: Quadratic
-    ) -> Tensor:
-        """How strongly weights are pulled to 0, `(R,)`, as the data speak for it.
-
-        gamma of the d weights are known from the data, those whose curvature exceeds the pull:
-
-            gamma = sum a / (a + pull),  pull = 2 gamma L / ((n - gamma) sum w^2)
-
-        with n outcomes of a batch (MacKay 1992; Foresee and Hagan 1997).
-        """
-        looks = memory.get("looks", torch.zeros((), dtype=torch.int64)) + 1
-        level = memory.get("level", loss.loss)
-        pull = memory.get("pull", torch.zeros_like(loss.loss))
-        if int(looks) % LOOK == 0:
-            spectrum = torch.linalg.eigvalsh(curvature).clamp(min=0.0).cpu()
-            tiny = torch.finfo(spectrum.dtype).tiny
-            known = (spectrum / (spectrum + pull[:, None] + tiny)).sum(-1)
-            unknown = (loss.values.shape[1] - known).clamp(min=1.0)
-            residual = torch.minimum(level, loss.loss).clamp(min=0.0)
-            squares = weights.square().sum(-1).cpu().clamp(min=tiny)
-            pull = 2.0 * known * residual / (unknown * squares)
-        memory["looks"] = looks
-        memory["level"] = level.lerp(loss.loss, 1.0 - CURVATURE)
-        memory["pull"] = pull
-        return pull.to(weights.device)
-
-    # ---- second order ----------------------------------------------------------------------------
+        changing = [p.detach() for p in self.parameters if p.requires_grad]
+        squares = torch.stack([self.by_replica(wide(p).square()) for p in changing]).sum(0)
+        most = loss.clamp(min=0.0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
+        return self.spread(most.nan_to_num().clamp(max=decay), parameter) * wide(parameter)
 
     def _second_order(
         self,
@@ -353,48 +315,26 @@ class NodeDopamine(NodeOptimizer):
         jacobian: Tensor,
         jacobians: Jacobians,
     ) -> NodeChange:
-        """A damped Gauss-Newton step, checked on the same batch (Levenberg 1944)."""
+        """A damped Gauss-Newton step, checked on the same batch."""
         loss = trial.record.loss
         state: NodeState = before.rule
-        turned = jacobian.mT
-        now = (loss.curve(turned) @ jacobian).double()
-        gradient = torch.bmm(turned, loss.slope[..., None])[..., 0].double()
-        old = memory.get("curvature")
-        fits = old is not None and old.shape == now.shape
-        curvature = CURVATURE * old + (1.0 - CURVATURE) * now if fits else now  # pyright: ignore[reportOptionalOperand]
-        memory["curvature"] = curvature
-        weights = jacobians.weights(curvature)
-        pull = self._evidence(memory, curvature, weights, loss)
-        gradient = gradient + pull[:, None] * weights
-        size = curvature.diagonal(dim1=-2, dim2=-1).mean(-1)
-        tiny = torch.finfo(torch.float64).tiny
-        damping = (state.damping.to(size.device) * size + pull).clamp(min=tiny)[:, None, None]
-        eye = torch.eye(curvature.shape[-1], dtype=torch.float64, device=curvature.device)
-        proposal = torch.linalg.solve(curvature + damping * eye, gradient)
-        rates = HALF * jacobians.spread([self.rates(n)["lr"] for n in jacobians.numbers], proposal)
-        taken = rates * proposal
-        with self._moved(jacobians.as_updates(-taken)):
+        weights = jacobians.weights(jacobian.double())
+        rates = jacobians.spread([self.rates(n)["lr"] for n in jacobians.numbers], weights)
+        proposal = gauss_newton.propose(memory, loss, jacobian, weights, state.damping, rates)
+        with self._moved(jacobians.as_updates(-proposal.taken)):
             after_step = trial.evaluations.at_trial()
-        shrunk = (weights - taken).square().sum(-1) - weights.square().sum(-1)
-        actual = loss.loss - after_step - (0.5 * pull * shrunk).cpu()
-        bent = torch.einsum("rd,rde,re->r", taken, now, taken) + pull * taken.square().sum(-1)
-        expected = ((gradient * taken).sum(-1) - 0.5 * bent).cpu()
+        actual = loss.loss - after_step - proposal.penalty
         accepted = actual > 0.0
-        worse = ~accepted | (expected <= 0.0) | (actual < 0.5 * expected)
-        better = actual > 0.75 * expected
-        factor = torch.where(worse, 3.0, torch.where(better, 0.5, 1.0)).double()
-        state = state._replace(
-            damping=(state.damping * factor).clamp(1e-8, 1e4),
-            last_loss=loss.loss,
-            expected=expected,
-            updates=state.updates + 1.0,
-        )
-        step = torch.where(accepted.to(taken.device)[:, None], -taken, 0.0)
+        step = torch.where(accepted.to(weights.device)[:, None], -proposal.taken, 0.0)
+        lr = torch.as_tensor(self.param_groups[0]["lr"])
         after = before._replace(
-            rule=state,
-            last_rpe=self._own((actual - expected).nan_to_num()),
-            last_learning_rate=self._own(
-                torch.where(accepted, HALF * torch.as_tensor(self.param_groups[0]["lr"]), 0.0)
+            rule=state._replace(
+                damping=gauss_newton.next_damping(state.damping, proposal.expected, actual),
+                last_loss=loss.loss,
+                expected=torch.where(accepted, proposal.expected, 0.0),
+                updates=state.updates + 1.0,
             ),
+            last_rpe=self._own((actual - proposal.expected).nan_to_num()),
+            last_learning_rate=self._own(torch.where(accepted, gauss_newton.HALF * lr, 0.0)),
         )
         return NodeChange(jacobians.as_updates(step), memory, after)

@@ -30,6 +30,7 @@ BOUNDS: dict[str, Bounds] = {
         "expected": _SIZE,
         "gain": (1e-3, 1e3),
     },
+    "NodeState": {"damping": (1e-300, math.inf), "updates": _SIZE},
     "VectorState": {
         "damping": (1e-300, math.inf),
         "gain": _SHARE,

@@ -1,10 +1,12 @@
-"""Credit through activities: where weights meet activities, and how an evaluation is watched.
+"""Credit through activities: where weights meet activities, and what a trial of them teaches.
 
-tape       one evaluation: sites, sums of sites, slopes of activations
-synapses   how the credit of a site's outputs becomes an estimate for its weights
-layout     which part of a tensor is a sample, a time step, a unit
-families   all calls of one site, stacked: their trials, gains and credits
-feedback   learned expectations: from outcomes back to units
-credit     regrets, expectations, prediction errors and credits of one step
-steps      how far the weights move: Adam's direction, or Gauss-Newton
+- `nodes`, `tape`: one evaluation, watched: sites, sums of sites, slopes of activations.
+- `synapses`: how weights meet activities in torch's operations.
+- `layout`, `separation`: which part of a tensor is a sample, a time step, a unit.
+- `families`: all calls of one site, stacked.
+- `evaluations`: of one step: as the network is, with perturbed units, at a trial.
+- `feedback`, `credit`: learned expectations of regrets, and the credit of units.
+- `estimates`: from credit to an estimate of the gradient of each weight.
+- `eigen`: first-order steps.
+- `alignment`, `jacobian`, `gauss_newton`: second-order steps.
 """

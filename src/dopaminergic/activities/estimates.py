@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dopaminergic.activities.nodes import Derived, Node, Place, Weight
 from dopaminergic.activities.synapses import Synapse, summed_to
-from dopaminergic.activities.tape import Derived, Node, Place, Weight
 
 
 class Sides(NamedTuple):

@@ -1,4 +1,4 @@
-"""The evaluations of one step: as the network is, with perturbed units, and at a trial of weights."""
+"""The evaluations of one step: as the network is, with perturbed units, at a trial of weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dopaminergic.activities.families import Family
 from dopaminergic.activities.layout import Layout
-from dopaminergic.activities.tape import Fused, Node, OtherPath, Perturbed, Place, Tape
+from dopaminergic.activities.nodes import Node, Place
+from dopaminergic.activities.tape import Fused, OtherPath, Perturbed, Tape
 from dopaminergic.outcomes import Closure, Outcome
 from dopaminergic.quadratic import Quadratic, quadratic, read_again
 from dopaminergic.weights.modes import random_states, rewind
@@ -88,7 +89,7 @@ class Evaluations:
                 rewind(self._states)
         self.count += 1
         loss = quadratic(returned, self._rule, self._replicas)
-        values = returned.values if isinstance(returned, Outcome) else returned
+        values: Any = returned.values if isinstance(returned, Outcome) else returned
         shape = self._samples(returned, values)
         outcome = tape.finish(values)
         replicas = self._replicas or 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.activities.layout import Layout, layouts
-from dopaminergic.activities.tape import Node, Place, Weight
+from dopaminergic.activities.nodes import Node, Place, Weight
 
 
 @dataclass(eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""Learned expectations: which regrets follow from a trial, and which credit from an outcome's slope.
+"""Learned expectations: from a trial to regrets, and from the slope of an outcome to credit.
 
     expected regrets   D^_t = sum over families, lags k, units of (xi g)_{t-k} K_k
     credit             e^_s = g_s sum_k K_k r_{s+k}

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.credit import Credit
-from dopaminergic.activities.evaluations import Record
-from dopaminergic.activities.gauss_newton import (
+from dopaminergic.activities.alignment import (
     Aligned,
     NotInLine,
     Path,
@@ -21,6 +19,8 @@ from dopaminergic.activities.gauss_newton import (
     structure,
     synapses_of,
 )
+from dopaminergic.activities.credit import Credit
+from dopaminergic.activities.evaluations import Record
 from dopaminergic.activities.layout import Layout
 
 MOST = 1500  # weights

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dopaminergic.activities.tape import Tape, Weight
+    from dopaminergic.activities.nodes import Weight
+    from dopaminergic.activities.tape import Tape
 
 aten: Any = torch.ops.aten
 
