@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
+from dopaminergic.rule import choose
+from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
 
 # Regrets below this share of the present loss are rounding, and not precise.
 RESOLUTION = 1e-8
@@ -112,7 +113,8 @@ def variance_factor(count: int, directions: int) -> float:
 class Memory(NamedTuple):
     """The losses and regrets that both rules remember.
 
-    These are the first five fields of their states, see `DopamineState`.
+    These are the first five fields of their states, see `DopamineState`. So a state serves as a
+    memory too.
     """
 
     regret: Scalar
@@ -136,6 +138,19 @@ class Outliers(NamedTuple):
     lone: Scalar
 
 
+NONE = Outliers(strange=False, fallen=False, lone=False)
+
+
+def _are_usual(memory: Memory, base: float, peak: float, beta: float) -> bool:
+    """Whether one look tells that there are no outliers; it saves most steps the closer look."""
+    trials = memory.trials
+    return (
+        trials > (FIRST_TRIALS + 0.5) * (1.0 - beta)
+        and peak <= STRANGE * (memory.root / math.sqrt(trials))
+        and abs(base) * trials <= STRANGE * memory.size
+    )
+
+
 def _is_strange(memory: Memory, base: Scalar) -> Scalar:
     """Whether a loss is far larger than losses were."""
     return (absolute(base) * memory.trials > STRANGE * memory.doubt * memory.size) & (
@@ -155,6 +170,8 @@ def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> O
 
     See algorithms.md, "Outliers".
     """
+    if isinstance(base, float) and _are_usual(memory, base, peak, beta):
+        return NONE
     size = memory.size
     trials = memory.trials
     least = tiny(trials)
@@ -174,8 +191,6 @@ def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
     It is forgotten if only their regrets were.
     """
     anew = outliers.fallen | outliers.lone
-    if anew is False:
-        return memory
     unit = select(
         outliers.lone, 0.0, absolute(base) * memory.trials / (memory.size + tiny(memory.trials))
     )
@@ -196,7 +211,8 @@ def _remember(
     """
     fresh = 1.0 - beta
     unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
-    squares = total((r / unit) * (r / unit) for r in regrets) / len(regrets)
+    shares = [regret / unit for regret in regrets]
+    squares = mean([share * share for share in shares])
     before = memory.root / unit
     after = Memory(
         regret=beta * memory.regret + fresh * mean(regrets),
@@ -207,7 +223,7 @@ def _remember(
     )
     if strange is False:
         return after
-    unchanged = memory._replace(doubt=2.0 * memory.doubt)
+    unchanged = Memory(*memory[:4], doubt=2.0 * memory.doubt)
     return Memory(*(select(strange, old, new) for old, new in zip(unchanged, after, strict=True)))
 
 
@@ -220,7 +236,8 @@ def _regret_errors(
     for regret in regrets:
         peak = clip(absolute(regret), peak, math.inf)
     outliers = _find_outliers(memory, base, peak, beta)
-    memory = _forget(memory, base, outliers)
+    if outliers is not NONE:
+        memory = _forget(memory, base, outliers)
     expected = memory.regret / (memory.trials + tiny(memory.trials))  # m, about sigma^2 tr(H) / 2
     rpes = [regret - expected for regret in regrets]
     after = _remember(memory, base, regrets, peak, outliers.strange, beta)
@@ -252,12 +269,14 @@ def dopamine(
     Returns:
         `Errors`, with R as `level`.
     """
-    memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
+    memory, rpes, s, outliers = _regret_errors(state, base, plus, beta)
     loss = beta * state.loss + (1.0 - beta) * base
-    loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
-    loss = select(outliers.strange, state.loss, loss)
+    most = CLIP
+    if outliers is not NONE:
+        loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
+        loss = select(outliers.strange, state.loss, loss)
+        most = select(outliers.strange, 1.0, CLIP)
     level = clip(loss / memory.trials - loss_floor, 0.0, math.inf)  # R
-    most = select(outliers.strange, 1.0, CLIP)
     signals = [clip(rpe / s, -most, most) for rpe in rpes]
     return Errors(DopamineState(*memory, loss), rpes, signals, s, level)
 
@@ -284,8 +303,7 @@ def learning_rate_gain(
     """
     # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement, and g
     # stays. An outlier says nothing of the last step.
-    memory = Memory(*state[:5])
-    odd = _is_strange(memory, base) | _has_fallen(memory, base, beta)
+    odd = _is_strange(state, base) | _has_fallen(state, base, beta)
     began = select(odd, False, state.trials > 0.0)
     if began is False:
         return state
@@ -297,12 +315,8 @@ def learning_rate_gain(
     scale = (actual + absolute(promised)) / comparisons + tiny(comparisons)
     error = (improvement - tau * state.expected) / scale
     gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
-    return state._replace(
-        actual=select(began, actual, state.actual),
-        promised=select(began, promised, state.promised),
-        comparisons=select(began, comparisons, state.comparisons),
-        gain=select(began, gain, state.gain),
-    )
+    after = state._replace(actual=actual, promised=promised, comparisons=comparisons, gain=gain)
+    return after if began is True else choose(began, after, state)
 
 
 def dopamine2(
@@ -327,22 +341,34 @@ def dopamine2(
     Returns:
         `Errors`, with g as `level`.
     """
-    before = Memory(*state[:5])
-    memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)
-    strange = outliers.strange
-    anew = outliers.fallen | outliers.lone
-    most = select(strange, 1.0, CLIP2)
+    memory, rpes, s, outliers = _regret_errors(state, base, plus, beta)
+    most = CLIP2 if outliers is NONE else select(outliers.strange, 1.0, CLIP2)
     signals = [clip(rpe / s, -most, most) for rpe in rpes]
-    gains = [
-        signal * select(strange, signal * s, rpe) for signal, rpe in zip(signals, rpes, strict=True)
-    ]
+    gain = mean([signal * rpe for signal, rpe in zip(signals, rpes, strict=True)])
     after = Dopamine2State(
         *memory,
-        actual=select(anew, 0.0, state.actual),
-        promised=select(anew, 0.0, state.promised),
-        comparisons=select(anew, 0.0, state.comparisons),
-        last_loss=select(strange & _is_strange(before, base), state.last_loss, base),
-        expected=select(strange, state.expected, reach * mean(gains)),
+        state.actual,
+        state.promised,
+        state.comparisons,
+        last_loss=base,
+        expected=reach * gain,
         gain=state.gain,
     )
+    if outliers is not NONE:
+        after = _without_outliers(after, state, base, outliers)
     return Errors(after, rpes, signals, s, state.gain)
+
+
+def _without_outliers(
+    after: Dopamine2State, before: Dopamine2State, base: Scalar, outliers: Outliers
+) -> Dopamine2State:
+    """The state after a step, without the improvements that outliers would pretend."""
+    anew = outliers.fallen | outliers.lone
+    strange = outliers.strange
+    return after._replace(
+        actual=select(anew, 0.0, before.actual),
+        promised=select(anew, 0.0, before.promised),
+        comparisons=select(anew, 0.0, before.comparisons),
+        last_loss=select(strange & _is_strange(before, base), before.last_loss, base),
+        expected=select(strange, before.expected, after.expected),
+    )
