@@ -222,7 +222,7 @@ class ForwardOptimizer(Stateful):
         """Raise if a schedule has made a setting of a group impossible, NaN for example."""
         for group in self.param_groups:
             lr = group["lr"]
-            plain_number = isinstance(lr, float | int)
+            plain_number = type(lr) is float or isinstance(lr, float | int)
             if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
                 group.update(checks.rates(self._rule_name, group, self._replicas))
 
