@@ -238,14 +238,11 @@ def _regret_errors(
     outliers = _find_outliers(memory, base, peak, beta)
     if outliers is not NONE:
         memory = _forget(memory, base, outliers)
-    expected = memory.regret / (memory.trials + tiny(memory.trials))  # m, about sigma^2 tr(H) / 2
+    least = tiny(memory.trials)
+    expected = memory.regret / (memory.trials + least)  # m, about sigma^2 tr(H) / 2
     rpes = [regret - expected for regret in regrets]
     after = _remember(memory, base, regrets, peak, outliers.strange, beta)
-    s = (
-        after.root / sqrt(after.trials)
-        + RESOLUTION * (after.size / after.trials)
-        + tiny(after.trials)
-    )
+    s = after.root / sqrt(after.trials) + RESOLUTION * (after.size / after.trials) + least
     return after, rpes, s, outliers
 
 
