@@ -113,8 +113,7 @@ def variance_factor(count: int, directions: int) -> float:
 class Memory(NamedTuple):
     """The losses and regrets that both rules remember.
 
-    These are the first five fields of their states, see `DopamineState`. So a state serves as a
-    memory too.
+    These are the first five fields of their states, see `DopamineState`.
     """
 
     regret: Scalar
@@ -122,6 +121,10 @@ class Memory(NamedTuple):
     size: Scalar
     trials: Scalar
     doubt: Scalar
+
+
+# A state serves as a memory too.
+Remembered = Memory | DopamineState | Dopamine2State
 
 
 class Outliers(NamedTuple):
@@ -141,7 +144,7 @@ class Outliers(NamedTuple):
 NONE = Outliers(strange=False, fallen=False, lone=False)
 
 
-def _are_usual(memory: Memory, base: float, peak: float, beta: float) -> bool:
+def _are_usual(memory: Remembered, base: float, peak: float, beta: float) -> bool:
     """Whether one look tells that there are no outliers; it saves most steps the closer look."""
     trials = memory.trials
     return (
@@ -151,21 +154,21 @@ def _are_usual(memory: Memory, base: float, peak: float, beta: float) -> bool:
     )
 
 
-def _is_strange(memory: Memory, base: Scalar) -> Scalar:
+def _is_strange(memory: Remembered, base: Scalar) -> Scalar:
     """Whether a loss is far larger than losses were."""
     return (absolute(base) * memory.trials > STRANGE * memory.doubt * memory.size) & (
         memory.size > 0.0
     )
 
 
-def _has_fallen(memory: Memory, base: Scalar, beta: float) -> Scalar:
+def _has_fallen(memory: Remembered, base: Scalar, beta: float) -> Scalar:
     """Whether the few losses before were outliers, since this one is a tenth of them."""
     return (absolute(base) * memory.trials * 10.0 < memory.size) & (
         memory.trials < FIRST_TRIALS * (1.0 - beta)
     )
 
 
-def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> Outliers:
+def _find_outliers(memory: Remembered, base: Scalar, peak: Scalar, beta: float) -> Outliers:
     """Compare a loss, and the largest regret of a step, with those before.
 
     See algorithms.md, "Outliers".
@@ -185,7 +188,7 @@ def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> O
     return Outliers(strange, fallen, lone)
 
 
-def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
+def _forget(memory: Remembered, base: Scalar, outliers: Outliers) -> Remembered:
     """The memory in the unit of this loss where all before were outliers.
 
     It is forgotten if only their regrets were.
@@ -203,7 +206,12 @@ def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
 
 
 def _remember(
-    memory: Memory, base: Scalar, regrets: list[Scalar], peak: Scalar, strange: Scalar, beta: float
+    memory: Remembered,
+    base: Scalar,
+    regrets: list[Scalar],
+    peak: Scalar,
+    strange: Scalar,
+    beta: float,
 ) -> Memory:
     """The memory after these losses.
 
@@ -211,8 +219,7 @@ def _remember(
     """
     fresh = 1.0 - beta
     unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
-    shares = [regret / unit for regret in regrets]
-    squares = mean([share * share for share in shares])
+    squares = mean([(regret / unit) * (regret / unit) for regret in regrets])
     before = memory.root / unit
     after = Memory(
         regret=beta * memory.regret + fresh * mean(regrets),
@@ -228,7 +235,7 @@ def _remember(
 
 
 def _regret_errors(
-    memory: Memory, base: Scalar, plus: list[Scalar], beta: float
+    memory: Remembered, base: Scalar, plus: list[Scalar], beta: float
 ) -> tuple[Memory, list[Scalar], Scalar, Outliers]:
     """The memory after these losses, prediction errors of regrets, their scale s, and outliers."""
     regrets = [loss - base for loss in plus]
