@@ -20,6 +20,7 @@ from dopaminergic.prediction_errors import (
     learning_rate_gain,
     variance_factor,
 )
+from dopaminergic.rule import Group, Losses
 from optimizers import ROWS, Row, drawn, randn
 
 START = DopamineState(*[0.0] * len(DopamineState._fields))._replace(doubt=1.0)
@@ -46,6 +47,29 @@ def test_the_second_error_by_hand() -> None:
     again = dopamine2(dopamine2(START2, 2.0, [2.5]).state, 1.0, [0.8, 1.4])
     assert again.rpes == pytest.approx(errors.rpes)
     assert again.scale == pytest.approx(errors.scale)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.99])
+@pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
+def test_one_look_at_usual_losses_changes_no_bits(rule: Any, beta: float) -> None:
+    """Arrays are always looked at closely; some losses and regrets are 0, or up to 30 times as large."""
+    one = rule([nn.Parameter(randn(4))], beta=beta)
+    many = rule([nn.Parameter(randn(1, 4))], beta=beta, seed=[0])
+    state = one.start()
+    fleet = many.start()
+    draw = np.random.default_rng(0)
+    group = Group(1.0, 0.01, 4)
+    for _ in range(1500):
+        rare, wide = 10.0 ** (draw.uniform(0.5, 1.5, 2) * (draw.random(2) < 0.01))
+        base = float(rare * draw.normal(1.0, 0.1) * (draw.random() > 0.01))
+        plus = [base + float(wide * draw.normal(0.0, 0.1))]
+        decision = one.rule(state, Losses(base, plus, []), [group])
+        there = Losses(np.array([base]), [np.array(plus)], [])
+        with np.errstate(all="ignore"):
+            other = many.rule(fleet, there, [group])
+        state = decision.state
+        fleet = other.state
+        assert [float(x[0]) for x in (*fleet, *other.signals)] == [*state, *decision.signals]
 
 
 def test_what_is_expected_is_the_mean_of_all_regrets_so_far() -> None:

@@ -124,18 +124,14 @@ class Dopamine(ScalarRule):
         errors = dopamine(
             state, base, plus, loss_floor=settings["loss_floor"], beta=settings["beta"]
         )
-        factor = variance_factor(sum(group.size for group in groups), len(plus))  # (d + K - 1) / K
-        steps = [  # min(a R sigma / (factor s), cap)
-            clip(
-                group.lr * errors.level * group.sigma / (factor * errors.scale),
-                0.0,
-                settings["cap"],
-            )
-            for group in groups
-        ]
-        rates = [
-            step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)
-        ]
+        factor = variance_factor(sum([group.size for group in groups]), len(plus))
+        cap = settings["cap"]
+        steps = []
+        rates = []
+        for lr, sigma, _ in groups:
+            step = clip(lr * errors.level * sigma / (factor * errors.scale), 0.0, cap)
+            steps.append(step)  # min(a R sigma / ((d + K - 1) / K s), cap)
+            rates.append(step * sigma / errors.scale)
         return Decision(errors.state, errors.signals, steps, rates, mean(errors.rpes))
 
 
@@ -237,13 +233,14 @@ class Dopamine2(ScalarRule):
         state = learning_rate_gain(
             state, base, tau=settings["tau"], kappa=settings["kappa"], beta=beta, limits=self.limits
         )
-        factor = variance_factor(sum(group.size for group in groups), len(plus))
-        steps = [clip(group.lr * state.gain / factor, 0.0, settings["cap"]) for group in groups]
+        factor = variance_factor(sum([group.size for group in groups]), len(plus))
+        cap = settings["cap"]
+        steps = [clip(lr * state.gain / factor, 0.0, cap) for lr, _, _ in groups]
         # P = step c rpe / sigma; with several groups each has its share in the error by its number
         # of weights.
-        squares = total(group.size * group.sigma * group.sigma for group in groups)
-        shares = [group.size * group.sigma / squares for group in groups]
-        reach = total(step * share for step, share in zip(steps, shares, strict=True))
+        squares = total([size * sigma * sigma for _, sigma, size in groups])
+        shares = [size * sigma / squares for _, sigma, size in groups]
+        reach = total([step * share for step, share in zip(steps, shares, strict=True)])
         errors = dopamine2(state, base, plus, reach=reach, beta=beta)
         rates = [
             step * group.sigma / errors.scale for step, group in zip(steps, groups, strict=True)

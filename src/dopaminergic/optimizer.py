@@ -141,16 +141,14 @@ class ForwardOptimizer(Stateful):
             or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
-        return self._guarded(
-            self._apply_pending if closure is None else self._probe_and_update, closure
-        )
+        work = self._apply_pending if closure is None else self._probe_and_update
+        return self._guarded(work, closure)
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
     def _step(self, closure: Closure | None) -> Any:
-        return self._guarded(
-            self._apply_pending if closure is None else self._probe_and_update, closure
-        )
+        work = self._apply_pending if closure is None else self._probe_and_update
+        return self._guarded(work, closure)
 
     def probe(self, closure: Closure) -> Any:
         """First half of a step, for loops that call `step()` themselves.
@@ -211,9 +209,8 @@ class ForwardOptimizer(Stateful):
                 where = "its own closure" if thread == threading.get_ident() else "another thread"
                 raise RuntimeError(
                     f"{self._rule_name}: {name} was called from {where} while a step is in "
-                    "progress, when weights are "
-                    "perturbed; call it between steps, or use an optimizer of its own for an inner "
-                    "loop"
+                    "progress, when weights are perturbed; call it between steps, or use an "
+                    "optimizer of its own for an inner loop"
                 )
             frame = frame.f_back
         self._thread = None  # an interruption came before the step could say that it had ended
@@ -222,7 +219,7 @@ class ForwardOptimizer(Stateful):
         """Raise if a schedule has made a setting of a group impossible, NaN for example."""
         for group in self.param_groups:
             lr = group["lr"]
-            plain_number = isinstance(lr, float | int)
+            plain_number = type(lr) is float or isinstance(lr, float | int)
             if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
                 group.update(checks.rates(self._rule_name, group, self._replicas))
 
@@ -243,9 +240,8 @@ class ForwardOptimizer(Stateful):
             self._tell(
                 "probes",
                 f"{self._rule_name}: a second probe came before step(), so that what the first one "
-                "found is lost, as "
-                "where a framework accumulates gradients; average the losses of all micro-batches "
-                "inside one closure",
+                "found is lost, as where a framework accumulates gradients; average the losses of "
+                "all micro-batches inside one closure",
             )
         self._pending = None
         losses, self._pending = self._evaluated(closure, before)
@@ -305,10 +301,9 @@ class ForwardOptimizer(Stateful):
             self._tell(
                 "floor",
                 f"{self._rule_name}: a loss of {float(np.min(loss)):.3g} is below "
-                f"loss_floor={floor:g}, where this "
-                "rule stands still. Pass the least loss that can be reached as loss_floor, or use "
-                "Dopamine2, which "
-                "needs none (for example for rewards)",
+                f"loss_floor={floor:g}, where this rule stands still. Pass the least loss that can "
+                "be reached as loss_floor, or use Dopamine2, which needs none (for example for "
+                "rewards)",
             )
 
     def _mean(self, losses: Losses) -> Any:
@@ -323,10 +318,9 @@ class ForwardOptimizer(Stateful):
         if change is None:
             raise RuntimeError(
                 f"{self._rule_name}.step() without a closure needs a probe first: pass "
-                "opt.step(closure), or call "
-                "opt.probe(closure) before it. accelerate and the Trainer of transformers call "
-                "step() alone: write the "
-                "loop yourself, and of a wrapped optimizer use what it wraps, wrapped.optimizer"
+                "opt.step(closure), or call opt.probe(closure) before it. accelerate and the "
+                "Trainer of transformers call step() alone: write the loop yourself, and of a "
+                "wrapped optimizer use what it wraps, wrapped.optimizer"
             )
         self._apply(change)
 
@@ -393,9 +387,8 @@ class ForwardOptimizer(Stateful):
         self._tell(
             "skipped",
             f"{self._rule_name}: the closure returned a loss that is not finite, or one so large "
-            "that the update "
-            "is not; the step was skipped, the weights are as before. More are counted in "
-            "`skipped_steps`.",
+            "that the update is not; the step was skipped, the weights are as before. More are "
+            "counted in `skipped_steps`.",
         )
 
 

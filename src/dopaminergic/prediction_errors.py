@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny, total
+from dopaminergic.rule import choose
+from dopaminergic.scalars import Scalar, absolute, clip, exp, mean, select, sqrt, tiny
 
 # Regrets below this share of the present loss are rounding, and not precise.
 RESOLUTION = 1e-8
@@ -122,6 +123,10 @@ class Memory(NamedTuple):
     doubt: Scalar
 
 
+# A state serves as a memory too.
+Remembered = Memory | DopamineState | Dopamine2State
+
+
 class Outliers(NamedTuple):
     """The outliers among the losses of one step.
 
@@ -136,25 +141,40 @@ class Outliers(NamedTuple):
     lone: Scalar
 
 
-def _is_strange(memory: Memory, base: Scalar) -> Scalar:
+NONE = Outliers(strange=False, fallen=False, lone=False)
+
+
+def _are_usual(memory: Remembered, base: float, peak: float, beta: float) -> bool:
+    """Whether one look tells that there are no outliers; it saves most steps the closer look."""
+    trials = memory.trials
+    return (
+        trials > (FIRST_TRIALS + 0.5) * (1.0 - beta)
+        and peak <= STRANGE * (memory.root / math.sqrt(trials))
+        and abs(base) * trials <= STRANGE * memory.size
+    )
+
+
+def _is_strange(memory: Remembered, base: Scalar) -> Scalar:
     """Whether a loss is far larger than losses were."""
     return (absolute(base) * memory.trials > STRANGE * memory.doubt * memory.size) & (
         memory.size > 0.0
     )
 
 
-def _has_fallen(memory: Memory, base: Scalar, beta: float) -> Scalar:
+def _has_fallen(memory: Remembered, base: Scalar, beta: float) -> Scalar:
     """Whether the few losses before were outliers, since this one is a tenth of them."""
     return (absolute(base) * memory.trials * 10.0 < memory.size) & (
         memory.trials < FIRST_TRIALS * (1.0 - beta)
     )
 
 
-def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> Outliers:
+def _find_outliers(memory: Remembered, base: Scalar, peak: Scalar, beta: float) -> Outliers:
     """Compare a loss, and the largest regret of a step, with those before.
 
     See algorithms.md, "Outliers".
     """
+    if isinstance(base, float) and _are_usual(memory, base, peak, beta):
+        return NONE
     size = memory.size
     trials = memory.trials
     least = tiny(trials)
@@ -168,14 +188,12 @@ def _find_outliers(memory: Memory, base: Scalar, peak: Scalar, beta: float) -> O
     return Outliers(strange, fallen, lone)
 
 
-def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
+def _forget(memory: Remembered, base: Scalar, outliers: Outliers) -> Remembered:
     """The memory in the unit of this loss where all before were outliers.
 
     It is forgotten if only their regrets were.
     """
     anew = outliers.fallen | outliers.lone
-    if anew is False:
-        return memory
     unit = select(
         outliers.lone, 0.0, absolute(base) * memory.trials / (memory.size + tiny(memory.trials))
     )
@@ -188,7 +206,12 @@ def _forget(memory: Memory, base: Scalar, outliers: Outliers) -> Memory:
 
 
 def _remember(
-    memory: Memory, base: Scalar, regrets: list[Scalar], peak: Scalar, strange: Scalar, beta: float
+    memory: Remembered,
+    base: Scalar,
+    regrets: list[Scalar],
+    peak: Scalar,
+    strange: Scalar,
+    beta: float,
 ) -> Memory:
     """The memory after these losses.
 
@@ -196,7 +219,7 @@ def _remember(
     """
     fresh = 1.0 - beta
     unit = clip(peak, memory.root, math.inf) + tiny(memory.trials)
-    squares = total((r / unit) * (r / unit) for r in regrets) / len(regrets)
+    squares = mean([(regret / unit) * (regret / unit) for regret in regrets])
     before = memory.root / unit
     after = Memory(
         regret=beta * memory.regret + fresh * mean(regrets),
@@ -207,12 +230,12 @@ def _remember(
     )
     if strange is False:
         return after
-    unchanged = memory._replace(doubt=2.0 * memory.doubt)
+    unchanged = Memory(*memory[:4], doubt=2.0 * memory.doubt)
     return Memory(*(select(strange, old, new) for old, new in zip(unchanged, after, strict=True)))
 
 
 def _regret_errors(
-    memory: Memory, base: Scalar, plus: list[Scalar], beta: float
+    memory: Remembered, base: Scalar, plus: list[Scalar], beta: float
 ) -> tuple[Memory, list[Scalar], Scalar, Outliers]:
     """The memory after these losses, prediction errors of regrets, their scale s, and outliers."""
     regrets = [loss - base for loss in plus]
@@ -220,15 +243,13 @@ def _regret_errors(
     for regret in regrets:
         peak = clip(absolute(regret), peak, math.inf)
     outliers = _find_outliers(memory, base, peak, beta)
-    memory = _forget(memory, base, outliers)
-    expected = memory.regret / (memory.trials + tiny(memory.trials))  # m, about sigma^2 tr(H) / 2
+    if outliers is not NONE:
+        memory = _forget(memory, base, outliers)
+    least = tiny(memory.trials)
+    expected = memory.regret / (memory.trials + least)  # m, about sigma^2 tr(H) / 2
     rpes = [regret - expected for regret in regrets]
     after = _remember(memory, base, regrets, peak, outliers.strange, beta)
-    s = (
-        after.root / sqrt(after.trials)
-        + RESOLUTION * (after.size / after.trials)
-        + tiny(after.trials)
-    )
+    s = after.root / sqrt(after.trials) + RESOLUTION * (after.size / after.trials) + least
     return after, rpes, s, outliers
 
 
@@ -252,12 +273,14 @@ def dopamine(
     Returns:
         `Errors`, with R as `level`.
     """
-    memory, rpes, s, outliers = _regret_errors(Memory(*state[:5]), base, plus, beta)
+    memory, rpes, s, outliers = _regret_errors(state, base, plus, beta)
     loss = beta * state.loss + (1.0 - beta) * base
-    loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
-    loss = select(outliers.strange, state.loss, loss)
+    most = CLIP
+    if outliers is not NONE:
+        loss = select(outliers.fallen | outliers.lone, memory.trials * base, loss)
+        loss = select(outliers.strange, state.loss, loss)
+        most = select(outliers.strange, 1.0, CLIP)
     level = clip(loss / memory.trials - loss_floor, 0.0, math.inf)  # R
-    most = select(outliers.strange, 1.0, CLIP)
     signals = [clip(rpe / s, -most, most) for rpe in rpes]
     return Errors(DopamineState(*memory, loss), rpes, signals, s, level)
 
@@ -284,8 +307,7 @@ def learning_rate_gain(
     """
     # Equations: algorithms.md, "Dopamine2". Before the first step there is no improvement, and g
     # stays. An outlier says nothing of the last step.
-    memory = Memory(*state[:5])
-    odd = _is_strange(memory, base) | _has_fallen(memory, base, beta)
+    odd = _is_strange(state, base) | _has_fallen(state, base, beta)
     began = select(odd, False, state.trials > 0.0)
     if began is False:
         return state
@@ -297,12 +319,8 @@ def learning_rate_gain(
     scale = (actual + absolute(promised)) / comparisons + tiny(comparisons)
     error = (improvement - tau * state.expected) / scale
     gain = clip(state.gain * exp(kappa * clip(error, -3.0, 3.0)), *limits)
-    return state._replace(
-        actual=select(began, actual, state.actual),
-        promised=select(began, promised, state.promised),
-        comparisons=select(began, comparisons, state.comparisons),
-        gain=select(began, gain, state.gain),
-    )
+    after = state._replace(actual=actual, promised=promised, comparisons=comparisons, gain=gain)
+    return after if began is True else choose(began, after, state)
 
 
 def dopamine2(
@@ -327,22 +345,34 @@ def dopamine2(
     Returns:
         `Errors`, with g as `level`.
     """
-    before = Memory(*state[:5])
-    memory, rpes, s, outliers = _regret_errors(before, base, plus, beta)
-    strange = outliers.strange
-    anew = outliers.fallen | outliers.lone
-    most = select(strange, 1.0, CLIP2)
+    memory, rpes, s, outliers = _regret_errors(state, base, plus, beta)
+    most = CLIP2 if outliers is NONE else select(outliers.strange, 1.0, CLIP2)
     signals = [clip(rpe / s, -most, most) for rpe in rpes]
-    gains = [
-        signal * select(strange, signal * s, rpe) for signal, rpe in zip(signals, rpes, strict=True)
-    ]
+    gain = mean([signal * rpe for signal, rpe in zip(signals, rpes, strict=True)])
     after = Dopamine2State(
         *memory,
-        actual=select(anew, 0.0, state.actual),
-        promised=select(anew, 0.0, state.promised),
-        comparisons=select(anew, 0.0, state.comparisons),
-        last_loss=select(strange & _is_strange(before, base), state.last_loss, base),
-        expected=select(strange, state.expected, reach * mean(gains)),
+        state.actual,
+        state.promised,
+        state.comparisons,
+        last_loss=base,
+        expected=reach * gain,
         gain=state.gain,
     )
+    if outliers is not NONE:
+        after = _without_outliers(after, state, base, outliers)
     return Errors(after, rpes, signals, s, state.gain)
+
+
+def _without_outliers(
+    after: Dopamine2State, before: Dopamine2State, base: Scalar, outliers: Outliers
+) -> Dopamine2State:
+    """The state after a step, without the improvements that outliers would pretend."""
+    anew = outliers.fallen | outliers.lone
+    strange = outliers.strange
+    return after._replace(
+        actual=select(anew, 0.0, before.actual),
+        promised=select(anew, 0.0, before.promised),
+        comparisons=select(anew, 0.0, before.comparisons),
+        last_loss=select(strange & _is_strange(before, base), before.last_loss, base),
+        expected=select(strange, before.expected, after.expected),
+    )

@@ -89,8 +89,9 @@ class ScalarRule(WeightOptimizer):
         return len(self.points())
 
     def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
-        if shortcut.serves(self, before):
-            return shortcut.step(self, closure, before)
+        plan = shortcut.plan_of(self, before)
+        if plan is not None:
+            return shortcut.step(self, closure, before, plan)
         return super()._probe_and_update(closure, before)
 
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:

@@ -83,14 +83,13 @@ class WeightOptimizer(ForwardOptimizer):
         )
 
     def _get_ready(self) -> None:
-        if self._weights.unfinished:
+        progress = self._progress
+        self._unchanged = self._weights.begin_again(progress.step)
+        if not self._unchanged and self._weights.unfinished:
             # The last step could not be completed, for example since memory ran out.
-            self._undo(self._progress)
+            self._undo(progress)
         # Sigma depends on the weights, on the closure's casts and on silence.
-        self._unchanged = self._weights.begin_again(self._progress.step)
-        known = (
-            self._casts is self._chosen_casts and self._progress.doublings == self._chosen_doublings
-        )
+        known = self._casts is self._chosen_casts and progress.doublings == self._chosen_doublings
         if not (self._unchanged and known):
             self._choose_again()
 

@@ -280,6 +280,8 @@ def test_ctrl_c_is_never_swallowed() -> None:
     optimizer.step(model.loss)
     sys.settrace(None)
     for n in range(1, whole.lines, 11):
+        optimizer = Dopamine(model.groups)
+        optimizer.step(model.loss)  # so that the next one is the step whose lines were counted
         with pytest.raises(KeyboardInterrupt):
             trace_step(optimizer, model, Interruption(n))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

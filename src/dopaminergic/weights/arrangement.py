@@ -157,7 +157,7 @@ class Arrangement:
         self._places = footing.places(self.parameters)
         self._room = Room(self.blocks, len(self.seeds), self.kind)
         self.short = self._find_short()
-        self._look = Look(self.groups, sharded=self.sharded, alone=self.short is not None)
+        self._look = Look(self.groups, sharded=self.sharded, alone=self.alone)
 
     def _choose_sigmas(self) -> list[float] | None:
         """Set `sigmas`; they are returned too where weights are to lie on their grid."""

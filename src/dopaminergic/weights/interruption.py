@@ -34,27 +34,28 @@ HELD_BACK = sorted(
 )
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+class uninterrupted:  # noqa: N801  (used as a function, like those of contextlib)
     """Hold every signal with a handler in Python back until the block is done.
 
     Handlers run in the main thread alone. For example, Slurm's SIGUSR1 waits like Ctrl-C.
     """
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {
-            number: found for number in HELD_BACK if callable(found := _signal.getsignal(number))
-        }
-    received: list[tuple[int, Any]] = []
 
-    def hold(number: int, frame: Any) -> None:
-        received.append((number, frame))
+    __slots__ = ("_handlers", "_received")
 
-    try:
-        for number in handlers:
-            _signal.signal(number, hold)
-        yield
-    finally:
+    def __enter__(self) -> None:
+        """Put a handler that waits in the place of all others."""
+        self._received: list[tuple[int, Any]] = []
+        self._handlers = _handlers_now() if _is_main_thread() else {}
+        try:
+            for number in self._handlers:
+                _signal.signal(number, self._hold)
+        except BaseException:  # one may come before the next handler is replaced
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        """Put the handlers back, and call those of the signals that came."""
+        handlers = self._handlers
         try:
             _handle(handlers)
         # One signal may come as soon as its own handler is back, before the others are.
@@ -62,7 +63,21 @@ def uninterrupted() -> Iterator[None]:
             _handle(handlers)
             raise
         finally:
-            _pass_on(received, handlers)
+            if self._received:
+                _pass_on(self._received, handlers)
+
+    def _hold(self, number: int, frame: Any) -> None:
+        self._received.append((number, frame))
+
+
+def _handlers_now() -> dict[int, Any]:
+    """The handlers in Python, by the numbers of their signals."""
+    pairs = zip(HELD_BACK, map(_signal.getsignal, HELD_BACK))  # noqa: B905 (a check takes time)
+    return {number: handler for number, handler in pairs if callable(handler)}
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _pass_on(received: list[tuple[int, Any]], handlers: dict[int, Any]) -> None:

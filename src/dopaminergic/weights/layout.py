@@ -177,7 +177,7 @@ class Look:
     Args:
         groups: the optimizer's `param_groups`.
         sharded: some parameters are DTensors.
-        alone: one small model of one group; `is_same_at_a_glance` may then serve.
+        alone: one model of one group; `is_same_at_a_glance` may then serve.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, sharded: bool, alone: bool) -> None:
@@ -191,7 +191,7 @@ class Look:
         return self._now() == self._seen
 
     def is_same_at_a_glance(self) -> bool:
-        """`is_same` of a small model, in less time; False where that cannot be told.
+        """`is_same` of one model, in less time; False where that cannot be told.
 
         A parameter of another shape in the same memory goes unnoticed.
         """

@@ -64,15 +64,18 @@ class Weights(Arrangement):
             way.begin(step)
 
     def begin_again(self, step: int) -> bool:
-        """Begin where the weights of a small model lie as `begin` saw them last, in less time.
+        """Begin where the weights of one model lie as `begin` saw them last, in less time.
 
         Returns:
             False, and nothing has begun, where that cannot be told; call `begin` then.
         """
         if self._look is None or not self._look.is_same_at_a_glance():
             return False
+        if self._in_place.pieces and self._in_place.displaced:
+            return False
         self.step = step
-        self._copied.step = step
+        for way in self._ways:
+            way.begin(step)
         return True
 
     def move(self, terms: list[Term], *, as_update: bool = False) -> None:
