@@ -17,7 +17,6 @@ feature-specific prediction error model explains dopaminergic heterogeneity" (Na
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -27,36 +26,28 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
+from dopaminergic.controllers import next_damping, next_gain, next_reach, share, with_noise
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.outcomes import Closure, as_double
+from dopaminergic.outcomes import Closure
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.progress import Change, Progress
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.rule import Losses, choose, decay_factors
 from dopaminergic.scalars import Scalar, total
+from dopaminergic.span import angles, default_length, project_regrets
 from dopaminergic.subspace import (
-    FEWEST,
     MOST_DIRECTIONS,
     Proposal,
     VectorState,
     directions_for,
-    in_units,
     kept,
     mean_curvature,
-    next_damping,
-    next_gain,
-    next_reach,
     propose,
-    share,
-    subspace,
-    with_noise,
 )
 from dopaminergic.vector_evaluations import Evaluations
 from dopaminergic.weight_optimizer import WeightOptimizer
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
-# Directions are as good as orthogonal where there are this many weights for each of them.
-GRAM_WORTH_IT = 16
 
 
 class Plan(NamedTuple):
@@ -178,16 +169,9 @@ class VectorDopamine(WeightOptimizer):
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
-        usual, most = self.default_sigmas
         tensors = checks.tensors(params)
-        dtypes = {*casts, *(p.dtype for p in tensors)}
-        if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
-            return usual
-        # A weight's change must show beside its rounding, and the effect of all changes together
-        # beside the rounding of the outcomes.
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
-        parts = 80.0 if torch.bfloat16 in dtypes else 200.0
-        return min(most, math.sqrt(max(1.0, size)) / parts)
+        return default_length(size, {*casts, *(p.dtype for p in tensors)}, *self.default_sigmas)
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
         return super()._make_batched(
@@ -237,7 +221,7 @@ class VectorDopamine(WeightOptimizer):
         seen = project(
             ranks,
             lambda numbers: evaluations.regrets(numbers, loss, multiples),
-            lambda found: self._project(found, loss),
+            lambda found: project_regrets(found, loss),
             (replicas, count, outcomes),
         )
         self._seen_any = bool(seen.taken.any())
@@ -289,28 +273,12 @@ class VectorDopamine(WeightOptimizer):
         """
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
-    def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
-        """The loss in the span of the directions.
-
-        A direction with an outcome that is not finite is not used.
-        """
-        used = regrets.isfinite().all(-1, keepdim=True)
-        regrets = torch.where(used, regrets, 0.0)
-        if loss.black_box and regrets.shape[1] >= FEWEST:
-            # The expected regret of each sample is about sigma^2 tr(H) / 2d. It is no slope.
-            expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
-            regrets = torch.where(used, regrets - expected, 0.0)
-        space = subspace(
-            regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None]
-        )
-        slope, unit = in_units(loss.slope)
-        steepness = as_double(slope.square().sum(1)) * unit.square()
-        return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
-
     def _propose(
         self, state: VectorState, loss: Quadratic, seen: Projection, step: int
     ) -> tuple[VectorState, Proposal]:
-        space = seen.space._replace(gram=self._gram(seen.taken, step), samples=loss.samples)
+        space = seen.space._replace(
+            gram=angles(self._weights, seen.taken, step), samples=loss.samples
+        )
         state = next_gain(
             state,
             loss.loss,
@@ -330,22 +298,6 @@ class VectorDopamine(WeightOptimizer):
         return state, proposal if self._weights.saved_all else proposal.within(
             LONGEST / max(self._weights.sigmas)
         )
-
-    def _gram(self, taken: Tensor, step: int) -> Tensor:
-        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1.
-
-        It is an identity where directions hardly overlap. Directions without regrets have no part
-        in those beside them. Otherwise they would be taken to shorten the step.
-        """
-        count = taken.shape[1]
-        if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
-            return torch.eye(count, dtype=torch.float64, device="cpu")[None]
-        z = self._weights.directions(count, self._weights.sigmas, step)
-        gram = z @ z.mT
-        taken = taken.to(torch.float64)
-        own = torch.eye(count, dtype=torch.bool, device="cpu")
-        gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
-        return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
     def _terms(self, coefficients: Tensor, rates: list[Tensor], before: Progress) -> list[Term]:
         """The step -sum_k c_k D z_k, each group at its own rate."""

@@ -1,0 +1,82 @@
+"""The span of a step's random directions: its regrets, and the angles between the directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from dopaminergic.outcomes import as_double
+from dopaminergic.pooling import Projection
+from dopaminergic.quadratic import Quadratic
+from dopaminergic.subspace import FEWEST, in_units, subspace
+from dopaminergic.weights import Weights
+
+# Directions are as good as orthogonal where there are this many weights for each of them.
+GRAM_WORTH_IT = 16
+
+
+def default_length(
+    size: float, dtypes: Collection[torch.dtype], usual: float, most: float
+) -> float:
+    """How far a perturbation moves all weights together.
+
+    Args:
+        size: number d of weights of one replica.
+        dtypes: of the weights, and those that the closure casts to.
+        usual: the length without 16-bit weights.
+        most: the longest.
+    """
+    if torch.bfloat16 not in dtypes and torch.float16 not in dtypes:
+        return usual
+    # A weight's change must show beside its rounding, and the effect of all changes together
+    # beside the rounding of the outcomes.
+    parts = 80.0 if torch.bfloat16 in dtypes else 200.0
+    return min(most, math.sqrt(max(1.0, size)) / parts)
+
+
+def project_regrets(regrets: Tensor, loss: Quadratic) -> Projection:
+    """The loss in the span of the directions.
+
+    A direction with an outcome that is not finite is not used.
+
+    Args:
+        regrets: J, shape `(R, K, n)`, not all finite perhaps.
+        loss: around the outcome at the weights.
+    """
+    used = regrets.isfinite().all(-1, keepdim=True)
+    regrets = torch.where(used, regrets, 0.0)
+    if loss.black_box and regrets.shape[1] >= FEWEST:
+        # The expected regret of each sample is about sigma^2 tr(H) / 2d. It is no slope.
+        expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
+        regrets = torch.where(used, regrets - expected, 0.0)
+    space = subspace(
+        regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None]
+    )
+    slope, unit = in_units(loss.slope)
+    steepness = as_double(slope.square().sum(1)) * unit.square()
+    return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
+
+
+def angles(weights: Weights, taken: Tensor, step: int) -> Tensor:
+    """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1.
+
+    It is an identity where directions hardly overlap. Directions without regrets have no part in
+    those beside them. Otherwise they would be taken to shorten the step.
+
+    Args:
+        weights: along which the directions lie.
+        taken: directions that change any outcome, bool `(R, K)`.
+        step: step number.
+    """
+    count = taken.shape[1]
+    if sum(weights.sizes) > GRAM_WORTH_IT * count:
+        return torch.eye(count, dtype=torch.float64, device="cpu")[None]
+    z = weights.directions(count, weights.sigmas, step)
+    gram = z @ z.mT
+    taken = taken.to(torch.float64)
+    own = torch.eye(count, dtype=torch.bool, device="cpu")
+    gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
+    return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
