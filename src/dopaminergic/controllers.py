@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.scalars import TINY
-from dopaminergic.subspace import Proposal, VectorState
+from dopaminergic.subspace import Proposal, Subspace, VectorState, mean_curvature
 
 DAMPING_LIMITS = (1e-8, 1e4)
 GAIN_LIMITS = (0.05, 1.0)
@@ -87,6 +87,25 @@ def next_gain(
         comparisons=torch.where(taught, comparisons, state.comparisons),
         gap=torch.where(taught, gap, state.gap),
     )
+
+
+def next_curvature(
+    state: VectorState, space: Subspace, loss: Tensor, steepness: Tensor
+) -> VectorState:
+    """Remember the largest mean curvature.
+
+    A loss without curvature is taken for a square.
+
+    Args:
+        state: from `next_gain`.
+        space: the projected loss.
+        loss: at the weights, `(R,)`.
+        steepness: |r|^2, `(R,)`.
+    """
+    curvature = mean_curvature(space)
+    flat = steepness / (2.0 * loss.abs())
+    curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
+    return state._replace(curvature=torch.maximum(state.curvature, curvature * space.samples))
 
 
 def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> VectorState:

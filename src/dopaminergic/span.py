@@ -8,9 +8,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from dopaminergic.evidence import Penalised, fitted
 from dopaminergic.outcomes import as_double
 from dopaminergic.pooling import Projection
 from dopaminergic.quadratic import Quadratic
+from dopaminergic.scalars import total
 from dopaminergic.subspace import FEWEST, in_units, subspace
 from dopaminergic.weights import Weights
 
@@ -60,23 +62,79 @@ def project_regrets(regrets: Tensor, loss: Quadratic) -> Projection:
     return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
 
 
-def angles(weights: Weights, taken: Tensor, step: int) -> Tensor:
+def written_out(weights: Weights, count: int, step: int) -> Tensor | None:
+    """D z_k `(R, K, d)` in float64; None where the weights are too many beside the directions.
+
+    Args:
+        weights: along which the directions lie.
+        count: number K of directions.
+        step: step number.
+    """
+    if sum(weights.sizes) > GRAM_WORTH_IT * count:
+        return None
+    return weights.directions(count, weights.sigmas, step)
+
+
+def held(weights: Weights, count: int, samples: int) -> Tensor | None:
+    """The weights `(R, d)` in float64 on the CPU; None where their squares may grow.
+
+    That takes directions that are written out, and at least twice as many samples as directions.
+    Fewer leave nothing that tells noise from signal. The weights must not be perturbed now.
+    """
+    if sum(weights.sizes) > GRAM_WORTH_IT * count or samples < 2 * count or weights.sharded:
+        return None
+    replicas = len(weights.seeds)
+    rows = [as_double(p.detach()).reshape(replicas, -1) for p in weights.parameters]
+    return torch.cat(rows, 1)
+
+
+def angles(z: Tensor | None, taken: Tensor) -> Tensor:
     """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1.
 
     It is an identity where directions hardly overlap. Directions without regrets have no part in
     those beside them. Otherwise they would be taken to shorten the step.
 
     Args:
-        weights: along which the directions lie.
+        z: the directions, from `written_out`.
         taken: directions that change any outcome, bool `(R, K)`.
-        step: step number.
     """
-    count = taken.shape[1]
-    if sum(weights.sizes) > GRAM_WORTH_IT * count:
-        return torch.eye(count, dtype=torch.float64, device="cpu")[None]
-    z = weights.directions(count, weights.sigmas, step)
+    if z is None:
+        return torch.eye(taken.shape[1], dtype=torch.float64, device="cpu")[None]
+    gram = _gram(z, taken)
+    return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+
+
+def penalise(
+    z: Tensor | None, w: Tensor | None, taken: Tensor, reach: Tensor, loss: Quadratic
+) -> Penalised | None:
+    """The squares of the weights in the span of the directions that change any outcome.
+
+    Args:
+        z: the directions, from `written_out`.
+        w: the weights, from `held`.
+        taken: directions that change any outcome, bool `(R, K)`.
+        reach: how many times as long the directions are, `(R,)`.
+        loss: at the weights.
+    """
+    if z is None or w is None:
+        return None
+    z = z * reach[:, None, None]
+    inner = (z @ w[..., None])[..., 0] * taken
+    return Penalised(inner, _gram(z, taken), w.square().sum(1), fitted(loss, taken.shape[1]))
+
+
+def part_taken(weights: Weights, rates: list[Tensor]) -> Tensor:
+    """How much of the proposal is taken.
+
+    With several groups each group's rate counts by its size.
+    """
+    squares = [n * sigma**2 for n, sigma in zip(weights.sizes, weights.sigmas, strict=True)]
+    whole = total(squares)
+    return total(rate * (square / whole) for rate, square in zip(rates, squares, strict=True))
+
+
+def _gram(z: Tensor, taken: Tensor) -> Tensor:
     gram = z @ z.mT
     taken = taken.to(torch.float64)
-    own = torch.eye(count, dtype=torch.bool, device="cpu")
-    gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
-    return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    own = torch.eye(taken.shape[1], dtype=torch.bool, device="cpu")
+    return torch.where(own, gram, gram * taken[:, None] * taken[..., None])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.batched import MEMORY
+from dopaminergic.evidence import Penalised
 from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.scalars import TINY
@@ -96,11 +97,13 @@ class Proposal(NamedTuple):
 
     Attributes:
         coefficients: c of the step -sum_k c_k D z_k, shape `(R, K)`.
-        slope: g.c.
-        curvature: c.A.c.
+        slope: g.c, that of the penalty on squared weights included.
+        curvature: c.A.c, likewise.
         noise: the part of g.c that is expected from the noise of the batch alone.
         lost: share of the largest curvature so far that saturated outcomes have lost, in [0, 1].
         saturated: root of that; exactly 0 of a loss whose curvature is constant.
+        pull: the part of the slope that is the penalty's.
+        stiffness: the part of the curvature that is the penalty's.
     """
 
     coefficients: Tensor
@@ -109,10 +112,16 @@ class Proposal(NamedTuple):
     noise: Tensor
     lost: Tensor
     saturated: Tensor
+    pull: Tensor | float = 0.0
+    stiffness: Tensor | float = 0.0
 
     def expected(self, share: Tensor) -> Tensor:
         """Improvement to expect from `share` of the step: s g.c - s^2 c.A.c / 2."""
         return share * self.slope - share**2 * self.curvature / 2
+
+    def shrinking(self, share: Tensor) -> Tensor:
+        """The part of the expected improvement that is the penalty's; known exactly."""
+        return share * self.pull - share**2 * self.stiffness / 2
 
     def within(self, length: float) -> Proposal:
         """The proposal, shortened to a length of at most `length` in units of one direction's."""
@@ -122,6 +131,8 @@ class Proposal(NamedTuple):
             slope=factor * self.slope,
             curvature=factor**2 * self.curvature,
             noise=factor * self.noise,
+            pull=factor * self.pull,
+            stiffness=factor**2 * self.stiffness,
         )
 
 
@@ -226,7 +237,7 @@ def mean_curvature(space: Subspace) -> Tensor:
     return _trace(space.products) / (_trace(space.outputs) + TINY)
 
 
-def propose(space: Subspace, state: VectorState) -> Proposal:
+def propose(space: Subspace, state: VectorState, penalised: Penalised | None = None) -> Proposal:
     """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
     The unit of lambda is T = h mean_k |J_k|^2 / 2, with h the largest mean curvature so far. It is
@@ -241,7 +252,21 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     Args:
         space: the projected loss.
         state: its damping, curvature and reach are used.
+        penalised: the squares of the weights, to be kept small as `evidence` says; None: they are
+            not.
     """
+    none = torch.zeros_like(state.damping)
+    proposal = _damped(space, state, penalised, none)
+    if penalised is None:
+        return proposal
+    decay = penalised.strength(proposal.noise, proposal.slope, space.products)
+    return _damped(space, state, penalised, decay) if bool(decay.any()) else proposal
+
+
+def _damped(
+    space: Subspace, state: VectorState, penalised: Penalised | None, decay: Tensor
+) -> Proposal:
+    """The damped minimum of the loss and of `decay` times half the squares of the weights."""
     largest = state.curvature / space.samples
     gone = (largest - mean_curvature(space)).clamp(min=0.0)
     lost = gone / (largest + TINY)
@@ -249,12 +274,24 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     least = torch.maximum(DAMPED * lost, _caution(state, space.samples))
     ridge = (torch.maximum(state.damping, least) * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
-    solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
+    slope = space.slope
+    if penalised is not None:
+        slope = slope + decay[:, None] * penalised.inner
+        matrix = matrix + decay[:, None, None] * penalised.gram
+    solved = _solve(matrix, torch.cat([slope[..., None], covariance(space)], -1))
     c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
-    curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
+    pull, stiffness = (decay, decay) if penalised is None else penalised.gain(c, decay)
+    curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0] + stiffness
     saturated = torch.where(lost > ROUNDING, lost, 0.0).sqrt()
     return Proposal(
-        c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated
+        c,
+        (slope * c).sum(1),
+        curvature,
+        _trace(solved[..., 1:]),
+        lost,
+        saturated,
+        pull,
+        stiffness,
     )
 
 

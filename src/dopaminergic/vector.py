@@ -26,22 +26,36 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
-from dopaminergic.controllers import next_damping, next_gain, next_reach, share, with_noise
+from dopaminergic.controllers import (
+    next_curvature,
+    next_damping,
+    next_gain,
+    next_reach,
+    share,
+    with_noise,
+)
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Closure
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.progress import Change, Progress
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.rule import Losses, choose, decay_factors
-from dopaminergic.scalars import Scalar, total
-from dopaminergic.span import angles, default_length, project_regrets
+from dopaminergic.scalars import Scalar
+from dopaminergic.span import (
+    angles,
+    default_length,
+    held,
+    part_taken,
+    penalise,
+    project_regrets,
+    written_out,
+)
 from dopaminergic.subspace import (
     MOST_DIRECTIONS,
     Proposal,
     VectorState,
     directions_for,
     kept,
-    mean_curvature,
     propose,
 )
 from dopaminergic.vector_evaluations import Evaluations
@@ -215,6 +229,7 @@ class VectorDopamine(WeightOptimizer):
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
 
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
+        weighed = held(weights, count, loss.samples)
         multiples: list[Multiple] = [
             s.numpy() if self._fleet else s.item() for s in self._scales(before)
         ]
@@ -227,7 +242,7 @@ class VectorDopamine(WeightOptimizer):
         self._seen_any = bool(seen.taken.any())
         tried = evaluations.tried if ranks is None else count
 
-        state, proposal = self._propose(before.rule, loss, seen, before.step)
+        state, proposal = self._propose(before.rule, loss, seen, before.step, weighed)
         plan = self._plan(before, state, proposal, usable)
         if not bool(plan.usable.any()):
             return losses, self._skip(before, tried + 1)
@@ -274,11 +289,15 @@ class VectorDopamine(WeightOptimizer):
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
     def _propose(
-        self, state: VectorState, loss: Quadratic, seen: Projection, step: int
+        self,
+        state: VectorState,
+        loss: Quadratic,
+        seen: Projection,
+        step: int,
+        weighed: Tensor | None,
     ) -> tuple[VectorState, Proposal]:
-        space = seen.space._replace(
-            gram=angles(self._weights, seen.taken, step), samples=loss.samples
-        )
+        z = written_out(self._weights, seen.taken.shape[1], step)
+        space = seen.space._replace(gram=angles(z, seen.taken), samples=loss.samples)
         state = next_gain(
             state,
             loss.loss,
@@ -286,11 +305,8 @@ class VectorDopamine(WeightOptimizer):
             kappa=self.settings["kappa"],
             beta=self.settings["beta"],
         )
-        curvature = mean_curvature(space)
-        flat = seen.steepness / (2.0 * loss.loss.abs())  # the curvature of a loss that is a square
-        curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
-        state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
-        proposal = propose(space, state)
+        state = next_curvature(state, space, loss.loss, seen.steepness)
+        proposal = propose(space, state, penalise(z, weighed, seen.taken, state.reach, loss))
         if not loss.saturates:
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
@@ -322,9 +338,10 @@ class VectorDopamine(WeightOptimizer):
         """
         usable = plan.usable
         rates = plan.rates
-        expected = plan.proposal.expected(self._share(rates))
-        expected = torch.where(usable, expected, 0.0)
-        actual = loss.loss - trial
+        part = part_taken(self._weights, rates)
+        expected = torch.where(usable, plan.proposal.expected(part), 0.0)
+        shrinking = torch.where(usable, plan.proposal.shrinking(part), 0.0)
+        actual = loss.loss - trial + shrinking
         # A loss of -inf is no improvement.
         actual = torch.where(actual.isfinite(), actual, torch.nan)
         accepted = usable & (actual > 0.0)
@@ -335,7 +352,7 @@ class VectorDopamine(WeightOptimizer):
             after = next_reach(plan.state, after, actual, first=self.settings["damping"])
         after = after._replace(
             last_loss=loss.loss,
-            expected=torch.where(accepted, expected, 0.0),
+            expected=torch.where(accepted, (expected - shrinking).clamp(min=0.0), 0.0),
             tried=torch.where(accepted, trial, 0.0),
         )
         if not bool(usable.all()):
@@ -355,17 +372,6 @@ class VectorDopamine(WeightOptimizer):
         proposal = plan.proposal._replace(coefficients=coefficients)
         scales = self._shrinks(proposal, rates, accepted, squares, before)
         return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
-
-    def _share(self, rates: list[Tensor]) -> Tensor:
-        """How much of the proposal is taken.
-
-        With several groups each group's rate counts by its size.
-        """
-        squares = [
-            n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)
-        ]
-        whole = total(squares)
-        return total(rate * (square / whole) for rate, square in zip(rates, squares, strict=True))
 
     def _shrinks(
         self,
