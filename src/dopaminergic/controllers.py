@@ -18,6 +18,13 @@ GAIN_LIMITS = (0.05, 1.0)
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 # Noise is at most so many times the gap between a batch and the next: none where all are one.
 SURPRISE = 8.0
+# A lone sample is the same each time if the gap between steps is less than this part of the loss.
+SAME = 0.1
+PATIENCE = 10  # steps before one sample is called too few
+ONE_BY_ONE = (
+    "{}: each step learns from N = 1 loss, another one each time, which tells little about the "
+    "next. Take Dopamine2, or return the losses of the last 8 or more samples together"
+)
 
 
 def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> VectorState:
@@ -147,3 +154,17 @@ def next_reach(
         reach=torch.where(anew, 1.0, reach),
         damping=torch.where(anew, first, torch.where(wide, before.damping, after.damping)),
     )
+
+
+def one_by_one(state: VectorState, samples: int, step: int) -> bool:
+    """Whether each step has one sample alone, and the samples differ from step to step.
+
+    Args:
+        state: from `next_gain`.
+        samples: number N of losses in the batch.
+        step: step number.
+    """
+    if samples > 1 or step < PATIENCE:
+        return False
+    gap = state.gap / (state.comparisons + TINY)
+    return bool((gap > SAME * state.last_loss.abs()).any())

@@ -18,7 +18,7 @@ feature-specific prediction error model explains dopaminergic heterogeneity" (Na
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ from torch.optim.optimizer import ParamsT
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
 from dopaminergic.controllers import (
+    ONE_BY_ONE,
     next_curvature,
     next_damping,
     next_gain,
     next_reach,
+    one_by_one,
     share,
     with_noise,
 )
@@ -58,28 +60,10 @@ from dopaminergic.subspace import (
     kept,
     propose,
 )
-from dopaminergic.vector_evaluations import Evaluations
+from dopaminergic.vector_evaluations import Evaluations, Plan
 from dopaminergic.weight_optimizer import WeightOptimizer
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
-
-
-class Plan(NamedTuple):
-    """A step that is tried on the same batch.
-
-    Attributes:
-        state: of the rule, before the verdict on the trial.
-        proposal: 0 for replicas that are not usable.
-        rates: share of the proposal that is taken, `(R,)` for each group.
-        terms: multiples of directions.
-        usable: replicas whose numbers are finite, `(R,)`.
-    """
-
-    state: VectorState
-    proposal: Proposal
-    rates: list[Tensor]
-    terms: list[Term]
-    usable: Tensor
 
 
 class VectorDopamine(WeightOptimizer):
@@ -90,6 +74,9 @@ class VectorDopamine(WeightOptimizer):
     possible. Give it predictions, not only their loss: a closure that returns
     `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`.
     Losses of single samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
+
+    Small noisy data are learned with a weight decay that the noise itself sets, see `evidence`. It
+    vanishes on clean data.
 
     Few samples say little about others. Where the next batch surprises, steps from few samples are
     short. Fresh batches of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples
@@ -243,6 +230,8 @@ class VectorDopamine(WeightOptimizer):
         tried = evaluations.tried if ranks is None else count
 
         state, proposal = self._propose(before.rule, loss, seen, before.step, weighed)
+        if one_by_one(state, loss.samples, before.step):
+            self._tell("one", ONE_BY_ONE.format(self._rule_name))
         plan = self._plan(before, state, proposal, usable)
         if not bool(plan.usable.any()):
             return losses, self._skip(before, tried + 1)
