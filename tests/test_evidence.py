@@ -63,7 +63,9 @@ def test_what_chance_fits_is_known_of_squares_and_of_nats() -> None:
     squares = quadratic(squared_error(o, y), "Rule", 1)
     torch.testing.assert_close(fitted(squares, 4), 2 * 4 / 20 * squares.loss)
     labels = (torch.arange(12) % 2)[None]
-    assert fitted(quadratic(cross_entropy(o, labels), "Rule", 1), 4).tolist() == [4 / 12]
+    nats = fitted(quadratic(cross_entropy(o, labels), "Rule", 1), 4)
+    assert nats is not None
+    assert nats.tolist() == [4 / 12]
     custom = outcome(o, lambda o: (o - y).square().sum(-1))
     assert fitted(quadratic(custom, "Rule", 1), 4) is None
 
