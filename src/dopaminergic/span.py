@@ -81,10 +81,12 @@ def held(weights: Weights, count: int, samples: int) -> Tensor | None:
     That takes directions that are written out, and at least twice as many samples as directions.
     Fewer leave nothing that tells noise from signal. The weights must not be perturbed now.
     """
-    if sum(weights.sizes) > GRAM_WORTH_IT * count or samples < 2 * count or weights.sharded:
+    if sum(weights.sizes) > GRAM_WORTH_IT * count or samples < 2 * count:
         return None
     replicas = len(weights.seeds)
-    rows = [as_double(p.detach()).reshape(replicas, -1) for p in weights.parameters]
+    # Of weights that are cut into shards every rank puts together the few that there are.
+    whole = [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in weights.parameters]
+    rows = [as_double(p).reshape(replicas, -1) for p in whole]
     return torch.cat(rows, 1)
 
 
