@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from dopaminergic import cross_entropy, squared_error
+from dopaminergic.controllers import (
+    DAMPING_LIMITS,
+    GAIN_LIMITS,
+    WIDEST,
+    next_damping,
+    next_gain,
+    next_reach,
+    share,
+    with_noise,
+)
 from dopaminergic.quadratic import Quadratic, quadratic
 from dopaminergic.subspace import (
     DAMPED,
-    DAMPING_LIMITS,
     FEWEST,
     FIRST_DIRECTIONS,
-    GAIN_LIMITS,
     GROWTH,
     LIFT,
     MOST_DIRECTIONS,
-    WIDEST,
     Proposal,
     Subspace,
     VectorState,
@@ -29,13 +36,8 @@ from dopaminergic.subspace import (
     directions_for,
     kept,
     mean_curvature,
-    next_damping,
-    next_gain,
-    next_reach,
     propose,
-    share,
     subspace,
-    with_noise,
 )
 from optimizers import randn
 

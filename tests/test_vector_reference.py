@@ -56,6 +56,13 @@ def least_damping(gap: float, last: float, samples: int, lost: float) -> float:
     return max(0.015 * lost, 1024 / (samples**2 * (samples + 1)) * surprise)
 
 
+def fitted_by_chance(form: str, loss: float, K: int, n: int, noise: float) -> float:
+    """The part of the loss that K directions fit, if all of it is noise: of squares, nats, others."""
+    if form == "cross_entropy":
+        return K / 16
+    return noise if form == "outcome" else 2 * K * abs(loss) / (n - K)
+
+
 def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     """Yields weights, damping, gain, forward passes and prediction error after each step; settings as documented."""
     groups = [{**group, "params": copies(group["params"])} for group in optimizer.param_groups]
@@ -112,7 +119,8 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         J = torch.stack([outcomes(w + z) - o for z in Z])
         if problem.form in ("losses", "number") and K >= 8:
             J = J - J.mean(0)
-        G = Z @ Z.T
+        inner, products = Z @ w, Z @ Z.T
+        G = products
         G = torch.eye(K, dtype=DOUBLE) if d > 16 * K else G / G.diagonal().mean()
         if expected > 0:
             actual = last - loss
@@ -132,6 +140,14 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         M = A + 0.2 * lost * JJ + ridge * G
         c = torch.linalg.solve(M, g)
         slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
+        decay = 0.0
+        if d <= 16 * K and samples >= 2 * K:
+            chance = fitted_by_chance(problem.form, loss, K, len(o) // samples * samples, noise)
+            decay = 2 * clamped(noise / slope, 0, 1) * chance / float(w @ w)
+            decay = min(decay, float(A.trace() / products.trace()))
+            M = M + decay * products
+            c = torch.linalg.solve(M, g + decay * inner)
+            slope, noise = float((g + decay * inner) @ c), noise_of_the_batch(J, r, M, samples)
         heard = slope - clamped(noise, 0.0, 8 * gap)
         slopes, signals = beta * slopes + (1 - beta) * slope, beta * signals + (1 - beta) * heard
         taken = eta_taken(gain, signals / slopes, lost / curvature)
@@ -140,14 +156,18 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         share = sum(a * b for a, b in zip(rates, squares, strict=True)) / sum(squares)
         rate = torch.cat([torch.full((n,), x) for n, x in zip(sizes, rates, strict=True)]).double()
         move = -rate * (c @ Z)
-        expected = float(share * g @ c - share**2 * c @ A @ c / 2)
+        shrinking = decay * float(share * inner @ c - share**2 * c @ products @ c / 2)
+        data = float(share * g @ c - share**2 * c @ A @ c / 2)
+        expected = data + shrinking
         trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
-        ratio = (loss - trial) / expected
+        actual = loss - trial + shrinking
+        ratio = actual / expected
         damping = clamped(
             damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8, 1e4
         )
-        rpe, last, tried = loss - trial - expected, loss, trial
-        if loss - trial > 0:
+        rpe, last, tried = actual - expected, loss, trial
+        if actual > 0:
+            expected = clamped(data, 0.0, math.inf)
             decay = torch.cat(
                 [
                     torch.full((n,), group["weight_decay"])

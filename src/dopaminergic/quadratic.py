@@ -44,6 +44,7 @@ class Quadratic(NamedTuple):
             squared error. In a black box it is that of losses, which grow and shrink.
         width: outcomes of one sample, in the order of the samples; 0 if they do not belong to
             samples.
+        in_nats: a negative logarithm of probabilities, whose unit is known.
     """
 
     values: Tensor
@@ -54,6 +55,7 @@ class Quadratic(NamedTuple):
     black_box: bool
     saturates: bool
     width: int
+    in_nats: bool = False
 
 
 def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
@@ -89,7 +91,8 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
     slope, curve = KINDS[returned.kind](returned, values, samples)
     width = values.shape[1] // samples if values.shape[1] % samples == 0 else 0
     saturates = returned.kind != "squared_error"
-    return Quadratic(values, loss, slope, curve, samples, False, saturates, width)
+    in_nats = returned.kind == "cross_entropy"
+    return Quadratic(values, loss, slope, curve, samples, False, saturates, width, in_nats)
 
 
 def _samples(returned: Outcome, replicas: int | None) -> int:

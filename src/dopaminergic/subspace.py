@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.batched import MEMORY
+from dopaminergic.evidence import Penalised
 from dopaminergic.outcomes import as_double
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.scalars import TINY
@@ -26,16 +27,11 @@ FIRST_DIRECTIONS = 32
 GROWTH = 1.05
 MOST_DIRECTIONS = 512
 FEWEST = 8
-DAMPING_LIMITS = (1e-8, 1e4)
-GAIN_LIMITS = (0.05, 1.0)
 LIFT = 0.2  # of the curvature that saturated outcomes have lost
 DAMPED = 0.015  # least lambda where the outcomes have lost all of it
-WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 ROUNDING = 1e-4  # of the curvature
 # Least lambda, times N^2 (N + 1), where the next batch differs from this one by all of the loss.
 CAUTION = 1024.0
-# Noise is at most so many times the gap between a batch and the next: none where all are one.
-SURPRISE = 8.0
 
 
 class VectorState(NamedTuple):
@@ -101,11 +97,13 @@ class Proposal(NamedTuple):
 
     Attributes:
         coefficients: c of the step -sum_k c_k D z_k, shape `(R, K)`.
-        slope: g.c.
-        curvature: c.A.c.
+        slope: g.c, that of the penalty on squared weights included.
+        curvature: c.A.c, likewise.
         noise: the part of g.c that is expected from the noise of the batch alone.
         lost: share of the largest curvature so far that saturated outcomes have lost, in [0, 1].
         saturated: root of that; exactly 0 of a loss whose curvature is constant.
+        pull: the part of the slope that is the penalty's.
+        stiffness: the part of the curvature that is the penalty's.
     """
 
     coefficients: Tensor
@@ -114,10 +112,16 @@ class Proposal(NamedTuple):
     noise: Tensor
     lost: Tensor
     saturated: Tensor
+    pull: Tensor | float = 0.0
+    stiffness: Tensor | float = 0.0
 
     def expected(self, share: Tensor) -> Tensor:
         """Improvement to expect from `share` of the step: s g.c - s^2 c.A.c / 2."""
         return share * self.slope - share**2 * self.curvature / 2
+
+    def shrinking(self, share: Tensor) -> Tensor:
+        """The part of the expected improvement that is the penalty's; known exactly."""
+        return share * self.pull - share**2 * self.stiffness / 2
 
     def within(self, length: float) -> Proposal:
         """The proposal, shortened to a length of at most `length` in units of one direction's."""
@@ -127,6 +131,8 @@ class Proposal(NamedTuple):
             slope=factor * self.slope,
             curvature=factor**2 * self.curvature,
             noise=factor * self.noise,
+            pull=factor * self.pull,
+            stiffness=factor**2 * self.stiffness,
         )
 
 
@@ -231,7 +237,7 @@ def mean_curvature(space: Subspace) -> Tensor:
     return _trace(space.products) / (_trace(space.outputs) + TINY)
 
 
-def propose(space: Subspace, state: VectorState) -> Proposal:
+def propose(space: Subspace, state: VectorState, penalised: Penalised | None = None) -> Proposal:
     """The damped Gauss-Newton step: c = (A + lift J J' + lambda T G)^-1 g.
 
     The unit of lambda is T = h mean_k |J_k|^2 / 2, with h the largest mean curvature so far. It is
@@ -246,7 +252,21 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     Args:
         space: the projected loss.
         state: its damping, curvature and reach are used.
+        penalised: the squares of the weights, to be kept small as `evidence` says; None: they are
+            not.
     """
+    none = torch.zeros_like(state.damping)
+    proposal = _damped(space, state, penalised, none)
+    if penalised is None:
+        return proposal
+    decay = penalised.strength(proposal.noise, proposal.slope, space.products)
+    return _damped(space, state, penalised, decay) if bool(decay.any()) else proposal
+
+
+def _damped(
+    space: Subspace, state: VectorState, penalised: Penalised | None, decay: Tensor
+) -> Proposal:
+    """The damped minimum of the loss and of `decay` times half the squares of the weights."""
     largest = state.curvature / space.samples
     gone = (largest - mean_curvature(space)).clamp(min=0.0)
     lost = gone / (largest + TINY)
@@ -254,12 +274,24 @@ def propose(space: Subspace, state: VectorState) -> Proposal:
     least = torch.maximum(DAMPED * lost, _caution(state, space.samples))
     ridge = (torch.maximum(state.damping, least) * unit + TINY)[:, None, None] * space.gram
     matrix = space.products + LIFT * gone[:, None, None] * space.outputs + ridge
-    solved = _solve(matrix, torch.cat([space.slope[..., None], covariance(space)], -1))
+    slope = space.slope
+    if penalised is not None:
+        slope = slope + decay[:, None] * penalised.inner
+        matrix = matrix + decay[:, None, None] * penalised.gram
+    solved = _solve(matrix, torch.cat([slope[..., None], covariance(space)], -1))
     c = torch.where(state.reach[:, None] > 1.0, _best_copy(space), solved[..., 0])
-    curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0]
+    pull, stiffness = (decay, decay) if penalised is None else penalised.gain(c, decay)
+    curvature = (c[:, None] @ space.products @ c[..., None])[:, 0, 0] + stiffness
     saturated = torch.where(lost > ROUNDING, lost, 0.0).sqrt()
     return Proposal(
-        c, (space.slope * c).sum(1), curvature, _trace(solved[..., 1:]), lost, saturated
+        c,
+        (slope * c).sum(1),
+        curvature,
+        _trace(solved[..., 1:]),
+        lost,
+        saturated,
+        pull,
+        stiffness,
     )
 
 
@@ -307,41 +339,6 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.where(sound, solution, torch.nan) * scale
 
 
-def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> VectorState:
-    """Remember how much of the slope the noise of the batch explains.
-
-    g.c is larger than the true slope along c, since c follows the noise of g. The excess is tr(C (A
-    + ...)^-1), with C the covariance of g (the leave-one-out correction; Stein 1981). Samples
-    differ in a full batch as well, though there is no noise in it. Then the next batch holds no
-    surprise, and the surprise bounds the excess.
-
-    Args:
-        state: from `next_gain`.
-        proposal: of this step.
-        beta: decay of the sums.
-    """
-    noise = torch.minimum(proposal.noise, SURPRISE * state.gap / (state.comparisons + TINY))
-    return state._replace(
-        slope=beta * state.slope + (1.0 - beta) * proposal.slope,
-        signal=beta * state.signal + (1.0 - beta) * (proposal.slope - noise),
-    )
-
-
-def share(state: VectorState, lost: Tensor) -> Tensor:
-    """Part of the proposal that is taken: eta, at most the share of the slope without noise.
-
-    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of
-    wide copies is taken as it is.
-
-    Args:
-        state: from `with_noise`.
-        lost: of the proposal.
-    """
-    sound = (state.signal / (state.slope + TINY)).clamp(*GAIN_LIMITS)
-    part = lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
-    return torch.where(state.reach > 1.0, 1.0, part)
-
-
 def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Tensor:
     """Factor on the weights that takes back the length which a step adds to them.
 
@@ -360,78 +357,3 @@ def kept(proposal: Proposal, weights: int, moved: Tensor, squares: Tensor) -> Te
     """
     chance = (1.0 - proposal.coefficients.shape[1] / weights) ** 2
     return (1.0 - chance * proposal.saturated * moved / (squares + moved + TINY)).sqrt()
-
-
-def next_gain(
-    state: VectorState, loss: Tensor, *, tau: float, kappa: float, beta: float
-) -> VectorState:
-    """Set eta by the prediction error on the next batch: actual against expected improvement.
-
-    The improvement is that of the last step.
-
-    Args:
-        state: from the last step.
-        loss: of this batch at the weights, `(R,)`.
-        tau: share of the expected improvement that is taken for enough, in (0, 1).
-        kappa: speed of the controller.
-        beta: decay of the scales.
-    """
-    # algorithms.md, "VectorDopamine", next-batch RPE; a rejected step expected nothing and teaches
-    # nothing.
-    taught = state.expected > 0.0
-    improvement = state.last_loss - loss
-    weight = 1.0 - beta
-    actual = beta * state.actual + weight * improvement.abs()
-    promised = beta * state.promised + weight * state.expected
-    comparisons = beta * state.comparisons + weight
-    gap = beta * state.gap + weight * (loss - state.tried).abs()
-    error = (improvement - tau * state.expected) / ((actual + promised) / comparisons + TINY)
-    gain = (state.gain * torch.exp(kappa * error.clamp(-3.0, 3.0))).clamp(*GAIN_LIMITS)
-    return state._replace(
-        gain=torch.where(taught, gain, state.gain),
-        actual=torch.where(taught, actual, state.actual),
-        promised=torch.where(taught, promised, state.promised),
-        comparisons=torch.where(taught, comparisons, state.comparisons),
-        gap=torch.where(taught, gap, state.gap),
-    )
-
-
-def next_damping(state: VectorState, expected: Tensor, actual: Tensor) -> VectorState:
-    """Set lambda by the prediction error on the same batch.
-
-    It is halved where the expectation held, and tripled where it did not.
-
-    Args:
-        state: of this step.
-        expected: improvement that the step promised, `(R,)`; where it is 0 nothing was tried.
-        actual: improvement that it brought; NaN counts as none.
-    """
-    ratio = actual / (expected + TINY)
-    factor = torch.where(ratio > 0.75, 0.5, torch.where(ratio >= 0.5, 1.0, 3.0))
-    factor = torch.where(expected > 0.0, factor, 1.0)
-    return state._replace(damping=(state.damping * factor).clamp(*DAMPING_LIMITS))
-
-
-def next_reach(
-    before: VectorState, after: VectorState, actual: Tensor, *, first: float
-) -> VectorState:
-    """Look twice as far each time where lambda is at its ceiling and no step helps all the same.
-
-    Perturbations grow until a copy of the weights is better, or until they are `WIDEST`; then all
-    begins anew.
-
-    Args:
-        before: of this step.
-        after: its damping and reach are set.
-        actual: improvement that the step brought, `(R,)`; NaN counts as none.
-        first: the lambda to begin with anew.
-    """
-    better = actual > 0.0
-    wide = before.reach > 1.0
-    stuck = ~better & (wide | (before.damping >= DAMPING_LIMITS[1]))
-    reach = torch.where(stuck, 2.0 * before.reach, 1.0)
-    anew = (wide & better) | (reach > WIDEST)
-    return after._replace(
-        reach=torch.where(anew, 1.0, reach),
-        damping=torch.where(anew, first, torch.where(wide, before.damping, after.damping)),
-    )

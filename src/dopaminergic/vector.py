@@ -17,9 +17,8 @@ feature-specific prediction error model explains dopaminergic heterogeneity" (Na
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,54 +26,44 @@ from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
 from dopaminergic.batched import MEMORY, Batched
+from dopaminergic.controllers import (
+    ONE_BY_ONE,
+    next_curvature,
+    next_damping,
+    next_gain,
+    next_reach,
+    one_by_one,
+    share,
+    with_noise,
+)
 from dopaminergic.noise import Multiple, Term
-from dopaminergic.outcomes import Closure, as_double
+from dopaminergic.outcomes import Closure
 from dopaminergic.pooling import Projection, judged, measure, project
 from dopaminergic.progress import Change, Progress
 from dopaminergic.quadratic import Quadratic
 from dopaminergic.rule import Losses, choose, decay_factors
-from dopaminergic.scalars import Scalar, total
+from dopaminergic.scalars import Scalar
+from dopaminergic.span import (
+    angles,
+    default_length,
+    held,
+    part_taken,
+    penalise,
+    project_regrets,
+    written_out,
+)
 from dopaminergic.subspace import (
-    FEWEST,
     MOST_DIRECTIONS,
     Proposal,
     VectorState,
     directions_for,
-    in_units,
     kept,
-    mean_curvature,
-    next_damping,
-    next_gain,
-    next_reach,
     propose,
-    share,
-    subspace,
-    with_noise,
 )
-from dopaminergic.vector_evaluations import Evaluations
+from dopaminergic.vector_evaluations import Evaluations, Plan
 from dopaminergic.weight_optimizer import WeightOptimizer
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
-# Directions are as good as orthogonal where there are this many weights for each of them.
-GRAM_WORTH_IT = 16
-
-
-class Plan(NamedTuple):
-    """A step that is tried on the same batch.
-
-    Attributes:
-        state: of the rule, before the verdict on the trial.
-        proposal: 0 for replicas that are not usable.
-        rates: share of the proposal that is taken, `(R,)` for each group.
-        terms: multiples of directions.
-        usable: replicas whose numbers are finite, `(R,)`.
-    """
-
-    state: VectorState
-    proposal: Proposal
-    rates: list[Tensor]
-    terms: list[Term]
-    usable: Tensor
 
 
 class VectorDopamine(WeightOptimizer):
@@ -85,6 +74,9 @@ class VectorDopamine(WeightOptimizer):
     possible. Give it predictions, not only their loss: a closure that returns
     `squared_error(prediction, target)`, `cross_entropy(logits, labels)` or `outcome(values, loss)`.
     Losses of single samples, shape `(n,)`, serve too; a lone number leaves it little to learn from.
+
+    Small noisy data are learned with a weight decay that the noise itself sets, see `evidence`. It
+    vanishes on clean data.
 
     Few samples say little about others. Where the next batch surprises, steps from few samples are
     short. Fresh batches of 2 to 8 noisy samples learn about as fast as by `Dopamine2`, more samples
@@ -178,16 +170,9 @@ class VectorDopamine(WeightOptimizer):
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
-        usual, most = self.default_sigmas
         tensors = checks.tensors(params)
-        dtypes = {*casts, *(p.dtype for p in tensors)}
-        if dtypes.isdisjoint((torch.bfloat16, torch.float16)):
-            return usual
-        # A weight's change must show beside its rounding, and the effect of all changes together
-        # beside the rounding of the outcomes.
         size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
-        parts = 80.0 if torch.bfloat16 in dtypes else 200.0
-        return min(most, math.sqrt(max(1.0, size)) / parts)
+        return default_length(size, {*casts, *(p.dtype for p in tensors)}, *self.default_sigmas)
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
         return super()._make_batched(
@@ -231,19 +216,22 @@ class VectorDopamine(WeightOptimizer):
         squares = weights.squares(replicas) if loss.saturates else torch.zeros_like(loss.loss)
 
         count = self._count(before.step, sum(weights.sizes), loss.samples, outcomes)
+        weighed = held(weights, count, loss.samples)
         multiples: list[Multiple] = [
             s.numpy() if self._fleet else s.item() for s in self._scales(before)
         ]
         seen = project(
             ranks,
             lambda numbers: evaluations.regrets(numbers, loss, multiples),
-            lambda found: self._project(found, loss),
+            lambda found: project_regrets(found, loss),
             (replicas, count, outcomes),
         )
         self._seen_any = bool(seen.taken.any())
         tried = evaluations.tried if ranks is None else count
 
-        state, proposal = self._propose(before.rule, loss, seen, before.step)
+        state, proposal = self._propose(before.rule, loss, seen, before.step, weighed)
+        if one_by_one(state, loss.samples, before.step):
+            self._tell("one", ONE_BY_ONE.format(self._rule_name))
         plan = self._plan(before, state, proposal, usable)
         if not bool(plan.usable.any()):
             return losses, self._skip(before, tried + 1)
@@ -289,28 +277,16 @@ class VectorDopamine(WeightOptimizer):
         """
         return [before.rule.reach * sigma for sigma in self._weights.sigmas]
 
-    def _project(self, regrets: Tensor, loss: Quadratic) -> Projection:
-        """The loss in the span of the directions.
-
-        A direction with an outcome that is not finite is not used.
-        """
-        used = regrets.isfinite().all(-1, keepdim=True)
-        regrets = torch.where(used, regrets, 0.0)
-        if loss.black_box and regrets.shape[1] >= FEWEST:
-            # The expected regret of each sample is about sigma^2 tr(H) / 2d. It is no slope.
-            expected = regrets.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp(min=1)
-            regrets = torch.where(used, regrets - expected, 0.0)
-        space = subspace(
-            regrets, loss, torch.eye(regrets.shape[1], dtype=torch.float64, device="cpu")[None]
-        )
-        slope, unit = in_units(loss.slope)
-        steepness = as_double(slope.square().sum(1)) * unit.square()
-        return Projection(space, steepness, (regrets != 0.0).any(-1).cpu(), used[..., 0].cpu())
-
     def _propose(
-        self, state: VectorState, loss: Quadratic, seen: Projection, step: int
+        self,
+        state: VectorState,
+        loss: Quadratic,
+        seen: Projection,
+        step: int,
+        weighed: Tensor | None,
     ) -> tuple[VectorState, Proposal]:
-        space = seen.space._replace(gram=self._gram(seen.taken, step), samples=loss.samples)
+        z = written_out(self._weights, seen.taken.shape[1], step)
+        space = seen.space._replace(gram=angles(z, seen.taken), samples=loss.samples)
         state = next_gain(
             state,
             loss.loss,
@@ -318,11 +294,8 @@ class VectorDopamine(WeightOptimizer):
             kappa=self.settings["kappa"],
             beta=self.settings["beta"],
         )
-        curvature = mean_curvature(space)
-        flat = seen.steepness / (2.0 * loss.loss.abs())  # the curvature of a loss that is a square
-        curvature = torch.where(curvature > 0.0, curvature, flat.nan_to_num(posinf=0.0))
-        state = state._replace(curvature=torch.maximum(state.curvature, curvature * loss.samples))
-        proposal = propose(space, state)
+        state = next_curvature(state, space, loss.loss, seen.steepness)
+        proposal = propose(space, state, penalise(z, weighed, seen.taken, state.reach, loss))
         if not loss.saturates:
             proposal = proposal._replace(saturated=torch.zeros_like(proposal.saturated))
         state = with_noise(state, proposal, beta=self.settings["beta"])
@@ -330,22 +303,6 @@ class VectorDopamine(WeightOptimizer):
         return state, proposal if self._weights.saved_all else proposal.within(
             LONGEST / max(self._weights.sigmas)
         )
-
-    def _gram(self, taken: Tensor, step: int) -> Tensor:
-        """<D z_k, D z_l> `(R, K, K)` with a mean diagonal of 1.
-
-        It is an identity where directions hardly overlap. Directions without regrets have no part
-        in those beside them. Otherwise they would be taken to shorten the step.
-        """
-        count = taken.shape[1]
-        if sum(self._weights.sizes) > GRAM_WORTH_IT * count:
-            return torch.eye(count, dtype=torch.float64, device="cpu")[None]
-        z = self._weights.directions(count, self._weights.sigmas, step)
-        gram = z @ z.mT
-        taken = taken.to(torch.float64)
-        own = torch.eye(count, dtype=torch.bool, device="cpu")
-        gram = torch.where(own, gram, gram * taken[:, None] * taken[..., None])
-        return gram / gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
 
     def _terms(self, coefficients: Tensor, rates: list[Tensor], before: Progress) -> list[Term]:
         """The step -sum_k c_k D z_k, each group at its own rate."""
@@ -370,9 +327,10 @@ class VectorDopamine(WeightOptimizer):
         """
         usable = plan.usable
         rates = plan.rates
-        expected = plan.proposal.expected(self._share(rates))
-        expected = torch.where(usable, expected, 0.0)
-        actual = loss.loss - trial
+        part = part_taken(self._weights, rates)
+        expected = torch.where(usable, plan.proposal.expected(part), 0.0)
+        shrinking = torch.where(usable, plan.proposal.shrinking(part), 0.0)
+        actual = loss.loss - trial + shrinking
         # A loss of -inf is no improvement.
         actual = torch.where(actual.isfinite(), actual, torch.nan)
         accepted = usable & (actual > 0.0)
@@ -383,7 +341,7 @@ class VectorDopamine(WeightOptimizer):
             after = next_reach(plan.state, after, actual, first=self.settings["damping"])
         after = after._replace(
             last_loss=loss.loss,
-            expected=torch.where(accepted, expected, 0.0),
+            expected=torch.where(accepted, (expected - shrinking).clamp(min=0.0), 0.0),
             tried=torch.where(accepted, trial, 0.0),
         )
         if not bool(usable.all()):
@@ -403,17 +361,6 @@ class VectorDopamine(WeightOptimizer):
         proposal = plan.proposal._replace(coefficients=coefficients)
         scales = self._shrinks(proposal, rates, accepted, squares, before)
         return Change(self._terms(proposal.coefficients, rates, before), scales, progress)
-
-    def _share(self, rates: list[Tensor]) -> Tensor:
-        """How much of the proposal is taken.
-
-        With several groups each group's rate counts by its size.
-        """
-        squares = [
-            n * sigma**2 for n, sigma in zip(self._weights.sizes, self._weights.sigmas, strict=True)
-        ]
-        whole = total(squares)
-        return total(rate * (square / whole) for rate, square in zip(rates, squares, strict=True))
 
     def _shrinks(
         self,

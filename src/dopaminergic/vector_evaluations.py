@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,27 @@ from dopaminergic.distributed import Ranks
 from dopaminergic.noise import Multiple, Term
 from dopaminergic.outcomes import Closure
 from dopaminergic.quadratic import Quadratic, quadratic, read_again
+from dopaminergic.subspace import Proposal, VectorState
 from dopaminergic.weights import Weights
 from dopaminergic.weights.modes import random_states, rewind
+
+
+class Plan(NamedTuple):
+    """A step that is tried on the same batch.
+
+    Attributes:
+        state: of the rule, before the verdict on the trial.
+        proposal: 0 for replicas that are not usable.
+        rates: share of the proposal that is taken, `(R,)` for each group.
+        terms: multiples of directions.
+        usable: replicas whose numbers are finite, `(R,)`.
+    """
+
+    state: VectorState
+    proposal: Proposal
+    rates: list[Tensor]
+    terms: list[Term]
+    usable: Tensor
 
 
 class Evaluations:

@@ -86,7 +86,8 @@ def evidence(
 
     gamma of the d weights are known from the data, those whose curvature a exceeds the pull:
 
-        gamma = sum a / (a + pull),  pull = 2 gamma L / ((n - gamma) sum w^2)
+        gamma = sum a / (a + pull)
+        pull = 2 gamma L / ((n - gamma) sum w^2)
 
     with n outcomes of a batch (MacKay 1992; Foresee and Hagan 1997).
     """
@@ -100,7 +101,8 @@ def evidence(
         unknown = (loss.values.shape[1] - known).clamp(min=1.0)
         residual = torch.minimum(level, loss.loss).clamp(min=0.0)
         squares = weights.square().sum(-1).cpu().clamp(min=tiny)
-        pull = 2.0 * known * residual / (unknown * squares)
+        spare = max(0.0, 1.0 - weights.shape[1] / loss.values.shape[1])
+        pull = 2.0 * spare * known * residual / (unknown * squares)
     memory["looks"] = looks
     memory["level"] = level.lerp(loss.loss, 1.0 - MEMORY)
     memory["pull"] = pull

@@ -1,0 +1,93 @@
+"""The weight decay that VectorDopamine takes from the noise of a batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dopaminergic import VectorDopamine, cross_entropy, outcome, squared_error
+from dopaminergic.evidence import Penalised, fitted
+from dopaminergic.quadratic import quadratic
+from optimizers import copies, randn
+
+DOUBLE = torch.float64
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=DOUBLE)
+
+
+def span(squares: float = 4.0, by_chance: float | None = 0.5) -> Penalised:
+    z = randn(1, 3, 7, seed=1)
+    w = randn(1, 7, seed=2)
+    inner = (z @ w[..., None])[..., 0]
+    return Penalised(
+        inner, z @ z.mT, numbers(squares), None if by_chance is None else numbers(by_chance)
+    )
+
+
+def test_the_gain_is_the_difference_of_the_squares() -> None:
+    z, w, c = randn(1, 3, 7, seed=1), randn(1, 7, seed=2), randn(1, 3, seed=3)
+    slope, curvature = span().gain(c, numbers(0.3))
+    after = w - (c[:, None] @ z)[:, 0]
+    fallen = 0.3 * (w.square().sum(1) - after.square().sum(1)) / 2
+    torch.testing.assert_close(slope - curvature / 2, fallen)
+
+
+def test_the_decay_is_what_chance_fits_times_the_share_of_noise() -> None:
+    huge = 1e6 * torch.eye(3, dtype=DOUBLE)[None]
+    assert float(span().strength(numbers(0.1), numbers(0.4), huge)) == 2 * 0.25 * 0.5 / 4
+    unknown = span(by_chance=None)
+    assert float(unknown.strength(numbers(0.1), numbers(0.4), huge)) == 2 * 0.25 * 0.1 / 4
+
+
+@pytest.mark.parametrize(("noise", "slope"), [(0.0, 1.0), (-1.0, 1.0), (0.1, 0.0), (math.nan, 1.0)])
+def test_no_noise_asks_for_no_decay(noise: float, slope: float) -> None:
+    found = span().strength(numbers(noise), numbers(slope), torch.eye(3, dtype=DOUBLE)[None])
+    assert float(found) == 0.0
+
+
+def test_weights_at_zero_have_at_most_the_mean_curvature() -> None:
+    penalised = span(squares=0.0)
+    products = torch.eye(3, dtype=DOUBLE)[None]
+    lengths = penalised.gram[0].diagonal().sum()
+    found = penalised.strength(numbers(0.1), numbers(0.4), products)
+    torch.testing.assert_close(found, (3.0 / lengths)[None])
+
+
+def test_what_chance_fits_is_known_of_squares_and_of_nats() -> None:
+    o, y = randn(1, 12, 2, seed=1), randn(1, 12, 2, seed=2)
+    squares = quadratic(squared_error(o, y), "Rule", 1)
+    torch.testing.assert_close(fitted(squares, 4), 2 * 4 / 20 * squares.loss)
+    labels = (torch.arange(12) % 2)[None]
+    nats = fitted(quadratic(cross_entropy(o, labels), "Rule", 1), 4)
+    assert nats is not None
+    assert nats.tolist() == [4 / 12]
+    custom = outcome(o, lambda o: (o - y).square().sum(-1))
+    assert fitted(quadratic(custom, "Rule", 1), 4) is None
+
+
+def trained(unit: float, samples: int = 32) -> list[Tensor]:
+    x, y = randn(samples, 4, seed=5), randn(samples, 1, seed=6)
+    w = nn.Parameter(0.1 * randn(4, 1, seed=7))
+    optimizer = VectorDopamine([w], directions=4)
+    for _ in range(5):
+        optimizer.step(lambda: outcome(x @ w, lambda o: unit * (o - y).square().sum(-1)))
+    return copies([w])
+
+
+def test_the_unit_of_a_loss_changes_no_decay() -> None:
+    torch.testing.assert_close(trained(1.0), trained(2.0**40), rtol=1e-9, atol=1e-9)
+
+
+def test_pure_noise_leaves_smaller_weights_than_least_squares() -> None:
+    x, y = randn(32, 4, seed=5), randn(32, 1, seed=6)
+    w = nn.Parameter(0.1 * randn(4, 1, seed=7))
+    optimizer = VectorDopamine([w], directions=4)
+    for _ in range(40):
+        optimizer.step(lambda: squared_error(x @ w, y))
+    exact = torch.linalg.lstsq(x, y).solution
+    assert float(w.detach().norm()) < 0.9 * float(exact.norm())
