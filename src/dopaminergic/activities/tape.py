@@ -79,7 +79,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.is_view or func in SHARING:
+        if func.is_view or func in SHARING or torch.Tag.inplace_view in func.tags:
             return func(*args, **kwargs)
         if func in SITES:
             self._count += 1
