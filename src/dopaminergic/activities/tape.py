@@ -146,17 +146,14 @@ class Tape(TorchDispatchMode):
     def _operands(
         self, added: Iterable[tuple[Any, float]], shape: Any
     ) -> list[tuple[Node, Place, float]]:
-        """The nodes among the tensors that an operation adds.
-
-        One that is broadcast over more than itself is read, as by any other operation.
-        """
+        """The nodes among the tensors that an operation adds, each as wide as the sum."""
         operands: list[tuple[Node, Place, float]] = []
         for tensor, factor in added:
             if not isinstance(tensor, Tensor):
                 continue
             node = self._at(tensor)
-            if isinstance(node, Node) and tensor.shape == shape:
-                operands.append((node, Place.of(tensor), factor))
+            if isinstance(node, Node):
+                operands.append((node, Place.of(tensor.expand(shape)), factor))
                 node.added = True
             else:
                 self._consume(tensor)
@@ -218,6 +215,9 @@ class Tape(TorchDispatchMode):
             return self._other(func, args, kwargs)
         if probe.more is None and func in STAIRCASES:
             probe.sigma = probe.node.reach = max(self._sigma, _size(tensors[0]))
+        for what in seen:
+            if isinstance(what, Probe):
+                what.followed = True
         more = self._moved(func, args, kwargs, tensors, seen, probe.sigma)
         less = self._moved(func, args, kwargs, tensors, seen, -probe.sigma)
         result = func(*args, **kwargs)
@@ -262,7 +262,7 @@ class Tape(TorchDispatchMode):
         """End the record; returns the node that the outcome is a view of, if it is one."""
         for known in self._known.values():
             for _, what in known:
-                if isinstance(what, Probe):
+                if isinstance(what, Probe) and not what.followed:
                     what.finish()
         outcome = self._at(values)
         self._known = {}
