@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from dopaminergic.activities import synapses
 from optimizers import randn
@@ -48,9 +48,9 @@ PRODUCTS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     ),
     "matmul of a batch": ([(3, 2)], lambda w: batch @ w),
     "matmul of a vector": ([(3, 2)], lambda w: x[0] @ w),
-    "linear without bias": ([(2, 3)], lambda w: F.linear(batch, w)),
-    "linear with bias": ([(2, 3), (2,)], lambda w, b: F.linear(batch, w, b)),
-    "linear of one sample": ([(2, 3), (2,)], lambda w, b: F.linear(x[0], w, b)),
+    "linear without bias": ([(2, 3)], lambda w: functional.linear(batch, w)),
+    "linear with bias": ([(2, 3), (2,)], lambda w, b: functional.linear(batch, w, b)),
+    "linear of one sample": ([(2, 3), (2,)], lambda w, b: functional.linear(x[0], w, b)),
     "bilinear written as products": ([(3, 2)], lambda w: (x * (x @ x.new_ones(3, 3))) @ w),
     "addmm, bias a row": ([(3, 2), (2,)], lambda w, b: torch.addmm(b, x, w)),
     "addmm, bias a matrix": ([(3, 2), (5, 2)], lambda w, b: torch.addmm(b, x, w)),
@@ -74,38 +74,50 @@ PRODUCTS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     ),
 }
 CONVOLUTIONS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
-    "1d": ([(3, 4, 2), (3,)], lambda w, b: F.conv1d(line, w, b)),
-    "1d, without bias": ([(3, 4, 2)], lambda w: F.conv1d(line, w)),
-    "1d of one sample": ([(3, 4, 2), (3,)], lambda w, b: F.conv1d(line[0], w, b)),
-    "2d": ([(3, 4, 2, 3), (3,)], lambda w, b: F.conv2d(images, w, b)),
+    "1d": ([(3, 4, 2), (3,)], lambda w, b: functional.conv1d(line, w, b)),
+    "1d, without bias": ([(3, 4, 2)], lambda w: functional.conv1d(line, w)),
+    "1d of one sample": ([(3, 4, 2), (3,)], lambda w, b: functional.conv1d(line[0], w, b)),
+    "2d": ([(3, 4, 2, 3), (3,)], lambda w, b: functional.conv2d(images, w, b)),
     "2d, strided and padded": (
         [(3, 4, 3, 3), (3,)],
-        lambda w, b: F.conv2d(images, w, b, stride=(2, 1), padding=1),
+        lambda w, b: functional.conv2d(images, w, b, stride=(2, 1), padding=1),
     ),
-    "2d, dilated": ([(3, 4, 2, 2), (3,)], lambda w, b: F.conv2d(images, w, b, dilation=2)),
-    "2d, grouped": ([(6, 2, 2, 2), (6,)], lambda w, b: F.conv2d(images, w, b, groups=2)),
-    "2d, of single channels": ([(4, 1, 2, 2), (4,)], lambda w, b: F.conv2d(images, w, b, groups=4)),
+    "2d, dilated": ([(3, 4, 2, 2), (3,)], lambda w, b: functional.conv2d(images, w, b, dilation=2)),
+    "2d, grouped": ([(6, 2, 2, 2), (6,)], lambda w, b: functional.conv2d(images, w, b, groups=2)),
+    "2d, of single channels": (
+        [(4, 1, 2, 2), (4,)],
+        lambda w, b: functional.conv2d(images, w, b, groups=4),
+    ),
     "2d, padded to the same size": (
         [(3, 4, 3, 3), (3,)],
-        lambda w, b: F.conv2d(images, w, b, padding="same"),
+        lambda w, b: functional.conv2d(images, w, b, padding="same"),
     ),
-    "2d, transposed": ([(4, 3, 2, 2), (3,)], lambda w, b: F.conv_transpose2d(images, w, b)),
+    "2d, transposed": (
+        [(4, 3, 2, 2), (3,)],
+        lambda w, b: functional.conv_transpose2d(images, w, b),
+    ),
     "2d, transposed, strided, grouped": (
         [(4, 3, 3, 3), (6,)],
-        lambda w, b: F.conv_transpose2d(
+        lambda w, b: functional.conv_transpose2d(
             images, w, b, stride=2, padding=1, output_padding=1, groups=2
         ),
     ),
-    "1d, transposed": ([(4, 3, 3), (3,)], lambda w, b: F.conv_transpose1d(line, w, b)),
-    "3d": ([(2, 3, 2, 2, 2), (2,)], lambda w, b: F.conv3d(volume, w, b)),
-    "2d, a sliced kernel": ([(5, 4, 2, 2), (5,)], lambda w, b: F.conv2d(images, w[1:4], b[1:4])),
-    "2d, a frozen bias": ([(3, 4, 2, 2)], lambda w: F.conv2d(images, w, randn(3))),
+    "1d, transposed": ([(4, 3, 3), (3,)], lambda w, b: functional.conv_transpose1d(line, w, b)),
+    "3d": ([(2, 3, 2, 2, 2), (2,)], lambda w, b: functional.conv3d(volume, w, b)),
+    "2d, a sliced kernel": (
+        [(5, 4, 2, 2), (5,)],
+        lambda w, b: functional.conv2d(images, w[1:4], b[1:4]),
+    ),
+    "2d, a frozen bias": ([(3, 4, 2, 2)], lambda w: functional.conv2d(images, w, randn(3))),
 }
 ROWS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
-    "embedding": ([(7, 2)], lambda w: F.embedding(numbers, w)),
-    "embedding with padding": ([(7, 2)], lambda w: F.embedding(numbers, w, padding_idx=3)),
-    "embedding with padding 0": ([(7, 2)], lambda w: F.embedding(numbers, w, padding_idx=0)),
-    "embedding of transposed weights": ([(2, 7)], lambda w: F.embedding(numbers, w.t())),
+    "embedding": ([(7, 2)], lambda w: functional.embedding(numbers, w)),
+    "embedding with padding": ([(7, 2)], lambda w: functional.embedding(numbers, w, padding_idx=3)),
+    "embedding with padding 0": (
+        [(7, 2)],
+        lambda w: functional.embedding(numbers, w, padding_idx=0),
+    ),
+    "embedding of transposed weights": ([(2, 7)], lambda w: functional.embedding(numbers, w.t())),
     "index": ([(7, 2)], lambda w: w[numbers]),
     "index with negative numbers": ([(7, 2)], lambda w: w[numbers - 7]),
     "index of a vector": ([(7,)], lambda w: w[numbers]),
@@ -141,26 +153,29 @@ FACTORS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     "addcmul to a weight": ([(3,), (3,)], lambda b, w: torch.addcmul(b, x, w)),
     "addcmul, only the sum a weight": ([(3,)], lambda b: torch.addcmul(b, x, x)),
     "divide by a number": ([(3,)], lambda w: x * (w / 3)),
-    "layer norm": ([(3,), (3,)], lambda w, b: F.layer_norm(batch, (3,), w, b)),
-    "layer norm over two": ([(5, 3), (5, 3)], lambda w, b: F.layer_norm(batch, (5, 3), w, b)),
-    "layer norm, no shift": ([(3,)], lambda w: F.layer_norm(batch, (3,), w)),
+    "layer norm": ([(3,), (3,)], lambda w, b: functional.layer_norm(batch, (3,), w, b)),
+    "layer norm over two": (
+        [(5, 3), (5, 3)],
+        lambda w, b: functional.layer_norm(batch, (5, 3), w, b),
+    ),
+    "layer norm, no shift": ([(3,)], lambda w: functional.layer_norm(batch, (3,), w)),
     "batch norm in training": (
         [(4,), (4,)],
-        lambda w, b: F.batch_norm(images, None, None, w, b, training=True),
+        lambda w, b: functional.batch_norm(images, None, None, w, b, training=True),
     ),
     "batch norm of rows in training": (
         [(3,), (3,)],
-        lambda w, b: F.batch_norm(x, None, None, w, b, training=True),
+        lambda w, b: functional.batch_norm(x, None, None, w, b, training=True),
     ),
     "batch norm in evaluation": (
         [(4,), (4,)],
-        lambda w, b: F.batch_norm(images, MEAN, VARIANCE, w, b),
+        lambda w, b: functional.batch_norm(images, MEAN, VARIANCE, w, b),
     ),
-    "group norm": ([(4,), (4,)], lambda w, b: F.group_norm(images, 2, w, b)),
-    "group norm of a line": ([(4,), (4,)], lambda w, b: F.group_norm(line, 4, w, b)),
-    "rms norm": ([(3,)], lambda w: F.rms_norm(batch, (3,), w)),
-    "PReLU": ([(1,)], lambda w: F.prelu(images, w)),
-    "PReLU of channels": ([(4,)], lambda w: F.prelu(images, w)),
+    "group norm": ([(4,), (4,)], lambda w, b: functional.group_norm(images, 2, w, b)),
+    "group norm of a line": ([(4,), (4,)], lambda w, b: functional.group_norm(line, 4, w, b)),
+    "rms norm": ([(3,)], lambda w: functional.rms_norm(batch, (3,), w)),
+    "PReLU": ([(1,)], lambda w: functional.prelu(images, w)),
+    "PReLU of channels": ([(4,)], lambda w: functional.prelu(images, w)),
 }
 VIEWS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     "twice a weight": ([(3, 2)], lambda w: x @ (2 * w)),
@@ -179,7 +194,7 @@ VIEWS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     "one weight on both sides of a sum": ([(3, 2)], lambda w: x @ w + (2 * x) @ w),
     "two slices of packed weights": (
         [(6, 3), (6,)],
-        lambda w, b: F.linear(x, w[:3], b[:3]) + F.linear(2 * x, w[3:], b[3:]),
+        lambda w, b: functional.linear(x, w[:3], b[:3]) + functional.linear(2 * x, w[3:], b[3:]),
     ),
     "overlapping slices": ([(4, 3)], lambda w: x @ w[:3].t() + x @ w[1:].t()),
     "chunks": ([(6, 3)], lambda w: x @ w.chunk(2)[0].t() - x @ w.chunk(2)[1].t()),
@@ -228,7 +243,7 @@ def test_every_site_is_met_by_some_test() -> None:
 def test_frozen_weights_get_no_estimate(frozen: int) -> None:
     weights = drawn([(2, 3), (2,)])
     weights[frozen].requires_grad_(False)
-    assert_exact(lambda: F.linear(x, *weights), weights)
+    assert_exact(lambda: functional.linear(x, *weights), weights)
 
 
 def test_summed_to_undoes_any_broadcast() -> None:
