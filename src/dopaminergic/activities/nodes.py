@@ -69,12 +69,12 @@ class Derived(NamedTuple):
 
     Attributes:
         weight: the view it was made of.
-        factor: its multiple.
+        factor: its multiple; for a mask a tensor.
         place: of the result.
     """
 
     weight: Weight
-    factor: float
+    factor: float | Tensor
     place: Place
 
 

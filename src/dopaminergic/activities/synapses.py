@@ -356,28 +356,6 @@ SITES: dict[Any, Reader] = {
 }
 
 
-def _number(factor: Callable[[float], float]) -> Callable[[Any, Any], float | None]:
-    """The factor on a weight that an operation with a number makes; None with a tensor."""
-
-    def read(args: Any, kwargs: Any) -> float | None:
-        return None if isinstance(args[1], Tensor) else factor(args[1])
-
-    return read
-
-
-# Operations on a weight alone whose result is a multiple of it, plus a constant.
-AFFINE: dict[Any, Callable[[Any, Any], float | None]] = {
-    aten.mul.Tensor: _number(float),
-    aten.div.Tensor: _number(lambda x: 1.0 / x),
-    aten.add.Tensor: _number(lambda x: 1.0),
-    aten.sub.Tensor: _number(lambda x: 1.0),
-    aten.rsub.Scalar: lambda args, kwargs: -float(args[2] if len(args) > 2 else 1),
-    aten.neg.default: lambda args, kwargs: -1.0,
-    aten.clone.default: lambda args, kwargs: 1.0,
-    aten._to_copy.default: lambda args, kwargs: 1.0,
-}
-
-
 def _summands(args: Any, kwargs: Any, sign: float = 1.0) -> list[tuple[Any, float]]:
     return [(args[0], 1.0), (args[1], sign * float(kwargs.get("alpha", 1)))]
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dopaminergic.activities.multiples import affine
 from dopaminergic.activities.nodes import Derived, Node, Place, Probe, Weight, overlap
-from dopaminergic.activities.synapses import AFFINE, SITES, SUMS, Site, Synapse
+from dopaminergic.activities.synapses import SITES, SUMS, Site, Synapse
 
 _storage_id: Any = torch._C._storage_id  # pyright: ignore
 FUSED = {
@@ -85,10 +86,9 @@ class Tape(TorchDispatchMode):
             self._count += 1
         if func in FUSED:
             raise Fused(FUSED[func])
-        if func in AFFINE and self.weight(args[0]) is not None:
-            factor = AFFINE[func](args, kwargs)
-            if factor is not None:
-                return self._derive(func, args, kwargs, factor)
+        multiple = affine(self, func, args, kwargs)
+        if multiple is not None:
+            return self._derive(func, args, kwargs, *multiple)
         read = SITES.get(func)
         site = None if read is None else read(self, args, kwargs)
         if site is not None:
@@ -117,11 +117,16 @@ class Tape(TorchDispatchMode):
                 return Weight(number, place)
         return None
 
-    def _derive(self, func: Any, args: Any, kwargs: Any, factor: float) -> Tensor:
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is neither a weight nor an activity that comes from weights."""
+        return self.weight(tensor) is None and _storage_id(tensor) not in self._known
+
+    def _derive(
+        self, func: Any, args: Any, kwargs: Any, weight: Weight, factor: float | Tensor
+    ) -> Tensor:
         """A multiple of a weight, or a copy of it, is a weight too."""
-        weight: Any = self.weight(args[0])
         result = func(*args, **kwargs)
-        if _storage_id(result) != _storage_id(args[0]):
+        if self.weight(result) is None:
             self.parameters[_storage_id(result)] = [len(self._tensors)]
             self._tensors = [*self._tensors, result]
             self.derived.append(Derived(weight, factor, Place.of(result)))
