@@ -146,7 +146,7 @@ FACTORS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     "subtract in place": ([(3,)], lambda b: x.clone().sub_(b)),
     "multiply by a row": ([(3,)], lambda w: x * w),
     "multiply a row": ([(3,)], lambda w: w * x),
-    "multiply a wider weight": ([(4, 5, 3)], lambda w: x * w),
+    "multiply by a column": ([(5, 1)], lambda w: x * w),
     "multiply by a number that is a weight": ([()], lambda w: x * w),
     "multiply in place": ([(3,)], lambda w: x.clone().mul_(w)),
     "addcmul": ([(3,)], lambda w: torch.addcmul(randn(5, 3), x, w, value=0.7)),
@@ -192,6 +192,14 @@ VIEWS: dict[str, tuple[list[tuple[int, ...]], Run]] = {
     "every second column": ([(3, 6)], lambda w: x @ w[:, ::2]),
     "a reshaped weight": ([(6,)], lambda w: x @ w.view(3, 2)),
     "one weight on both sides of a sum": ([(3, 2)], lambda w: x @ w + (2 * x) @ w),
+    "a masked weight": ([(3, 2)], lambda w: x @ (w * (randn(3, 2) > 0))),
+    "a mask of rows": ([(3, 2)], lambda w: x @ ((randn(3, 1) > 0) * w)),
+    "a number that is a tensor": ([(3, 2)], lambda w: x @ (w * torch.tensor(0.3))),
+    "a row by a number that is a tensor": ([(3,)], lambda w: x + w * torch.tensor(0.3)),
+    "a masked weight of a convolution": (
+        [(3, 4, 2, 2)],
+        lambda w: functional.conv2d(images, w * (randn(2, 2) > 0)),
+    ),
     "two slices of packed weights": (
         [(6, 3), (6,)],
         lambda w, b: functional.linear(x, w[:3], b[:3]) + functional.linear(2 * x, w[3:], b[3:]),
