@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dopaminergic.activities.estimates import estimates
-from dopaminergic.activities.tape import Node, Place, Tape
+from dopaminergic.activities.nodes import Node, Place
+from dopaminergic.activities.tape import Tape
 from optimizers import randn
 
 
@@ -49,7 +50,8 @@ def estimated(seen: Seen, credit: Tensor, weights: Sequence[Tensor]) -> dict[int
         for i, one in enumerate(derived)
         if one.weight.number in trainable or one.weight.number >= len(weights)
     }
-    return estimates(seen.tape.nodes, credits, list(weights), derived, trainable)
+    found = estimates(seen.tape.nodes, credits, list(weights), derived, trainable, None)
+    return found.gradients
 
 
 def assert_exact(run: Callable[[], Tensor], weights: Sequence[Tensor], **tolerance: Any) -> Seen:

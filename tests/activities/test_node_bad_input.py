@@ -21,7 +21,8 @@ from dopaminergic import (
 )
 from optimizers import copies, randn, same, through_a_file
 
-x, y = randn(12, 4, seed=1), randn(12, 2, seed=2)
+x = randn(12, 4, seed=1)
+y = x[:, :2].tanh()
 sequence, outcomes = randn(5, 12, 4, seed=3), randn(5, 12, 2, seed=4)
 
 
@@ -101,8 +102,12 @@ def test_frozen_models_and_empty_ones_are_refused(rule: Any) -> None:
         rule(nn.Tanh())
 
 
-@pytest.mark.xfail(reason="operations that come after the last unit are not counted")
-def test_other_operations_when_perturbed_are_refused(rule: Any) -> None:
+def test_other_operations_when_perturbed_are_refused(
+    rule: Any, request: pytest.FixtureRequest
+) -> None:
+    if rule is NodeDopamine:  # its last unit is the hidden one
+        reason = "operations that come after the last unit are not counted"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     model = net()
     calls: list[int] = []
 

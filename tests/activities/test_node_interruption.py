@@ -1,4 +1,4 @@
-"""Whatever stops an evaluation, nothing of a step is left: weights, memory, counters, torch's state."""
+"""Whatever stops an evaluation, nothing of a step is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NodePerturbation against closed forms: its mean, its variance, and how fast a linear readout learns.
+"""NodePerturbation against closed forms: its mean, its variance, and how fast a readout learns.
 
 Linear readout y = W x, E = mean of half squared errors. Sources: Werfel, Xie and Seung (2005) for
 one input at a time; Zuege, Klos and Memmesheimer (PRX 2023) for trials over many time steps.

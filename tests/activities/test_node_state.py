@@ -1,4 +1,4 @@
-"""Rules of nodes between steps: resumed, copied, probed, scheduled and frozen, a run stays the same."""
+"""Rules of nodes between steps: a run stays the same, however it is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operation in which weights meet activities: estimates from credit are autograd's gradients."""
+"""Where weights meet activities: estimates from credit are autograd's gradients."""
 
 from __future__ import annotations
 

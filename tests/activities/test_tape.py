@@ -1,4 +1,4 @@
-"""The units of an evaluation: sums take the place of their parts, and only trainable weights count."""
+"""The units of an evaluation: sums take the place of their parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dopaminergic.activities.families import credited, families, gain_of
-from dopaminergic.activities.tape import Place, Tape, overlap
+from dopaminergic.activities.nodes import Place, overlap
+from dopaminergic.activities.tape import Tape
 from optimizers import randn
 from watched import assert_exact, estimated, watch
 
