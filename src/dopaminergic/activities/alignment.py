@@ -167,7 +167,7 @@ def _entry(
     columns = columns.view(columns.shape[-2:])
     shape = first.node.place.shape
     turned = first.synapse.turned
-    shape = (*shape, 1) if turned and len(shape) == 1 else shape
+    shape = (*shape, 1) if len(shape) == 1 else shape
     width, height = (shape[-2], shape[-1]) if turned else (shape[-1], 1)
 
     def split(path: Path) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,7 @@ def _spread(nodes: list[Node], credits: dict[Node, Tensor]) -> Iterable[tuple[No
             if operand not in memory:
                 span = max(operand.place.span, place.span)
                 memory[operand] = credit.new_zeros(span)
-            place.within(memory[operand]).add_(credit, alpha=factor)
+            add_to(memory[operand], place, factor * credit)
 
 
 def _memory(

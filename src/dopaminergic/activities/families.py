@@ -170,6 +170,9 @@ def gain_of(node: Node) -> Tensor:
     for other, slope in node.slopes:
         seen = times.get(other, 0)
         there = other.within(memory)
-        there.copy_(slope if not seen else (there * seen + slope) / (seen + 1))
+        if seen:  # z and 1 - z answer alike; their mean would be 0
+            slope = torch.where(there * slope < 0.0, -slope, slope)
+            slope = (there * seen + slope) / (seen + 1)
+        there.copy_(slope)
         times[other] = seen + 1
     return place.within(memory)

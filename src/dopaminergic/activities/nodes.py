@@ -69,12 +69,12 @@ class Derived(NamedTuple):
 
     Attributes:
         weight: the view it was made of.
-        factor: its multiple.
+        factor: its multiple; for a mask a tensor.
         place: of the result.
     """
 
     weight: Weight
-    factor: float
+    factor: float | Tensor
     place: Place
 
 
@@ -117,13 +117,17 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Probe:
-    """An activation at a little more and a little less than its input."""
+    """An activation at a little more and a little less than its input.
+
+    Where another activation follows it, the slope is that of both.
+    """
 
     node: Node
     place: Place
     sigma: float
     more: Tensor | None = None
     less: Tensor | None = None
+    followed: bool = False
 
     def finish(self) -> None:
         """Tell the node its slope, once; the activation is not followed any further."""

@@ -90,6 +90,10 @@ def _product(tape: Tape, left: Tensor, right: Tensor, factor: float) -> tuple[An
     first = tape.weight(left)
     second = tape.weight(right)
     if second is not None and first is None:
+        if right.ndim == 1:  # a vector is one column
+            place = second.place
+            place = place._replace(shape=(*place.shape, 1), stride=(*place.stride, 1))
+            second = second._replace(place=place)
         return Synapse(second, "matrix", factor, left.detach()), left
     if first is not None and second is None:
         first = first._replace(place=_transposed(first.place))
@@ -217,10 +221,16 @@ def _select(tape: Tape, args: Any, kwargs: Any) -> Site | None:
 
 def _index(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     table, numbers = args[:2]
-    first = numbers[0] if len(numbers) == 1 else None
-    if first is None or first.dtype == torch.bool:
+    weight = tape.weight(table)
+    if weight is None:
         return None
-    return _rows(tape, table, 0, first.detach())
+    shape = tuple(table.shape)
+    numbers = [None if one is None else one.detach() for one in numbers]
+
+    def estimate(credit: Tensor) -> Tensor:
+        return aten.index_put_(credit.new_zeros(shape), numbers, credit, True)
+
+    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [], [])
 
 
 def _gather(tape: Tape, args: Any, kwargs: Any) -> Site | None:
@@ -343,27 +353,6 @@ SITES: dict[Any, Reader] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_group_norm.default: _group_norm,
     aten._prelu_kernel.default: _negative_slope,
-}
-
-
-def _number(factor: Callable[[float], float]) -> Callable[[Any, Any], float | None]:
-    """The factor on a weight that an operation with a number makes; None with a tensor."""
-
-    def read(args: Any, kwargs: Any) -> float | None:
-        return None if isinstance(args[1], Tensor) else factor(args[1])
-
-    return read
-
-
-# Operations on a weight alone whose result is a multiple of it, plus a constant.
-AFFINE: dict[Any, Callable[[Any, Any], float | None]] = {
-    aten.mul.Tensor: _number(float),
-    aten.div.Tensor: _number(lambda x: 1.0 / x),
-    aten.add.Tensor: _number(lambda x: 1.0),
-    aten.sub.Tensor: _number(lambda x: 1.0),
-    aten.neg.default: lambda args, kwargs: -1.0,
-    aten.clone.default: lambda args, kwargs: 1.0,
-    aten._to_copy.default: lambda args, kwargs: 1.0,
 }
 
 

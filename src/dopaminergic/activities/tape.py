@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dopaminergic.activities.multiples import affine
 from dopaminergic.activities.nodes import Derived, Node, Place, Probe, Weight, overlap
-from dopaminergic.activities.synapses import AFFINE, SITES, SUMS, Site, Synapse
+from dopaminergic.activities.synapses import SITES, SUMS, Site, Synapse
 
 _storage_id: Any = torch._C._storage_id  # pyright: ignore
 FUSED = {
@@ -79,16 +80,15 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.is_view or func in SHARING:
+        if func.is_view or func in SHARING or torch.Tag.inplace_view in func.tags:
             return func(*args, **kwargs)
         if func in SITES:
             self._count += 1
         if func in FUSED:
             raise Fused(FUSED[func])
-        if func in AFFINE and self.weight(args[0]) is not None:
-            factor = AFFINE[func](args, kwargs)
-            if factor is not None:
-                return self._derive(func, args, kwargs, factor)
+        multiple = affine(self, func, args, kwargs)
+        if multiple is not None:
+            return self._derive(func, args, kwargs, *multiple)
         read = SITES.get(func)
         site = None if read is None else read(self, args, kwargs)
         if site is not None:
@@ -117,11 +117,16 @@ class Tape(TorchDispatchMode):
                 return Weight(number, place)
         return None
 
-    def _derive(self, func: Any, args: Any, kwargs: Any, factor: float) -> Tensor:
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is neither a weight nor an activity that comes from weights."""
+        return self.weight(tensor) is None and _storage_id(tensor) not in self._known
+
+    def _derive(
+        self, func: Any, args: Any, kwargs: Any, weight: Weight, factor: float | Tensor
+    ) -> Tensor:
         """A multiple of a weight, or a copy of it, is a weight too."""
-        weight: Any = self.weight(args[0])
         result = func(*args, **kwargs)
-        if _storage_id(result) != _storage_id(args[0]):
+        if self.weight(result) is None:
             self.parameters[_storage_id(result)] = [len(self._tensors)]
             self._tensors = [*self._tensors, result]
             self.derived.append(Derived(weight, factor, Place.of(result)))
@@ -146,17 +151,14 @@ class Tape(TorchDispatchMode):
     def _operands(
         self, added: Iterable[tuple[Any, float]], shape: Any
     ) -> list[tuple[Node, Place, float]]:
-        """The nodes among the tensors that an operation adds.
-
-        One that is broadcast over more than itself is read, as by any other operation.
-        """
+        """The nodes among the tensors that an operation adds, each as wide as the sum."""
         operands: list[tuple[Node, Place, float]] = []
         for tensor, factor in added:
             if not isinstance(tensor, Tensor):
                 continue
             node = self._at(tensor)
-            if isinstance(node, Node) and tensor.shape == shape:
-                operands.append((node, Place.of(tensor), factor))
+            if isinstance(node, Node):
+                operands.append((node, Place.of(tensor.expand(shape)), factor))
                 node.added = True
             else:
                 self._consume(tensor)
@@ -218,6 +220,9 @@ class Tape(TorchDispatchMode):
             return self._other(func, args, kwargs)
         if probe.more is None and func in STAIRCASES:
             probe.sigma = probe.node.reach = max(self._sigma, _size(tensors[0]))
+        for what in seen:
+            if isinstance(what, Probe):
+                what.followed = True
         more = self._moved(func, args, kwargs, tensors, seen, probe.sigma)
         less = self._moved(func, args, kwargs, tensors, seen, -probe.sigma)
         result = func(*args, **kwargs)
@@ -262,7 +267,7 @@ class Tape(TorchDispatchMode):
         """End the record; returns the node that the outcome is a view of, if it is one."""
         for known in self._known.values():
             for _, what in known:
-                if isinstance(what, Probe):
+                if isinstance(what, Probe) and not what.followed:
                     what.finish()
         outcome = self._at(values)
         self._known = {}

@@ -27,6 +27,7 @@ from dopaminergic.journal.output import Output, sync_folder
 from dopaminergic.journal.reading import JournalDamage, read
 from dopaminergic.journal.replaying import replay
 from dopaminergic.journal.tensors import digest
+from dopaminergic.node_optimizer import NodeOptimizer
 from dopaminergic.noise import Term
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.progress import Change
@@ -85,6 +86,12 @@ class Journal:
         every: int = 100,
         resume: bool = False,
     ) -> None:
+        if isinstance(optimizer, NodeOptimizer):
+            raise TypeError(
+                f"Journal: optimizer is a {type(optimizer).__name__}, whose steps are as many "
+                "numbers as there are weights and cannot be replayed from a few; save its "
+                "state_dict and the model's instead, or train by Dopamine2 or VectorDopamine"
+            )
         if not isinstance(optimizer, WeightOptimizer):
             raise TypeError(
                 f"Journal: optimizer must be one of dopaminergic, got {type(optimizer).__name__}"
