@@ -18,6 +18,7 @@ LABELS = {
     "dopamine": "Dopamine",
     "dopamine2": "Dopamine2",
     "vector": "VectorDopamine",
+    "node": "NodeDopamine",
     "wp": "WP",
     "spsa": "SPSA",
     "es": "ES",
