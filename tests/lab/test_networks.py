@@ -164,7 +164,9 @@ def test_many_directions_through_vmap(cell: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("hidden", "activation"), [("tanh", torch.tanh), ("relu", torch.relu), ("sign", torch.sign)])
+@pytest.mark.parametrize(
+    ("hidden", "activation"), [("tanh", torch.tanh), ("relu", torch.relu), ("sign", torch.sign)]
+)
 def test_perceptron_is_its_equations(hidden: str, activation: Callable[[Tensor], Tensor]) -> None:
     model = Perceptron((3, 5, 4, 2), hidden=hidden, dtype=DOUBLE)
     with_random_biases(model)

@@ -113,9 +113,7 @@ def studies(part: str, size: str) -> list[Study]:
             Study("lorenz-vpt", forced, 12_000, 1, 3, scalar),
         ]
         for how in ({}, forced):
-            chaos += [
-                Study(f"{task}-vpt", how, 12_000, 1, 20, untuned) for task in chaos_tasks
-            ]
+            chaos += [Study(f"{task}-vpt", how, 12_000, 1, 20, untuned) for task in chaos_tasks]
         chaos += [Study("lorenz-vpt", forced, 200_000, 1, 1, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 

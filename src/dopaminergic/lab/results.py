@@ -34,6 +34,7 @@ TITLES = {
     "logistic": "Logistic map",
     "xor": "XOR",
     "vpt": "free run",
+    "mnist1d": "MNIST-1D",
 }
 
 
