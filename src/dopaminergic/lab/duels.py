@@ -93,11 +93,11 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     """The best of Dopamine, Dopamine2 and NodeDopamine (default sets) against tuned Adam.
 
-    A rule that was not run on a task does not count there. They are compared on every forecasting and XOR task. A task is comparable where the median final
-    test error is at most 1.25 times Adam's. A task with a threshold is comparable where the share
-    of solved runs is at most .05 below Adam's. Holds: comparable on all forecasting tasks. Holds
-    partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not
-    measured.
+    A rule that was not run on a task does not count there. They are compared on every forecasting
+    and XOR task. A task is comparable where the median final test error is at most 1.25 times
+    Adam's. A task with a threshold is comparable where the share of solved runs is at most .05
+    below Adam's. Holds: comparable on all forecasting tasks. Holds partly: comparable on some task.
+    Otherwise, or without a forecasting task, not seen or not measured.
     """
     comparable: dict[str, bool] = {}
     evidence = []

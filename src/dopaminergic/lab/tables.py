@@ -154,7 +154,7 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 
 def rank_of(method: Method) -> tuple[int, str, str]:
-    """The key that orders columns: VectorDopamine, NodeDopamine, Adam, then the order of legends."""
+    """The key that orders columns: the first ones, then the order of legends."""
     order = [*FIRST_COLUMNS, *(name for name in LABELS if name not in FIRST_COLUMNS), method[0]]
     return (order.index(method[0]), *method)
 
