@@ -16,7 +16,7 @@ from checkpoints import everything, state_in, write_forged
 from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.lab.fleet import CheckpointError, Fleet
 from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, grid_of
-from dopaminergic.lab.tasks import make_task
+from dopaminergic.lab.tasks import TASKS, make_task
 
 SEEDS = [11, 12, 13]
 RATES = {
@@ -240,6 +240,22 @@ def test_no_step_costs_more_than_was_said_and_no_run_more_than_its_budget(optimi
         most = max(most, fleet.passes - before - checks)
     assert 301 - said < fleet.passes <= 301
     assert most == METHODS[optimizer].passes_per_step or optimizer == "vector"
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"series"}))
+def test_perturbed_activities_reach_every_weight_of_every_task(name: str) -> None:
+    task, method = make_task(name), METHODS["node"]
+    model = task.build([1, 2])
+    model.as_written = method.as_written
+    optimizer = method.make(model.parameters(), torch.ones(2, dtype=torch.float64), [1, 2])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for step in range(3):
+        batch = task.batch(torch.tensor([1, 2]), step)
+        losses = optimizer.step(lambda batch=batch: task.outcome(model, batch))
+        assert losses.isfinite().all()
+    for old, (key, new) in zip(before, model.named_parameters(), strict=True):
+        assert new.isfinite().all(), key
+        assert (old != new).flatten(1).any(1).all(), key
 
 
 def test_an_unknown_optimizer_is_told_the_nearest() -> None:
