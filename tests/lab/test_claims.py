@@ -19,7 +19,7 @@ def runs(
     """Runs with the given final errors, each halving its error from four times the last on its
     way.
     """
-    variant = "default" if optimizer in ("dopamine", "dopamine2", "vector") else "tuned"
+    variant = "default" if optimizer in ("dopamine", "dopamine2", "vector", "node") else "tuned"
     return [
         {"task": task, "task_settings": {}, "optimizer": optimizer, "variant": variant,
          "role": "report", "seed": seed,
@@ -134,6 +134,17 @@ def test_c2_holds_partly_for_some_tasks_and_takes_the_better_rule() -> None:
     assert word("C2", rossler + solved[:20] + fewer) == "not seen"
 
 
+def test_c2_takes_the_best_of_the_rules_that_were_run() -> None:
+    behind = runs("dopamine", "lorenz", near(0.3)) + runs("adam", "lorenz", near(0.1))
+    assert word("C2", behind) == "not seen"
+    found = verdict("C2", behind + runs("node", "lorenz", near(0.1)))
+    assert found.verdict == "holds"
+    assert "Lorenz: median error of NodeDopamine 0.1" in found.evidence[1]
+    other = runs("dopamine", "rossler", near(0.1)) + runs("adam", "rossler", near(0.1))
+    both = verdict("C2", behind + runs("node", "lorenz", near(0.1)) + other)
+    assert (both.verdict, len(both.evidence)) == ("holds", 3)  # not run is not lost
+
+
 def costs(time: float = 1.05, memory: float = 1.0) -> dict[str, Any]:
     rows = [
         ("dopamine", "m", 2, time, memory),
@@ -211,7 +222,9 @@ def test_c5_finds_the_lowest_median_of_each_task() -> None:
     behind_adam = task("rossler", dopamine2=0.1, dopamine=0.2, adam=0.05)
     behind_dopamine = task("henon", dopamine2=0.3, dopamine=0.2, adam=0.05)
     assert word("C5", lowest) == "holds"
-    assert word("C5", lowest + task("rossler", dopamine2=0.1, vector=0.01, adam=0.3)) == "holds"
+    for later in ("vector", "node"):
+        rivals = task("rossler", dopamine2=0.1, adam=0.3) + runs(later, "rossler", near(0.01))
+        assert word("C5", lowest + rivals) == "holds"
     assert word("C5", behind_adam) == "holds partly"
     assert word("C5", lowest + behind_dopamine) == "holds partly"
     assert word("C5", behind_adam + behind_dopamine) == "not seen"

@@ -123,7 +123,7 @@ def test_the_listing_is_for_people_and_programs(capsys: pytest.CaptureFixture[st
     assert "mackey-glass" in capsys.readouterr().out
 
 
-def test_vector_dopamine_is_compared_unless_others_are_named(
+def test_rules_without_tuning_are_compared_unless_others_are_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     command = [
@@ -143,13 +143,15 @@ def test_vector_dopamine_is_compared_unless_others_are_named(
         "dopamine",
         "dopamine2",
         "vector",
+        "node",
         "wp",
         "sgd",
         "adam",
     }
-    assert [(row["variant"], row["n"]) for row in rows if row["optimizer"] == "vector"] == [
-        ("default", 2)
-    ]
+    for name in ("vector", "node"):
+        assert [(row["variant"], row["n"]) for row in rows if row["optimizer"] == name] == [
+            ("default", 2)
+        ]
 
 
 def program(*arguments: str, **environment: str) -> str:

@@ -126,3 +126,15 @@ def test_initial_weights_have_the_stated_spread() -> None:
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("seeds", [2, [2, 9]])
+def test_as_written_it_is_the_same(seeds: int | list[int]) -> None:
+    model = Convolutional((3, 5), 7, 4, seeds=seeds, dtype=DOUBLE)
+    for i in range(4):
+        bias = model.get_parameter(f"bias_{i}")
+        bias.data = randn(*bias.shape, seed=i)
+    pixels = randn(BATCH, 64)
+    out = model(pixels)
+    model.as_written = True
+    torch.testing.assert_close(model(pixels), out, rtol=1e-11, atol=1e-13)

@@ -16,7 +16,7 @@ from checkpoints import everything, state_in, write_forged
 from dopaminergic import Dopamine, Dopamine2
 from dopaminergic.lab.fleet import CheckpointError, Fleet
 from dopaminergic.lab.optimizers import METHODS, Backpropagation, find_method, grid_of
-from dopaminergic.lab.tasks import make_task
+from dopaminergic.lab.tasks import TASKS, make_task
 
 SEEDS = [11, 12, 13]
 RATES = {
@@ -25,7 +25,7 @@ RATES = {
     "adam": [0.01, 0.1, 0.03],
     "wp": [0.3, 0.1, 1.0],
 }
-RATES["vector"] = [1.0, 0.5, 0.8]
+RATES["vector"] = RATES["node"] = [1.0, 0.5, 0.8]
 
 
 @pytest.mark.parametrize("kind", [Dopamine, Dopamine2])
@@ -84,7 +84,7 @@ def test_backpropagation_is_torchs_own_with_a_learning_rate_for_each_replica(
             torch.testing.assert_close(p[r], q, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["dopamine", "dopamine2", "vector", "es", "adam"])
+@pytest.mark.parametrize("optimizer", ["dopamine", "dopamine2", "vector", "node", "es", "adam"])
 def test_a_checkpoint_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     task, rate = make_task("continuous-xor"), METHODS[optimizer].grid[-1] / 30
     whole = Fleet(task, optimizer, SEEDS, [rate] * 3, budget=640)
@@ -211,12 +211,12 @@ def test_solved_is_the_first_time_below_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("task", ["lorenz", "digits-conv"])
-def test_every_method_but_vector_dopamine_is_tuned_over_seven_rates_of_three_decades(
+def test_every_method_that_has_something_to_tune_is_tuned_over_seven_rates_of_three_decades(
     task: str,
 ) -> None:
     for name, method in METHODS.items():
         grid = grid_of(name, task)
-        if name == "vector":
+        if name in ("vector", "node"):
             assert (grid, method.default, method.tunable) == ([1.0], 1.0, False)
             continue
         assert method.tunable
@@ -235,10 +235,27 @@ def test_no_step_costs_more_than_was_said_and_no_run_more_than_its_budget(optimi
     while not fleet.done:
         before, said = fleet.passes, fleet.optimizer.next_passes
         fleet.step()
-        assert 0 < fleet.passes - before <= said <= METHODS[optimizer].passes_per_step
-        most = max(most, fleet.passes - before)
+        checks = before == 0 and optimizer == "node"  # whether samples are apart, once
+        assert 0 < fleet.passes - before - checks <= said <= METHODS[optimizer].passes_per_step
+        most = max(most, fleet.passes - before - checks)
     assert 301 - said < fleet.passes <= 301
     assert most == METHODS[optimizer].passes_per_step or optimizer == "vector"
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"series"}))
+def test_perturbed_activities_reach_every_weight_of_every_task(name: str) -> None:
+    task, method = make_task(name), METHODS["node"]
+    model = task.build([1, 2])
+    model.as_written = method.as_written
+    optimizer = method.make(model.parameters(), torch.ones(2, dtype=torch.float64), [1, 2])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for step in range(3):
+        batch = task.batch(torch.tensor([1, 2]), step)
+        losses = optimizer.step(lambda batch=batch: task.outcome(model, batch))
+        assert losses.isfinite().all()
+    for old, (key, new) in zip(before, model.named_parameters(), strict=True):
+        assert new.isfinite().all(), key
+        assert (old != new).flatten(1).any(1).all(), key
 
 
 def test_an_unknown_optimizer_is_told_the_nearest() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dopaminergic.lab.networks import Perceptron, Recurrent
+from dopaminergic.lab.networks import ACTIVATIONS, Perceptron, Recurrent
 
 DOUBLE = torch.float64
 CELLS = ("tanh", "gru", "lstm")
@@ -164,7 +164,9 @@ def test_many_directions_through_vmap(cell: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("hidden", "activation"), [("tanh", torch.tanh), ("relu", torch.relu)])
+@pytest.mark.parametrize(
+    ("hidden", "activation"), [("tanh", torch.tanh), ("relu", torch.relu), ("sign", torch.sign)]
+)
 def test_perceptron_is_its_equations(hidden: str, activation: Callable[[Tensor], Tensor]) -> None:
     model = Perceptron((3, 5, 4, 2), hidden=hidden, dtype=DOUBLE)
     with_random_biases(model)
@@ -221,7 +223,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
         (lambda: Recurrent(1, 0, 1), "hidden: expected a whole number of at least 1, got 0"),
         (
             lambda: Perceptron((2, 3), hidden="gelu"),
-            "hidden: expected one of tanh, relu, sigmoid, got 'gelu'",
+            "hidden: expected one of tanh, relu, sigmoid, sign, got 'gelu'",
         ),
         (lambda: Perceptron((2,)), "sizes: expected at least"),
         (lambda: Perceptron((2, 3, 1), deviations=[1.0]), "deviations: expected 2 numbers"),
@@ -240,3 +242,37 @@ def test_building_leaves_the_global_generator_alone() -> None:
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("seeds", [2, [2, 9]])
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_recurrent_network_as_written_is_the_same(
+    cell: str, seeds: int | list[int], carried: bool
+) -> None:
+    model = Recurrent(2, 8, 3, cell=cell, seeds=seeds, dtype=DOUBLE)
+    with_random_biases(model)
+    x = randn(5, 17, 2)
+    state = model(randn(5, 6, 2, seed=1))[1] if carried else None
+    out, last = model(x, state)
+    model.as_written = True
+    ours, own = model(x, state)
+    torch.testing.assert_close(ours, out, rtol=1e-11, atol=1e-13)
+    assert len(own) == len(last)
+    for a, b in zip(own, last, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    first, middle = model(x[:, :9], state)
+    second, end = model(x[:, 9:], middle)
+    torch.testing.assert_close(torch.cat([first, second], -2), out, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(end, last, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("hidden", ACTIVATIONS)
+@pytest.mark.parametrize("seeds", [2, [2, 9]])
+def test_a_perceptron_as_written_is_the_same(hidden: str, seeds: int | list[int]) -> None:
+    model = Perceptron((3, 5, 4, 2), hidden=hidden, seeds=seeds, dtype=DOUBLE)
+    with_random_biases(model)
+    x = randn(7, 3)
+    out = model(x)
+    model.as_written = True
+    torch.testing.assert_close(model(x), out, rtol=1e-11, atol=1e-13)

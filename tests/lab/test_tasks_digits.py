@@ -11,7 +11,10 @@ from dopaminergic.lab.tasks import make_task
 from dopaminergic.lab.tasks.digits import Digits
 
 
-@pytest.mark.parametrize(("name", "readout"), [("digits", "weight_1"), ("digits-conv", "weight_3")])
+@pytest.mark.parametrize(
+    ("name", "readout"),
+    [("digits", "weight_1"), ("threshold-digits", "weight_1"), ("digits-conv", "weight_3")],
+)
 def test_a_blind_network_errs_by_the_logarithm_of_ten(name: str, readout: str) -> None:
     task = make_task(name, dtype="float64")
     model = task.build(0)

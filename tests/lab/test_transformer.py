@@ -163,3 +163,11 @@ def test_the_mask_is_no_weight() -> None:
 def test_errors_say_what_was_expected(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("seeds", [2, [2, 9]])
+def test_as_written_it_is_the_same(seeds: int | list[int]) -> None:
+    model, sequences = small(seeds), tokens(BATCH, LENGTH)
+    out = model(sequences)
+    model.as_written = True
+    torch.testing.assert_close(model(sequences), out, rtol=1e-11, atol=1e-13)

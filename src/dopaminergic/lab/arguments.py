@@ -153,7 +153,7 @@ def _compare(add: Add) -> None:
     _add_task(sub)
     sub.add_argument(
         "--optimizers",
-        default="dopamine,dopamine2,vector,wp,sgd,adam",
+        default="dopamine,dopamine2,vector,node,wp,sgd,adam",
         help="names, separated by commas (all but spsa, es)",
     )
     sub.add_argument("--seeds", type=_count, default=5, help="reported runs of each (5)")

@@ -178,7 +178,9 @@ def _measure_costs(folder: Path, size: str, progress: Any) -> None:
     if not known:
         progress("costs of a step", 0, 1, [])
         costs = (
-            measure_costs(5, ("dopamine", "vector", "adam")) if size == "quick" else measure_costs()
+            measure_costs(5, ("dopamine", "vector", "node", "adam"))
+            if size == "quick"
+            else measure_costs()
         )
         write_whole(folder / "costs.json", sealed(costs))
         progress("costs of a step", 1, 1, [])

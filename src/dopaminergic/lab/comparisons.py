@@ -18,6 +18,7 @@ from dopaminergic.lab.results import Cells, Method, compact, final_error, method
 DOPAMINE: Method = ("dopamine", "default")
 DOPAMINE2: Method = ("dopamine2", "default")
 VECTOR: Method = ("vector", "default")
+NODE: Method = ("node", "default")
 WP: Method = ("wp", "tuned")
 SGD: Method = ("sgd", "tuned")
 ADAM: Method = ("adam", "tuned")

@@ -128,3 +128,72 @@ class Convolutional(Stackable):
 
     def _layer(self, i: int, h: Tensor) -> Tensor:
         return torch.baddbmm(self._stacked(f"bias_{i}")[:, None], h, self._stacked(f"weight_{i}"))
+
+
+class Convolutional1d(Stackable):
+    """Three convolutions and a dense layer, for sequences of numbers.
+
+    They have ReLU after each convolution and a linear output. Kernels of 5, 3 and 3 numbers move by
+    two. Layer i has the parameters `bias_i` and `weight_i`, with one more leading dimension R in a
+    stacked network. Rows of a convolution's weights are ordered by place, then channel. Initial
+    weights are those of `Convolutional`.
+
+    Args:
+        length: of a sequence, at least 19.
+        channels: of each convolution, at least 1.
+        classes: numbers out, at least 1.
+        seeds: seed of the initial weights; a sequence of R seeds makes a stacked network.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: a size below its least.
+    """
+
+    kernels = (5, 3, 3)
+
+    def __init__(
+        self,
+        length: int,
+        channels: int = 25,
+        classes: int = 10,
+        *,
+        seeds: Seeds = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.length = whole("length", length)
+        if length < 19:
+            raise ValueError(f"length: expected at least 19, got {length}; pad the sequences")
+        self.channels = whole("channels", channels)
+        self.classes = whole("classes", classes)
+        places = length
+        for kernel in self.kernels:
+            places = (places - kernel) // 2 + 1
+        fans_in = (self.kernels[0], *(kernel * channels for kernel in self.kernels[1:]))
+        sizes = [*((fan, channels, 2) for fan in fans_in), (places * channels, classes, 1)]
+        shapes: dict[str, tuple[tuple[int, ...], float]] = {}
+        for i, (fan_in, fan_out, gain) in enumerate(sizes):
+            shapes[f"weight_{i}"] = ((fan_in, fan_out), math.sqrt(gain / fan_in))
+            shapes[f"bias_{i}"] = ((fan_out,), 0.0)
+        self._set_parameters(seeds, shapes, dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs before any output activation.
+
+        Args:
+            inputs: shape `(B, length)`; a stacked network also takes `(R, B, length)`.
+
+        Returns:
+            Shape `(B, classes)`, or `(R, B, classes)` for a stacked network.
+        """
+        h = self._stacked_input(inputs, 2, self.length)[..., None]
+        replicas, batch = h.shape[:2]
+        for i, kernel in enumerate(self.kernels):
+            seen = h.unfold(2, kernel, 2).mT.flatten(3)
+            h = self._layer(i, seen.flatten(1, 2)).relu()
+            h = h.view(replicas, batch, -1, self.channels)
+        logits = self._layer(len(self.kernels), h.flatten(2))
+        return logits[0] if self.replicas is None else logits
+
+    def _layer(self, i: int, h: Tensor) -> Tensor:
+        return torch.baddbmm(self._stacked(f"bias_{i}")[:, None], h, self._stacked(f"weight_{i}"))

@@ -30,6 +30,7 @@ from dopaminergic.lab.allocator import give_memory_back
 from dopaminergic.lab.optimizers import METHODS
 from dopaminergic.lab.runner import environment
 from dopaminergic.lab.tasks import make_task
+from dopaminergic.node import NodeDopamine
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Outcome
 from dopaminergic.vector import VectorDopamine
@@ -38,6 +39,7 @@ FORWARD: dict[str, type[ForwardOptimizer]] = {
     "dopamine": Dopamine,
     "dopamine2": Dopamine2,
     "vector": VectorDopamine,
+    "node": NodeDopamine,
     "wp": WeightPerturbation,
     "spsa": SPSA,
     "es": EvolutionStrategy,
@@ -202,6 +204,7 @@ def measure_costs(rounds: int = 15, memory_of: Sequence[str] = tuple(METHODS)) -
     steps = {}
     for name in METHODS:
         model = task.build(0)
+        model.as_written = METHODS[name].as_written
         steps[name] = stepper(name, model, lambda model=model: task.outcome(model, batch))
     model = task.build(0)
     threads = torch.get_num_threads()
@@ -267,7 +270,7 @@ def measure_memory(
     inputs = torch.ones(4, width, dtype=dtype)
 
     def loss_of(model: nn.Module) -> Loss:
-        return lambda: model(inputs).square().mean()
+        return lambda: model(inputs).square().mean(1)
 
     def train(model: nn.Module) -> None:
         step = make(model, loss_of(model))

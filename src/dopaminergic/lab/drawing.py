@@ -28,6 +28,7 @@ COLOURS = {
     "dopamine": "#D55E00",
     "dopamine2": "#0072B2",
     "vector": "#7B2D8E",
+    "node": "#3AA5DC",
     "wp": "#009E73",
     "spsa": "#C4679F",
     "es": "#C78A00",
@@ -35,7 +36,7 @@ COLOURS = {
     "adam": "#1A1A1A",
 }
 GRADIENTS = ("sgd", "adam")
-OURS = ("dopamine", "dopamine2", "vector")  # drawn in bold
+OURS = ("dopamine", "dopamine2", "vector", "node")  # drawn in bold
 TRUTH = "#444444"
 SMALL, WIDE = (5.33, 4.0), 8.0  # inches; 150 dots each make 800 and 1200 pixels
 STYLE: Any = {

@@ -16,6 +16,7 @@ from dopaminergic.lab.comparisons import (
     ADAM,
     DOPAMINE,
     DOPAMINE2,
+    NODE,
     VECTOR,
     WP,
     Tasks,
@@ -90,13 +91,13 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
 
 
 def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
-    """The better of Dopamine and Dopamine2 (default sets) against tuned Adam.
+    """The best of Dopamine, Dopamine2 and NodeDopamine (default sets) against tuned Adam.
 
-    They are compared on every forecasting and XOR task. A task is comparable where the median final
-    test error is at most 1.25 times Adam's. A task with a threshold is comparable where the share
-    of solved runs is at most .05 below Adam's. Holds: comparable on all forecasting tasks. Holds
-    partly: comparable on some task. Otherwise, or without a forecasting task, not seen or not
-    measured.
+    A rule that was not run on a task does not count there. They are compared on every forecasting
+    and XOR task. A task is comparable where the median final test error is at most 1.25 times
+    Adam's. A task with a threshold is comparable where the share of solved runs is at most .05
+    below Adam's. Holds: comparable on all forecasting tasks. Holds partly: comparable on some task.
+    Otherwise, or without a forecasting task, not seen or not measured.
     """
     comparable: dict[str, bool] = {}
     evidence = []
@@ -105,7 +106,7 @@ def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
     for title, cells in tasks_with(
         tasks, (ADAM,), lambda task: is_forecasting(task) or is_xor(task)
     ):
-        best = best_of(cells, (DOPAMINE, DOPAMINE2))
+        best = best_of(cells, (DOPAMINE, DOPAMINE2, NODE))
         if best is None:
             continue
         ours = cells[best]

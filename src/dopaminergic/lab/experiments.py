@@ -72,7 +72,7 @@ def studies(part: str, size: str) -> list[Study]:
     chaos_tasks = ("lorenz", "rossler", "mackey-glass")
     # Training on true states alone takes a tenth of the time, but a network may run off.
     forced = {"forcing": 1}
-    few = ("dopamine", "dopamine2", "vector", "wp", "sgd", "adam")
+    few = ("dopamine", "dopamine2", "vector", "node", "wp", "sgd", "adam")
     if size == "quick":
         xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
         chaos = [Study("lorenz", {}, 2000, 1, 3, few)]
@@ -98,21 +98,22 @@ def studies(part: str, size: str) -> list[Study]:
         ]
         chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
         chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
-        against = ("vector", "wp", "adam")
+        against = ("vector", "node", "wp", "adam")
+        untuned = ("vector", "node", "adam")
         scalar = ("dopamine", "dopamine2", "wp", "sgd")
         chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, against)]
         chaos += [
-            Study("digits", {}, 30_000, 3, 20, ("vector", "adam")),
+            Study("digits", {}, 30_000, 3, 20, untuned),
             Study("digits-conv", {}, 10_000, 1, 5, few),
         ]
         chaos += [
             Study("markov-transformer", {}, 12_000, 1, 5, few),
+            Study("mnist1d", {}, 6000, 1, 5, few),
+            Study("threshold-digits", {}, 6000, 1, 5, few),
             Study("lorenz-vpt", forced, 12_000, 1, 3, scalar),
         ]
         for how in ({}, forced):
-            chaos += [
-                Study(f"{task}-vpt", how, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks
-            ]
+            chaos += [Study(f"{task}-vpt", how, 12_000, 1, 20, untuned) for task in chaos_tasks]
         chaos += [Study("lorenz-vpt", forced, 200_000, 1, 1, ("vector",))]
     return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
 

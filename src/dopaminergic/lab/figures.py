@@ -296,9 +296,9 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
                 "Above, the reward prediction error of the first run (linear near zero, "
                 "logarithmic beyond); below, "
                 f"the learning rate it sets, n = {n} each, the first in full colour. "
-                "VectorDopamine's errors are "
-                "improvements less expected ones, its rate is the share of a Gauss-Newton step "
-                "that it takes."
+                "The errors of VectorDopamine and NodeDopamine are improvements less expected "
+                "ones. Their rates are the shares of a Gauss-Newton step that they take, and, of "
+                "many weights, the length of NodeDopamine's step."
             )
             yield Plan(
                 f"traces-{_slug(title)}", partial(curves.traces, runs), title, caption, TRACES, True

@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
 }
 
 
@@ -134,7 +135,7 @@ class Perceptron(Stackable):
 
     Args:
         sizes: units of each layer, inputs first, outputs last; at least two numbers.
-        hidden: activation of the hidden layers, `"tanh"`, `"relu"` or `"sigmoid"`.
+        hidden: activation of the hidden layers, `"tanh"`, `"relu"`, `"sigmoid"` or `"sign"`.
         seeds: seed of the initial weights; a sequence of R seeds makes a stacked network.
         deviations: standard deviation of the normal initial weights of each layer; None:
             1/sqrt(fan_in).

@@ -18,6 +18,7 @@ LABELS = {
     "dopamine": "Dopamine",
     "dopamine2": "Dopamine2",
     "vector": "VectorDopamine",
+    "node": "NodeDopamine",
     "wp": "WP",
     "spsa": "SPSA",
     "es": "ES",
@@ -33,6 +34,7 @@ TITLES = {
     "logistic": "Logistic map",
     "xor": "XOR",
     "vpt": "free run",
+    "mnist1d": "MNIST-1D",
 }
 
 

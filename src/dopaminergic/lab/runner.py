@@ -29,7 +29,7 @@ from dopaminergic.lab.records import SCHEMA, append_records, read_records, withi
 from dopaminergic.lab.tasks import make_task
 
 CHECKPOINT_SECONDS = float(os.environ.get("DOPAMINERGIC_CHECKPOINT_SECONDS", "15"))
-TRACED = ("dopamine", "dopamine2", "vector")
+TRACED = ("dopamine", "dopamine2", "vector", "node")
 
 
 class Replica(NamedTuple):

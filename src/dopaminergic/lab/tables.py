@@ -29,8 +29,8 @@ from dopaminergic.lab.results import (
 )
 
 HIGHER_IS_BETTER = ("vpt", "accuracy")
-# The two that a reader compares first; the others follow in the order of LABELS.
-FIRST_COLUMNS = ("vector", "adam")
+# Those that a reader compares first; the others follow in the order of LABELS.
+FIRST_COLUMNS = ("vector", "node", "adam")
 
 
 class Cell(NamedTuple):
@@ -154,7 +154,7 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 
 def rank_of(method: Method) -> tuple[int, str, str]:
-    """The key that orders columns: VectorDopamine, Adam, then the order of legends."""
+    """The key that orders columns: the first ones, then the order of legends."""
     order = [*FIRST_COLUMNS, *(name for name in LABELS if name not in FIRST_COLUMNS), method[0]]
     return (order.index(method[0]), *method)
 

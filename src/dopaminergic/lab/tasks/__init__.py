@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from dopaminergic.lab.tasks.digits import Digits
+from dopaminergic.lab.tasks.digits import Digits, ThresholdDigits
 from dopaminergic.lab.tasks.digits_conv import ConvolutionalDigits
 from dopaminergic.lab.tasks.forecasting import QuickForecasting
 from dopaminergic.lab.tasks.free_running import LongForecasting
 from dopaminergic.lab.tasks.markov import Markov
+from dopaminergic.lab.tasks.mnist1d import Mnist1d
 from dopaminergic.lab.tasks.real import Sunspots, UserSeries
 from dopaminergic.lab.tasks.task import Task
 from dopaminergic.lab.tasks.xor import ClusterXor, ContinuousXor, TemporalXor, Xor
@@ -35,6 +36,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "sunspots": Sunspots,
     "digits": Digits,
     "digits-conv": ConvolutionalDigits,
+    "threshold-digits": ThresholdDigits,
+    "mnist1d": Mnist1d,
     "markov-transformer": Markov,
     "series": UserSeries,
 }

@@ -78,3 +78,28 @@ class Digits(DigitImages):
     def build(self, seeds: Seeds) -> Perceptron:  # noqa: D102
         sizes = (64, self.settings["units"], 10)
         return Perceptron(sizes, hidden=self.settings["hidden"], seeds=seeds, dtype=self.dtype)
+
+
+class ThresholdDigits(DigitImages):
+    """Classify digits by a perceptron 64-64-10 whose hidden units say +1 or -1 and nothing between.
+
+    Their derivative is 0 wherever there is one. So the gradient of the first layer is 0, and Adam
+    trains the readout alone. There are 1,297 images to train on and 500 to test.
+
+    Args:
+        units: of the hidden layer.
+        batch_size: images in a batch, drawn with replacement.
+        dtype: `"float32"` or `"float64"`.
+    """
+
+    def __init__(self, *, units: int = 64, batch_size: int = 128, dtype: str = "float32") -> None:
+        counted("units", units)
+        counted("batch_size", batch_size)
+        settings: dict[str, Any] = {"units": units, "batch_size": batch_size, "dtype": dtype}
+        title = "handwritten digits, hard thresholds"
+        self._define("threshold-digits", title, 30_000, 750, settings)
+        self._load(batch_size)
+
+    def build(self, seeds: Seeds) -> Perceptron:  # noqa: D102
+        sizes = (64, self.settings["units"], 10)
+        return Perceptron(sizes, hidden="sign", seeds=seeds, dtype=self.dtype)
