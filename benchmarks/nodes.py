@@ -64,7 +64,9 @@ def quartiles(errors: list[float]) -> list[float]:
     return [low, middle, high]
 
 
-def measure(task: str, method: str, lr: float, seeds: list[int], size: int, points: list[int]) -> Any:
+def measure(
+    task: str, method: str, lr: float, seeds: list[int], size: int, points: list[int]
+) -> Any:
     """One entry of the result."""
     errors: dict[int, list[float]] = {point: [] for point in points}
     seconds = 0.0

@@ -1,4 +1,4 @@
-"""One loss that is far from all others must not undo what was learnt, nor what a rule knows of its scale."""
+"""One loss far from all others must not undo what was learnt, nor what a rule knows of its scale."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def steps_to_solve(
     seed: int = 0,
     most: int = 400,
 ) -> float:
-    """Steps until ten weights have lost all but 1e-4 of their squares; the losses of one step are multiplied."""
+    """Steps until ten weights have lost all but 1e-4 of their squares.
+
+    The losses of one step are multiplied.
+    """
     w = nn.Parameter(randn(10, seed=seed))
     optimizer = rule([w], seed=seed)
     start = float(w.detach().square().sum())
