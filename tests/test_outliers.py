@@ -1,4 +1,4 @@
-"""One loss far from all others must not undo what was learnt, nor what a rule knows of its scale."""
+"""One loss that is far from all others must not undo what was learnt."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_outlier_of_one_evaluation_costs_no_more(
 def test_an_early_outlier_costs_no_more_than_a_step_left_out(
     rule: Any, at: int, evaluation: int | None
 ) -> None:
-    """Any change of an early step changes the path, and with it the luck of a seed: so the median of seeds counts."""
+    """A change of an early step changes the luck of a seed, so the median of seeds counts."""
     costs = []
     for seed in range(5):
         hit = steps_to_solve(rule, 1e2, at, evaluation, seed, most=2000)
