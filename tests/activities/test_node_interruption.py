@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from dopaminergic import NodeDopamine, NodePerturbation, squared_error
 from optimizers import copies, randn, same
@@ -18,6 +17,10 @@ x, y = randn(12, 4, seed=1), randn(12, 2, seed=2)
 
 class Stopped(Exception):  # noqa: N818
     """Raised by a closure."""
+
+
+def modes() -> int:
+    return torch._C._len_torch_dispatch_stack()
 
 
 def net(width: int) -> nn.Sequential:
@@ -39,7 +42,7 @@ def everything(optimizer: Any, model: nn.Module) -> tuple[Any, ...]:
         {name: value.numpy().tobytes() for name, value in memory.items()},
         [p.numpy().tobytes() for p in copies(model.parameters())],
         [p.numpy().tobytes() for p in copies(model.buffers())],
-        _len_torch_dispatch_stack(),
+        modes(),
         torch._C._len_torch_function_stack(),
         torch.is_grad_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
@@ -187,7 +190,7 @@ def test_modes_of_the_user_stay_around_a_step() -> None:
         if counted:
             with Count():
                 optimizer.step(closure)
-                assert _len_torch_dispatch_stack() == 1
+                assert modes() == 1
         else:
             optimizer.step(closure)
         ends.append(copies(model.parameters()))

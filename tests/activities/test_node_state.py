@@ -174,7 +174,7 @@ def stacked(seeds: list[int], width: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.stack(parts)) for parts in zip(*starts, strict=True)]
 
 
-def loss_of_stacked(weights: list[Tensor]) -> Callable[[], Any]:
+def loss_of_stacked(weights: list[nn.Parameter]) -> Callable[[], Any]:
     def closure() -> Any:
         values = torch.tanh(x @ weights[0]) @ weights[1]
         return squared_error(values, y.expand(values.shape))
@@ -230,7 +230,7 @@ def test_dropout_has_the_same_mask_in_all_evaluations_of_a_step_and_another_in_t
 ) -> None:
     model = net(drop=0.5)
     masks: list[Tensor] = []
-    model[2].register_forward_hook(lambda module, args, out: masks.append(out == 0))
+    model[2].register_forward_hook(lambda module, args, out: masks.append(out.eq(0)))
     optimizer = rule(model)
     torch.manual_seed(4)
     train(optimizer, model, 1)
