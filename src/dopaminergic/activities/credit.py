@@ -117,7 +117,8 @@ def _credit(part: Part, slope: Tensor, errors: Tensor) -> Tensor:
     if part.times is None:
         error = errors.sum(2)[..., None, None]
     else:  # only later outcomes depend on a unit
-        later = functional.pad(errors, (part.times.lag, 0))
+        late = family.shape[2] - part.times.lag - part.times.outcomes
+        later = functional.pad(errors, (part.times.lag, late))
         error = later.flip(2).cumsum(2).flip(2)[..., None]
     return said + error / family.reach * family.trials
 

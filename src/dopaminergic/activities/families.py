@@ -29,7 +29,8 @@ class Family:
         gains: how much an activation answers to its input, `(R, B, S, U)`.
         reach: how far its trials move it, in units of sigma.
         trials: xi, of the same shape.
-        causal: whether units answer to later outcomes alone.
+        lag: steps of units before the one that the first outcome comes with; None: units and
+            outcomes have no time in common.
         layout: that is used.
     """
 
@@ -39,12 +40,12 @@ class Family:
     gains: Tensor
     reach: float = 1.0
     trials: Any = None
-    causal: bool = True
+    lag: int | None = None
     layout: Any = None
 
-    def use(self, layout: int, causal: bool) -> None:
-        """Take one of the layouts, and say whether time runs forward."""
-        self.causal = causal
+    def use(self, layout: int, lag: int | None) -> None:
+        """Take one of the layouts, and a lag."""
+        self.lag = lag
         if self.layout is not self.layouts[layout]:
             self.layout = self.layouts[layout]
             self.gains = torch.cat([self.layout.apart(gain_of(n)) for n in self.nodes], 2)

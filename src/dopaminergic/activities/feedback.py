@@ -45,9 +45,9 @@ class Times(NamedTuple):
 def times_of(family: Family, outcomes: int, span: int) -> Times | None:
     """How a family is in time with the outcomes; None where it is not."""
     steps = family.shape[2]
-    if outcomes == 1 or steps < outcomes or not family.causal:
+    if family.lag is None:
         return None
-    return Times(outcomes, steps - outcomes, min(span, steps))
+    return Times(outcomes, family.lag, min(span, steps))
 
 
 def shape_of(family: Family, times: Times | None, outcomes: tuple[int, int]) -> tuple[int, ...]:
@@ -90,7 +90,8 @@ def credit(slope: Tensor, kernel: Tensor, family: Family, times: Times | None) -
         return torch.bmm(slope.flatten(2), kernel.mT).view(family.shape)
     steps = family.shape[2]
     after = times.span - 1
-    spread = functional.pad(slope, (0, 0, times.lag, after))
+    late = steps - times.lag - times.outcomes
+    spread = functional.pad(slope, (0, 0, times.lag, late + after))
     parts = [spread[:, :, k : k + steps] for k in range(times.span)]
     flat = torch.stack(parts, 3).flatten(1, 2).flatten(2)  # (R, B S, span C)
     back = kernel.mT.flatten(1, 2)  # (R, span C, U)

@@ -3,13 +3,12 @@
 Trials of the first samples must leave the outcomes of the others alone. Where they do not, another
 layout of the same shape is tried. For example (256, 3) may be 128 samples of 2 places, or 2 places
 of 128 samples. Trials of late time steps must leave early outcomes alone, or feedback is not told
-apart by lags.
+apart by lags. The first outcome that answers tells which step it comes with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ def separate(
     Args:
         evaluations: of this step.
         record: of the network as it is.
-        found: families; their layouts are put into order, and `causal` is set.
+        found: families, which are told their layout and lag.
         sigma: length of a trial.
         memory: what has been found before, by name; new answers are added.
         tell: warns once of a subject.
@@ -44,9 +43,8 @@ def separate(
         name = _name(family, record)
         if name not in memory:
             memory[name] = _answer(evaluations, record, family, sigma, tell, rule)
-        layout, causal = memory[name].tolist()
-        layout = min(layout, len(family.layouts) - 1)
-        family.use(int(layout), bool(causal))
+        layout, lag = memory[name].tolist()
+        family.use(min(int(layout), len(family.layouts) - 1), None if lag < 0 else int(lag))
 
 
 def _name(family: Family, record: Record) -> str:
@@ -66,8 +64,8 @@ def _answer(
     chosen = 0
     if samples > 1:
         for layout in range(len(family.layouts)):
-            family.use(layout, True)
-            if not _leaks(evaluations, record, family, sigma, 1, samples // 2):
+            family.use(layout, None)
+            if not _leaks(evaluations, record, family, sigma, samples // 2):
                 chosen = layout
                 break
         else:
@@ -77,32 +75,47 @@ def _answer(
                 "normalisation, or a loss of pairs?), so that a sample's regret is not its own; "
                 "training goes on, less sharply. A norm of single samples is better, LayerNorm say",
             )
-    family.use(chosen, True)
-    causal = True
-    steps = family.shape[2]
-    if times > 1 and steps >= times and len(family.nodes) == 1:
-        causal = not _leaks(evaluations, record, family, sigma, 2, steps - times // 2)
-    return torch.tensor([chosen, int(causal)])
+    family.use(chosen, None)
+    if times > 1 and family.shape[2] > 1:
+        family.lag = _lag(evaluations, record, family, sigma)
+    return torch.tensor([chosen, -1 if family.lag is None else family.lag])
 
 
 def _leaks(
-    evaluations: Evaluations, record: Record, family: Family, sigma: float, dim: int, first: int
+    evaluations: Evaluations, record: Record, family: Family, sigma: float, first: int
 ) -> bool:
-    """Whether trials of one part of the units change outcomes of the other part.
+    """Whether trials of the first samples change outcomes of the others."""
+    noise = _noise(family, sigma)
+    noise[:, first:] = 0.0
+    answer = _answers(evaluations, record, family, noise)
+    return bool(answer[:, first:].max() > LEAK * answer[:, :first].max())
 
-    Samples: those before `first`; time steps: those from `first` on.
+
+def _lag(
+    evaluations: Evaluations, record: Record, family: Family, sigma: float
+) -> int | None:
+    """Steps of units before the first that an outcome comes with; None if time does not run.
+
+    Late units are tried. The first outcome that answers comes with the first of them.
     """
+    first = (family.shape[2] + 1) // 2
+    noise = _noise(family, sigma)
+    noise[:, :, :first] = 0.0
+    answer = _answers(evaluations, record, family, noise).amax((0, 1, 3))
+    moved = answer > LEAK * answer.max()
+    if not bool(moved.any()):
+        return None
+    lag = first - int(moved.int().argmax())
+    fits = 0 <= lag <= family.shape[2] - record.shape[2]
+    return lag if fits and not bool(moved[0]) else None
+
+
+def _noise(family: Family, sigma: float) -> Tensor:
     noise = torch.full(family.shape, sigma * family.reach, dtype=family.gains.dtype)
-    noise = noise.to(family.gains.device)
     noise.view(-1)[::2].neg_()
-    late = family.shape[dim] - first
-    quiet = noise.narrow(dim, first, late) if dim == 1 else noise.narrow(dim, 0, first)
-    quiet.zero_()
+    return noise.to(family.gains.device)
+
+
+def _answers(evaluations: Evaluations, record: Record, family: Family, noise: Tensor) -> Tensor:
     values, _ = evaluations.perturbed(record, [(family, noise)])
-    answer: Any = (values - record.loss.values).view(record.shape).abs().nan_to_num()
-    size = record.shape[dim]
-    if dim == 1:
-        loud, silent = answer.narrow(1, 0, first), answer.narrow(1, first, size - first)
-    else:
-        silent, loud = answer.narrow(2, 0, size - late), answer.narrow(2, size - late, late)
-    return bool(silent.max() > LEAK * loud.max())
+    return (values - record.loss.values).view(record.shape).abs().nan_to_num()
