@@ -31,6 +31,7 @@ from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
 
 STEP = 1e-2  # of each weight, in a first-order step
+LEAST = 0.05  # of that step is taken, however little was expected
 SLOWLY = 0.3  # of what a batch teaches feedback is taken, where weights are many
 
 
@@ -277,7 +278,8 @@ class NodeDopamine(NodeOptimizer):
         state: NodeState = before.rule
         loss = record.loss.loss
         count = int(state.updates.max()) + 1
-        rate = STEP / math.sqrt(1.0 + count / self.settings["patience"])
+        sure = (1.0 - credit.memory[DOUBT].double().cpu()).clamp(LEAST, 1.0)
+        rate = sure * STEP / math.sqrt(1.0 + count / self.settings["patience"])
         promise = torch.zeros_like(loss)
         updates: dict[int, Tensor] = {}
         for number, estimate in found.gradients.items():
@@ -292,7 +294,7 @@ class NodeDopamine(NodeOptimizer):
             updates[number] = -amount.to(parameter.dtype)
         known = state.updates > 0
         rpe = torch.where(known, state.last_loss - loss - state.expected, 0.0)
-        rates = torch.ones_like(loss) * rate * self.param_groups[0]["lr"]
+        rates = rate * self.param_groups[0]["lr"]
         after = before._replace(
             rule=state._replace(expected=promise, last_loss=loss, updates=state.updates + 1.0),
             last_rpe=self._own(rpe.nan_to_num()),

@@ -10,7 +10,7 @@ kernel over lags where units and outcomes both have time, and a matrix otherwise
 K learns from the unexpected part of each sample's vector of regrets. It takes the least squares
 step of the batch, with a ridge that grows with the number of units N for M regrets:
 
-    K += F' (F F' + power (.3 M + N))^-1 unexpected,   F: rows of xi g
+    K += F' (F F' + .3 M + N)^-1 unexpected,   F: rows of xi g, of mean square 1 in each family
 
 One sample says little about many units; the ridge keeps it from being believed.
 """
@@ -106,14 +106,18 @@ def learned(features: list[Tensor], unexpected: Tensor, units: int) -> list[Tens
         unexpected: regrets that were not expected, `(R, M, outcomes)`.
         units: N, of all families.
     """
-    gram = torch.zeros((), dtype=unexpected.dtype, device=unexpected.device)
-    width = 0
-    for one in features:
-        gram = gram + torch.bmm(one, one.mT)
-        width += one.shape[2]
     count = unexpected.shape[1]
-    power = gram.diagonal(dim1=-2, dim2=-1).mean(-1) / width
-    ridge = (power * (RIDGE * count + units)).clamp(min=torch.finfo(gram.dtype).tiny)
-    gram = gram + ridge[:, None, None] * torch.eye(count, dtype=gram.dtype, device=gram.device)
+    eye = torch.eye(count, dtype=unexpected.dtype, device=unexpected.device)
+    gram = (RIDGE * count + units) * eye
+    sizes = [_size(one) for one in features]
+    for one, size in zip(features, sizes, strict=True):
+        gram = gram + torch.bmm(one / size, one.mT / size)
     answer = torch.linalg.solve(gram, unexpected)
-    return [torch.bmm(one.mT, answer) for one in features]
+    pairs = zip(features, sizes, strict=True)
+    return [torch.bmm(one.mT, answer) / size.square() for one, size in pairs]
+
+
+def _size(x: Tensor) -> Tensor:
+    """The root mean square of each replica's numbers, `(R, 1, 1)`."""
+    size = x.square().mean((1, 2), keepdim=True).sqrt()
+    return size.clamp(min=torch.finfo(size.dtype).tiny ** 0.5)
