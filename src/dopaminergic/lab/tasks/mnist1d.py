@@ -81,7 +81,8 @@ def smooth(noise: NDArray[np.float64]) -> NDArray[np.float64]:
     """White noise after a Gaussian filter of four standard deviations to each side."""
     reach = int(4 * SMOOTHING)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / SMOOTHING) ** 2)
-    return np.convolve(np.pad(noise, reach, mode="symmetric"), kernel / kernel.sum(), "valid")
+    padded = np.pad(noise, reach, mode="symmetric")
+    return np.convolve(padded, kernel / kernel.sum(), "valid").astype(np.float64)
 
 
 class Mnist1d(Classification):
