@@ -15,12 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.estimates import Sides
+from dopaminergic.activities.estimates import WIDEST, Sides
 
 FIRST, SECOND = 0.9, 0.99  # decays of the means of estimates and of their squares
 SIDES = 0.95  # decay of the means of products of estimates
 EVERY, AT_FIRST = 20, 10  # steps between two looks for eigenvectors, but for the first ones
-WIDEST = 512
 
 
 def direction(

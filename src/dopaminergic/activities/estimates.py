@@ -16,6 +16,8 @@ from torch import Tensor
 from dopaminergic.activities.nodes import Derived, Node, Place, Weight
 from dopaminergic.activities.synapses import Synapse, summed_to
 
+WIDEST = 512  # columns whose products are worth their memory
+
 
 class Sides(NamedTuple):
     """How the rows, and the columns, of a weight matrix vary together.
@@ -156,12 +158,17 @@ def _sides(
     rows, credits = _stacked(calls)
     rows = rows.reshape(replicas or 1, -1, rows.shape[-1])
     credits = credits.reshape(replicas or 1, -1, credits.shape[-1])
-    inward = rows.mT @ rows
-    outward = credits.mT @ credits
+    inward = _products(rows)
+    outward = _products(credits)
     place = weight.place.shape[-2:]
     if place == shape[-2:]:
         return Sides(inward, outward)
     return Sides(outward, inward) if place[::-1] == shape[-2:] else None
+
+
+def _products(x: Tensor) -> Tensor:
+    """Products of columns, summed over rows; an empty matrix where columns are too many."""
+    return x.mT @ x if x.shape[-1] <= WIDEST else x.new_empty(len(x), 0, 0)
 
 
 def _dtype_of(synapse: Synapse, credit: Tensor) -> torch.dtype:

@@ -58,10 +58,11 @@ def propose(
     turned = jacobian.mT
     now = (loss.curve(turned) @ jacobian).double()
     curvature = _averaged(memory, now)
-    pull = evidence(memory, curvature, weights, loss).to(now.device)
-    gradient = torch.bmm(turned, loss.slope[..., None])[..., 0].double() + pull[:, None] * weights
     size = curvature.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = (damping.to(size.device) * size + pull).clamp(min=torch.finfo(size.dtype).tiny)
+    shift = damping.to(size.device) * size
+    pull = evidence(memory, curvature, weights, loss, shift.cpu()).to(now.device)
+    gradient = torch.bmm(turned, loss.slope[..., None])[..., 0].double() + pull[:, None] * weights
+    ridge = (shift + pull).clamp(min=torch.finfo(size.dtype).tiny)
     eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
     damped = curvature + ridge[:, None, None] * eye
     taken = HALF * rates * torch.linalg.solve_ex(damped, gradient)[0]
@@ -80,29 +81,37 @@ def _averaged(memory: dict[str, Tensor], now: Tensor) -> Tensor:
 
 
 def evidence(
-    memory: dict[str, Tensor], curvature: Tensor, weights: Tensor, loss: Quadratic
+    memory: dict[str, Tensor], curvature: Tensor, weights: Tensor, loss: Quadratic, shift: Tensor
 ) -> Tensor:
     """How strongly weights are pulled to 0, float64 `(R,)`, as the data speak for it.
 
-    gamma of the d weights are known from the data, those whose curvature a exceeds the pull:
+    gamma of the weights are known from the data, those whose curvature a exceeds the pull:
 
-        gamma = sum a / (a + pull)
-        pull = 2 gamma L / ((n - gamma) sum w^2)
+        gamma = min(sum a / (a + pull), n / 2)
+        pull = 2 gamma L / ((n - gamma) sum w^2) max(0, 1 - sum a / (a + pull + damping) / n)
 
-    with n outcomes of a batch (MacKay 1992; Foresee and Hagan 1997).
+    with n outcomes of a batch (MacKay 1992; Foresee and Hagan 1997). The last factor is ours. The
+    damping of steps tells how many directions the data agree about. Where these are as many as
+    outcomes, as with the four of XOR, nothing is known of noise. So are three bounds: gamma is at
+    most n / 2, sum w^2 at least that of the first weights, the pull at most the mean curvature.
     """
     looks = memory.get("looks", torch.zeros((), dtype=torch.int64)) + 1
     level = memory.get("level", loss.loss)
     pull = memory.get("pull", torch.zeros_like(loss.loss))
+    squares = weights.square().sum(-1).cpu()
+    first = memory.setdefault("first squares", squares)
     if int(looks) % LOOK == 0 and bool(curvature.isfinite().all()):
         spectrum = torch.linalg.eigvalsh(curvature).clamp(min=0.0).cpu()
         tiny = torch.finfo(spectrum.dtype).tiny
-        known = (spectrum / (spectrum + pull[:, None] + tiny)).sum(-1)
-        unknown = (loss.values.shape[1] - known).clamp(min=1.0)
+        count = loss.values.shape[1]
+        known = (spectrum / (spectrum + pull[:, None] + tiny)).sum(-1).clamp(max=0.5 * count)
+        agreed = (spectrum / (spectrum + (pull + shift)[:, None] + tiny)).sum(-1)
+        spare = (1.0 - agreed / count).clamp(min=0.0)
         residual = torch.minimum(level, loss.loss).clamp(min=0.0)
-        squares = weights.square().sum(-1).cpu().clamp(min=tiny)
-        spare = max(0.0, 1.0 - weights.shape[1] / loss.values.shape[1])
-        pull = 2.0 * spare * known * residual / (unknown * squares)
+        # Weights that shrink must not raise the pull that shrinks them.
+        squares = torch.maximum(squares, first).clamp(min=tiny)
+        pull = 2.0 * spare * known * residual / ((count - known) * squares)
+        pull = torch.minimum(pull, spectrum.mean(-1))
     memory["looks"] = looks
     memory["level"] = level.lerp(loss.loss, 1.0 - MEMORY)
     memory["pull"] = pull
