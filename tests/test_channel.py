@@ -160,6 +160,8 @@ def in_a_child(work: Callable[[], Any]) -> tuple[int, str]:
     return child, said
 
 
+# JAX says so where another test of the process has imported it.
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_ranks_are_refused_in_a_forked_child(alone: Ranks) -> None:
     """Those of its parent, and new ones over the same connections."""
     problem = Shards()

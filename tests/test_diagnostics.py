@@ -198,7 +198,9 @@ def breaking(make: Any, fault: Callable[[Weights], None]) -> Any:
 
 def same_noise_at_every_step(weights: Any) -> None:
     begin = weights.begin
+    again = weights.begin_again
     weights.begin = lambda step, *rest: begin(0 * step, *rest)
+    weights.begin_again = lambda step: again(0 * step)
 
 
 def same_noise_in_every_direction(weights: Any) -> None:

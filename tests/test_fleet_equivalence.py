@@ -69,6 +69,7 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*each step learns from N = 1 loss")
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_three_replicas_are_three_runs_bit_for_bit(any_row: Row, settings: dict[str, Any]) -> None:
     fleet = Perceptrons(SEEDS)

@@ -328,7 +328,7 @@ class NodeDopamine(NodeOptimizer):
         actual = loss.loss - after_step - proposal.penalty
         accepted = actual > 0.0
         step = torch.where(accepted.to(weights.device)[:, None], -proposal.taken, 0.0)
-        lr = torch.as_tensor(self.param_groups[0]["lr"])
+        lr = torch.as_tensor(self.param_groups[0]["lr"], dtype=torch.float64, device="cpu")
         after = before._replace(
             rule=state._replace(
                 damping=gauss_newton.next_damping(state.damping, proposal.expected, actual),

@@ -68,7 +68,7 @@ def _within(whole: Place, part: Place) -> Tensor:
     """The number of each element of a view among those of another view of the same memory."""
     elements = whole.elements()
     numbers = torch.full((max(whole.span, part.span),), -1, dtype=torch.int64, device="cpu")
-    numbers[elements] = torch.arange(len(elements), device="cpu")
+    numbers[elements] = torch.arange(len(elements), dtype=torch.int64, device="cpu")
     return numbers[part.elements()].view(part.shape)
 
 

@@ -95,7 +95,7 @@ def evidence(
     outcomes, as with the four of XOR, nothing is known of noise. So are three bounds: gamma is at
     most n / 2, sum w^2 at least that of the first weights, the pull at most the mean curvature.
     """
-    looks = memory.get("looks", torch.zeros((), dtype=torch.int64)) + 1
+    looks = memory.get("looks", torch.zeros((), dtype=torch.int64, device="cpu")) + 1
     level = memory.get("level", loss.loss)
     pull = memory.get("pull", torch.zeros_like(loss.loss))
     squares = weights.square().sum(-1).cpu()

@@ -114,7 +114,7 @@ class Jacobians:
     def spread(self, values: list[Any], like: Tensor) -> Tensor:
         """A number for each parameter that changes, or one for each replica of it, as `(R, d)`."""
         parts = [
-            torch.as_tensor(value, dtype=torch.float64)
+            torch.as_tensor(value, dtype=torch.float64, device="cpu")
             .reshape(-1, 1)
             .expand(self._replicas, self._parameters[n].numel() // self._replicas)
             for value, n in zip(values, self.numbers, strict=True)
