@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dopaminergic import checks, states
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family, credited, families
+from dopaminergic.activities.families import Family, credited, families, weights_of
 from dopaminergic.activities.separation import separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
@@ -247,11 +247,12 @@ class NodeOptimizer(ForwardOptimizer):
                 f"{self._rule_name}: {error}; the first dimension of the outcomes must be the "
                 "samples (batch_first=True, or transpose them), and each site must see all samples"
             ) from None
-        if not found and record.outcome is None:
+        known = [] if record.outcome is None else weights_of(record.outcome)
+        if not found and not any(weight.number in trainable for weight in known):
             raise ValueError(
                 f"{self._rule_name}: no operation of the closure combines trainable weights with "
                 "activities, so that there is nothing to perturb; call the model that was given to "
-                "the optimizer within the closure"
+                "the optimizer within the closure, with weights that are not frozen"
             )
         return found
 

@@ -70,20 +70,23 @@ def test_a_lone_number_is_refused_with_the_ways_out(rule: Any, form: str) -> Non
     [
         "no model",
         "another model",
-        pytest.param(
-            "only frozen weights",
-            marks=pytest.mark.xfail(strict=True, reason="an outcome of frozen weights is a site"),
-        ),
+        "only frozen weights",
+        "a sum of frozen weights",
+        "a multiple of frozen weights",
     ],
 )
 def test_a_closure_without_sites_is_refused(rule: Any, kind: str) -> None:
     model, other = net(), net()
-    if kind == "only frozen weights":
+    if "frozen" in kind:
         model[0].requires_grad_(False)
     closures: dict[str, Callable[[], Any]] = {
         "no model": lambda: squared_error(x[:, :2], y),
         "another model": lambda: squared_error(other(x), y),
         "only frozen weights": lambda: squared_error(model[0](x)[:, :2], y),
+        "a sum of frozen weights": lambda: squared_error((model[0](x) + model[0](-x))[:, :2], y),
+        "a multiple of frozen weights": lambda: squared_error(
+            x @ (2.0 * model[0].weight[:2]).t(), y
+        ),
     }
     text = refused(rule(model), closures[kind], ValueError)
     assert "call the model" in text
