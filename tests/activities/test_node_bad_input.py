@@ -105,23 +105,28 @@ def test_frozen_models_and_empty_ones_are_refused(rule: Any) -> None:
         rule(nn.Tanh())
 
 
-def test_other_operations_when_perturbed_are_refused(
-    rule: Any, request: pytest.FixtureRequest
-) -> None:
-    if rule is NodeDopamine:  # its last unit is the hidden one
-        reason = "operations that come after the last unit are not counted"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+OTHERWISE: dict[str, Callable[[nn.Sequential, Tensor], Tensor]] = {
+    "an operation more": lambda model, h: model[2](torch.tanh(h @ torch.eye(6, dtype=h.dtype))),
+    "an operation more at the end": lambda model, h: model[2](torch.tanh(h)) + y,
+    "an operation less": lambda model, h: torch.tanh(h)[:, :2],
+    "another operation": lambda model, h: torch.tanh(h) @ model[2].weight.t(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_other_operations_when_perturbed_are_refused(rule: Any, name: str) -> None:
     model = net()
     calls: list[int] = []
 
     def closure() -> Any:
         calls.append(0)
         h = model[0](x)
-        h = torch.tanh(h) if len(calls) == 1 else torch.tanh(h @ torch.eye(6, dtype=h.dtype))
-        return squared_error(model[2](h), y)
+        values = model[2](torch.tanh(h)) if len(calls) == 1 else OTHERWISE[name](model, h)
+        return squared_error(values, y)
 
     text = refused(rule(model), closure, RuntimeError)
     assert "without `if`" in text
+    assert "instead of" in text
 
 
 def test_a_batch_may_change_its_size_between_steps(rule: Any) -> None:

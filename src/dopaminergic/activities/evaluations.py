@@ -145,28 +145,27 @@ class Evaluations:
         Raises:
             RuntimeError: the closure takes another way through its code.
         """
-        planned: dict[int, tuple[Any, Tensor]] = {}
+        planned: dict[int, Tensor] = {}
         for family, amount in noise:
             for node, part in zip(family.nodes, family.of_calls(amount), strict=True):
-                planned[node.number] = (node.operation, part.to(node.dtype))
+                planned[node.number] = part.to(node.dtype)
         rewind(self._states)
-        mode = Perturbed(planned)
+        mode = Perturbed(record.tape.operations, planned)
         try:
             with self._unfused(), mode:
                 returned = self._closure()
+            mode.end()
         except OtherPath as error:
-            found: Any = error.args
-            raise self._other_path(f"{found[1]} instead of {found[0]}") from None
+            raise self._other_path(*error.args) from None
         self.count += 1
-        if mode.left:
-            raise self._other_path("fewer operations")
         values = read_again(returned, record.loss.values, self._rule, self._replicas)
         return values, sample_losses(returned, record.shape)
 
-    def _other_path(self, found: str) -> RuntimeError:
+    def _other_path(self, expected: str, found: str) -> RuntimeError:
         return RuntimeError(
             f"{self._rule}: the closure ran other operations when its units were perturbed "
-            f"({found}); it must do the same each time, for example without `if` on activities"
+            f"({found} instead of {expected}); it must do the same each time, for example without "
+            "`if` on activities, and with caches filled before the first step"
         )
 
     def at_trial(self) -> Tensor:

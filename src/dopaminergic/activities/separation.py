@@ -91,9 +91,7 @@ def _leaks(
     return bool(answer[:, first:].max() > LEAK * answer[:, :first].max())
 
 
-def _lag(
-    evaluations: Evaluations, record: Record, family: Family, sigma: float
-) -> int | None:
+def _lag(evaluations: Evaluations, record: Record, family: Family, sigma: float) -> int | None:
     """Steps of units before the first that an outcome comes with; None if time does not run.
 
     Late units are tried. The first outcome that answers comes with the first of them.
