@@ -21,12 +21,12 @@ from dopaminergic import checks, states
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, weights_of
+from dopaminergic.activities.memory import check_memory
 from dopaminergic.activities.separation import separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
-from dopaminergic.plain import brief
 from dopaminergic.progress import Progress
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar
@@ -114,21 +114,9 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _read(self, state_dict: Any) -> states.Loaded:
         loaded = super()._read(state_dict)
-        memory = state_dict["forward"]["memory"]
         place = f"{self._rule_name}.load_state_dict"
-        for name, value in memory.items() if isinstance(memory, dict) else ():
-            right = (
-                isinstance(name, str)
-                and isinstance(value, Tensor)
-                and value.layout == (torch.strided)
-            )
-            if not right or not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"{place}: memory must hold finite tensors by name, got {brief(value)} for "
-                    f"{brief(name)}; the state is damaged, load another copy"
-                )
-        if not isinstance(memory, dict):
-            raise ValueError(f"{place}: memory must be a dict, got {brief(memory)}")
+        memory = state_dict["forward"]["memory"]
+        check_memory(memory, self.parameters, self._replicas, place)
         return loaded
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from dopaminergic import (
     NodeDopamine,
     NodePerturbation,
     check_estimator,
-    cross_entropy,
     squared_error,
 )
 from optimizers import copies, randn, same, through_a_file
@@ -76,7 +74,8 @@ def test_a_lone_number_is_refused_with_the_ways_out(rule: Any, form: str) -> Non
     ],
 )
 def test_a_closure_without_sites_is_refused(rule: Any, kind: str) -> None:
-    model, other = net(), net()
+    model: Any = net()
+    other = net()
     if "frozen" in kind:
         model[0].requires_grad_(False)
     closures: dict[str, Callable[[], Any]] = {
@@ -105,7 +104,7 @@ def test_frozen_models_and_empty_ones_are_refused(rule: Any) -> None:
         rule(nn.Tanh())
 
 
-OTHERWISE: dict[str, Callable[[nn.Sequential, Tensor], Tensor]] = {
+OTHERWISE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "an operation more": lambda model, h: model[2](torch.tanh(h @ torch.eye(6, dtype=h.dtype))),
     "an operation more at the end": lambda model, h: model[2](torch.tanh(h)) + y,
     "an operation less": lambda model, h: torch.tanh(h)[:, :2],
@@ -304,76 +303,3 @@ def test_check_estimator_refuses_what_it_cannot_judge(rule: Any) -> None:
     with pytest.raises(TypeError, match="check_estimator") as error:
         check_estimator(rule(model), lambda: squared_error(model(x), y))
     assert len(str(error.value)) <= 300
-
-
-# ---- damaged states ------------------------------------------------------------------------------
-
-DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "no memory": lambda forward: forward.pop("memory"),
-    "memory that is a list": lambda forward: forward.update(memory=[]),
-    "memory that is a tensor": lambda forward: forward.update(memory=torch.zeros(3)),
-    "memory that is None": lambda forward: forward.update(memory=None),
-    "a number in memory": lambda forward: forward["memory"].update(more=1.0),
-    "a number for a name": lambda forward: forward["memory"].update({3: torch.zeros(2)}),
-    "NaN in memory": lambda forward: forward["memory"].update(more=torch.tensor([torch.nan])),
-    "infinity in memory": lambda forward: forward["memory"].update(more=torch.tensor(torch.inf)),
-    "a sparse tensor": lambda forward: forward["memory"].update(more=torch.eye(2).to_sparse()),
-    "a layout that does not exist": lambda forward: _change(
-        forward, "layout", lambda value: torch.tensor([-3, 1])
-    ),
-    "a layout of another shape": lambda forward: _change(
-        forward, "layout", lambda value: torch.zeros(3)
-    ),
-    "a layout of floats": lambda forward: _change(
-        forward, "layout", lambda value: torch.tensor([0.5, 1.0])
-    ),
-    "feedback of another shape": lambda forward: _change(
-        forward, "feedback", lambda value: value[:, :-1]
-    ),
-    "feedback of integers": lambda forward: _change(
-        forward, "feedback", lambda value: value.long()
-    ),
-    "curvature of another size": lambda forward: _change(
-        forward, "curvature", lambda value: value[:, 1:, 1:]
-    ),
-    "a negative count of steps": lambda forward: forward["progress"].update(step=-1),
-    "a negative damping": lambda forward: forward["rule"].__setitem__(0, -torch.ones(1)),
-}
-
-
-def _change(forward: dict[str, Any], part: str, change: Callable[[Tensor], Tensor]) -> None:
-    for name, value in forward["memory"].items():
-        if name.startswith(part):
-            forward["memory"][name] = change(value)
-            return
-    pytest.skip("this rule has no such entry")
-
-
-# These are found in a later step only.
-LATER = ("a layout", "feedback of", "curvature of")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="contents of memory are not checked"))
-        if name.startswith(LATER)
-        else name
-        for name in DAMAGES
-    ],
-)
-def test_damaged_states_are_refused_without_a_change(rule: Any, damage: str) -> None:
-    model = net()
-    labels = torch.arange(12) % 2
-    optimizer = rule(model)
-    for _ in range(3):
-        optimizer.step(lambda: cross_entropy(model(x), labels))
-    state = copy.deepcopy(optimizer.state_dict())
-    if damage == "a negative damping" and not state["forward"]["rule"]:
-        pytest.skip("this rule has no such entry")
-    DAMAGES[damage](state["forward"])
-    before = str(optimizer.state_dict())
-    with pytest.raises(ValueError, match="load_state_dict") as error:
-        optimizer.load_state_dict(state)
-    assert len(str(error.value)) <= 300
-    assert before == str(optimizer.state_dict())

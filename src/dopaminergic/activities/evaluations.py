@@ -17,6 +17,10 @@ from dopaminergic.outcomes import Closure, Outcome
 from dopaminergic.quadratic import Quadratic, quadratic, read_again
 from dopaminergic.weights.modes import random_states, rewind
 
+# torch.backends.mkldnn.flags sets precisions of float32 too, of which torch warns each time.
+_get_mkldnn: Any = torch._C._get_mkldnn_enabled  # pyright: ignore
+_set_mkldnn: Any = torch._C._set_mkldnn_enabled  # pyright: ignore
+
 
 class Record(NamedTuple):
     """An evaluation as the network is.
@@ -126,11 +130,12 @@ class Evaluations:
     def _unfused(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if "mkldnn" in self._in_parts:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.callback(_set_mkldnn, _get_mkldnn())
+                _set_mkldnn(False)
             if "attention" in self._in_parts:
                 before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
                 stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+                torch.backends.mha.set_fastpath_enabled(False)
             yield
 
     def perturbed(
