@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dopaminergic import checks, states
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family, credited, families, weights_of
+from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
 from dopaminergic.activities.memory import check_memory
 from dopaminergic.activities.separation import separate
 from dopaminergic.evaluation import Evaluation
@@ -202,14 +202,16 @@ class NodeOptimizer(ForwardOptimizer):
         if strange:
             names = self._names()
             listed = ", ".join(
-                f"{names[n] if n < len(names) else 'a function of weights'} ({op})"
-                for n, op in list(strange.items())[:4]
+                f"{shortened(names[n], 28) if n < len(names) else 'a function of weights'} "
+                f"({shortened(op, 24)})"
+                for n, op in list(strange.items())[:2]
             )
+            more = f" and {len(strange) - 2} more" if len(strange) > 2 else ""
             self._tell(
                 "strange",
-                f"{self._rule_name}: some weights enter operations through which no credit is "
-                f"given, and stay as they are there: {listed}; write them as matrix products, "
-                "convolutions, embeddings or norms, or train them by another optimizer",
+                f"{self._rule_name}: some weights get no credit where they enter operations of "
+                f"other kinds: {listed}{more}; write these as matrix products, convolutions, "
+                "embeddings or norms, or use another optimizer for them",
             )
         return trainable
 
@@ -232,8 +234,8 @@ class NodeOptimizer(ForwardOptimizer):
             )
         except ValueError as error:
             raise ValueError(
-                f"{self._rule_name}: {error}; the first dimension of the outcomes must be the "
-                "samples (batch_first=True, or transpose them), and each site must see all samples"
+                f"{self._rule_name}: {error}; the first dimension of outcomes must be the samples "
+                "(batch_first=True, or transpose them), and each site must see all of them"
             ) from None
         known = [] if record.outcome is None else weights_of(record.outcome)
         if not found and not any(weight.number in trainable for weight in known):

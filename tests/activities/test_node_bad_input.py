@@ -303,3 +303,47 @@ def test_check_estimator_refuses_what_it_cannot_judge(rule: Any) -> None:
     with pytest.raises(TypeError, match="check_estimator") as error:
         check_estimator(rule(model), lambda: squared_error(model(x), y))
     assert len(str(error.value)) <= 300
+
+
+# ---- long names ----------------------------------------------------------------------------------
+
+LONG = "_".join(["a_name_that_frameworks_make"] * 8)
+
+
+def deep(model: nn.Module) -> nn.Module:
+    return nn.ModuleDict({LONG: nn.ModuleDict({LONG: model})})
+
+
+def test_names_of_any_length_fit_into_the_warning_of_coupled_samples(rule: Any) -> None:
+    model = net()
+    optimizer = rule(deep(model))
+    with pytest.warns(RuntimeWarning, match="depend on each other") as told:
+        optimizer.step(lambda: squared_error(model(x) - model(x).mean(0), y))
+    assert len(str(told[0].message)) <= 300
+    assert "0.weight" in str(told[0].message)
+
+
+def test_names_of_any_length_fit_into_the_warning_of_weights_without_credit(rule: Any) -> None:
+    torch.manual_seed(3)
+    holders = [nn.Linear(4, 2, bias=False, dtype=x.dtype) for _ in range(6)]
+    names = [(f"{LONG}.{i}.weight", holder.weight) for i, holder in enumerate(holders)]
+    optimizer = rule(names)
+
+    def closure() -> Any:
+        parts = [x @ holder.weight.exp().t() for holder in holders[:5]]
+        return squared_error(torch.stack(parts).sum(0) + holders[5](x), y)
+
+    with pytest.warns(RuntimeWarning, match="no credit") as told:
+        optimizer.step(closure)
+    text = str(told[0].message)
+    assert len(text) <= 300
+    assert "1.weight (aten.exp.default) and 3 more" in text
+    assert "another optimizer" in text
+
+
+def test_names_of_any_length_fit_into_the_error_of_samples_that_are_not_found(rule: Any) -> None:
+    model = net()
+    closure = lambda: squared_error(model(x)[:5], y[:5])  # noqa: E731
+    text = refused(rule(deep(model)), closure, ValueError)
+    assert "0.weight" in text
+    assert "batch_first" in text

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.families import Family
+from dopaminergic.activities.families import Family, shortened
 from dopaminergic.activities.layout import Layout
 from dopaminergic.activities.nodes import Node, Place
 from dopaminergic.activities.tape import Fused, OtherPath, Perturbed, Tape
@@ -119,8 +119,6 @@ class Evaluations:
                 "number are Dopamine2 and SPSA"
             )
         rest = values.shape[lead:]
-        if values.numel() == 0:
-            raise ValueError(f"{self._rule}: the closure returned no samples")
         if len(rest) == 1:
             return (self._replicas or 1, rest[0], 1, 1)
         times = rest[1:-1].numel()
@@ -168,8 +166,8 @@ class Evaluations:
 
     def _other_path(self, expected: str, found: str) -> RuntimeError:
         return RuntimeError(
-            f"{self._rule}: the closure ran other operations when its units were perturbed "
-            f"({found} instead of {expected}); it must do the same each time, for example without "
+            f"{self._rule}: the closure ran {shortened(found)} instead of {shortened(expected)} "
+            "when its units were perturbed; it must do the same each time, for example without "
             "`if` on activities, and with caches filled before the first step"
         )
 

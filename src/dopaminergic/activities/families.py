@@ -129,8 +129,8 @@ def families(
         label += f" ({named[label]})" * (named[label] > 1)
         if not there:
             raise ValueError(
-                f"the site of {label} has shape {tuple(shape)}, in which {samples} samples of the "
-                "outcomes cannot be found"
+                f"the site of {shortened(label)} has shape {tuple(shape)}, in which "
+                f"{samples} samples of the outcomes cannot be found"
             )
         if len(nodes) > 1 and there[0].ends[2]:  # each call has time steps of its own
             for i, node in enumerate(nodes):
@@ -138,6 +138,15 @@ def families(
         else:
             found.append(_family(label, nodes, there, sigma))
     return found
+
+
+def shortened(name: str, most: int = 48) -> str:
+    """The end of a long name, which tells more than its beginning.
+
+    >>> shortened("encoder.layers.11.attention.output.weight", 20)
+    '...ion.output.weight'
+    """
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def _parts_of(node: Node) -> tuple[Any, ...]:

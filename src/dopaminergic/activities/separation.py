@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family
+from dopaminergic.activities.families import Family, shortened
 
 LEAK = 1e-3  # of the answer of perturbed samples, that rounding may make elsewhere
 
@@ -71,9 +71,9 @@ def _answer(
         else:
             tell(
                 "coupled",
-                f"{rule}: samples of a batch depend on each other at {family.name} (batch "
-                "normalisation, or a loss of pairs?), so that a sample's regret is not its own; "
-                "training goes on, less sharply. A norm of single samples is better, LayerNorm say",
+                f"{rule}: samples of a batch depend on each other at {shortened(family.name)} "
+                "(batch normalisation, or a loss of pairs?), so that a sample's regret is not its "
+                "own; training goes on, less sharply. A norm of single samples is better, LayerNorm say",
             )
     family.use(chosen, None)
     if times > 1 and family.shape[2] > 1:
