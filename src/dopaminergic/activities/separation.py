@@ -73,7 +73,8 @@ def _answer(
                 "coupled",
                 f"{rule}: samples of a batch depend on each other at {shortened(family.name)} "
                 "(batch normalisation, or a loss of pairs?), so that a sample's regret is not its "
-                "own; training goes on, less sharply. A norm of single samples is better, LayerNorm say",
+                "own; training goes on, less sharply. A norm of single samples, LayerNorm say, is "
+                "better",
             )
     family.use(chosen, None)
     if times > 1 and family.shape[2] > 1:

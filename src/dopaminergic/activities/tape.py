@@ -161,6 +161,7 @@ class Tape(TorchDispatchMode):
             if isinstance(node, Node):
                 operands.append((node, Place.of(tensor.expand(shape)), factor))
                 node.added = True
+                node.direct.add(Place.of(tensor))
             else:
                 self._consume(tensor)
         return operands
@@ -210,6 +211,7 @@ class Tape(TorchDispatchMode):
         what = self._at(tensor)
         if isinstance(what, Node):
             what.consumed = True
+            what.direct.add(Place.of(tensor))
         elif isinstance(what, Probe):
             what.finish()
 
