@@ -79,7 +79,8 @@ def _answer(
     family.use(chosen, None)
     if times > 1 and family.shape[2] > 1:
         family.lag = _lag(evaluations, record, family, sigma)
-    return torch.tensor([chosen, -1 if family.lag is None else family.lag])
+    lag = -1 if family.lag is None else family.lag
+    return torch.tensor([chosen, lag], dtype=torch.int64, device="cpu")
 
 
 def _leaks(
@@ -110,7 +111,8 @@ def _lag(evaluations: Evaluations, record: Record, family: Family, sigma: float)
 
 
 def _noise(family: Family, sigma: float) -> Tensor:
-    noise = torch.full(family.shape, sigma * family.reach, dtype=family.gains.dtype)
+    length = sigma * family.reach
+    noise = torch.full(family.shape, length, dtype=family.gains.dtype, device="cpu")
     noise.view(-1)[::2].neg_()
     return noise.to(family.gains.device)
 
