@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from dopaminergic import checks, states
 from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family, credited, families
+from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
+from dopaminergic.activities.memory import check_memory
 from dopaminergic.activities.separation import separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
-from dopaminergic.plain import brief
 from dopaminergic.progress import Progress
 from dopaminergic.rule import Losses
 from dopaminergic.scalars import Scalar
@@ -114,21 +114,9 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _read(self, state_dict: Any) -> states.Loaded:
         loaded = super()._read(state_dict)
-        memory = state_dict["forward"]["memory"]
         place = f"{self._rule_name}.load_state_dict"
-        for name, value in memory.items() if isinstance(memory, dict) else ():
-            right = (
-                isinstance(name, str)
-                and isinstance(value, Tensor)
-                and value.layout == (torch.strided)
-            )
-            if not right or not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"{place}: memory must hold finite tensors by name, got {brief(value)} for "
-                    f"{brief(name)}; the state is damaged, load another copy"
-                )
-        if not isinstance(memory, dict):
-            raise ValueError(f"{place}: memory must be a dict, got {brief(memory)}")
+        memory = state_dict["forward"]["memory"]
+        check_memory(memory, self.parameters, self._replicas, place)
         return loaded
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
@@ -214,14 +202,16 @@ class NodeOptimizer(ForwardOptimizer):
         if strange:
             names = self._names()
             listed = ", ".join(
-                f"{names[n] if n < len(names) else 'a function of weights'} ({op})"
-                for n, op in list(strange.items())[:4]
+                f"{shortened(names[n], 28) if n < len(names) else 'a function of weights'} "
+                f"({shortened(op, 24)})"
+                for n, op in list(strange.items())[:2]
             )
+            more = f" and {len(strange) - 2} more" if len(strange) > 2 else ""
             self._tell(
                 "strange",
-                f"{self._rule_name}: some weights enter operations through which no credit is "
-                f"given, and stay as they are there: {listed}; write them as matrix products, "
-                "convolutions, embeddings or norms, or train them by another optimizer",
+                f"{self._rule_name}: some weights get no credit where they enter operations of "
+                f"other kinds: {listed}{more}; write these as matrix products, convolutions, "
+                "embeddings or norms, or use another optimizer for them",
             )
         return trainable
 
@@ -244,14 +234,15 @@ class NodeOptimizer(ForwardOptimizer):
             )
         except ValueError as error:
             raise ValueError(
-                f"{self._rule_name}: {error}; the first dimension of the outcomes must be the "
-                "samples (batch_first=True, or transpose them), and each site must see all samples"
+                f"{self._rule_name}: {error}; the first dimension of outcomes must be the samples "
+                "(batch_first=True, or transpose them), and each site must see all of them"
             ) from None
-        if not found and record.outcome is None:
+        known = [] if record.outcome is None else weights_of(record.outcome)
+        if not found and not any(weight.number in trainable for weight in known):
             raise ValueError(
                 f"{self._rule_name}: no operation of the closure combines trainable weights with "
                 "activities, so that there is nothing to perturb; call the model that was given to "
-                "the optimizer within the closure"
+                "the optimizer within the closure, with weights that are not frozen"
             )
         return found
 

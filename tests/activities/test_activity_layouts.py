@@ -63,6 +63,29 @@ def test_no_layout_is_found_where_no_sample_fits() -> None:
     assert layouts((3, 8), 2, 8, 1) == []
 
 
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ((1, 6, 20), (1, 6, 1, 20)),
+        ((1, 6, 12), (1, 6, 1, 12)),
+        ((1, 1, 6, 12), (1, 6, 1, 12)),
+        ((6, 20), (1, 6, 1, 20)),
+        ((6, 12), (1, 6, 1, 12)),
+        ((6, 12, 20), (1, 6, 12, 20)),
+        ((13, 6, 20), (1, 6, 13, 20)),
+        ((6, 15, 12), (1, 6, 12, 15)),
+        ((6, 12, 1), (1, 6, 12, 1)),
+        ((6, 1, 12), (1, 6, 12, 1)),
+        ((1, 72, 2), (1, 6, 12, 2)),
+    ],
+)
+def test_the_likeliest_layout_tells_time_from_units(
+    shape: tuple[int, ...], form: tuple[int, ...]
+) -> None:
+    likeliest = layouts(shape, None, 6, 12)[0]
+    assert likeliest.apart(torch.zeros(shape)).shape == form
+
+
 class TimeMajor(nn.Module):
     """A network that puts time first, and all steps of all samples into rows."""
 

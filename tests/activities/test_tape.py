@@ -202,6 +202,45 @@ def test_a_gate_that_is_read_as_z_and_as_1_minus_z_has_the_slope_of_z() -> None:
     torch.testing.assert_close(gain_of(seen.left[0]), z * (1 - z), rtol=1e-3, atol=1e-5)
 
 
+DIRECT: dict[str, Any] = {
+    "a residual": lambda h, v: h + h.tanh() @ v,
+    "a residual, last": lambda h, v: h.tanh() @ v + h,
+    "a sum of both": lambda h, v: (h + h.tanh()) @ v,
+    "a difference": lambda h, v: h - h.tanh() @ v,
+    "a product": lambda h, v: h.tanh() @ v + h @ v,
+    "side by side": lambda h, v: torch.stack([h, h.tanh()]).sum(0) @ v,
+    "a norm": lambda h, v: h.tanh() @ v + functional.layer_norm(h, (4,)) @ v,
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_read_without_an_activation_counts_as_a_slope_of_1(name: str) -> None:
+    (w, v) = weights_of((4, 4), (4, 4))
+    seen = watch(lambda: DIRECT[name](x @ w, v) + x, [w, v])
+    slope = 1.0 - (x @ w).detach().tanh().square()
+    torch.testing.assert_close(gain_of(seen.tape.nodes[0]), (1 + slope) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_a_column_that_is_read_by_itself_alone_counts_so() -> None:
+    (w, v) = weights_of((4, 4), (4, 4))
+    seen = watch(
+        lambda: (x @ w).tanh() @ v + (lambda h: h[:, 1:2] * x + h.tanh())(x @ w) @ v, [w, v]
+    )
+    made = [node for node in seen.tape.nodes if node.synapses]
+    first, second = (node for node in made if node.synapses[0].weight.number == 0)
+    slope = 1.0 - (x @ w).detach().tanh().square()
+    torch.testing.assert_close(gain_of(first), slope, rtol=1e-3, atol=1e-5)
+    slope[:, 1] = (1.0 + slope[:, 1]) / 2.0
+    torch.testing.assert_close(gain_of(second), slope, rtol=1e-3, atol=1e-5)
+
+
+def test_an_expanded_node_has_the_slope_of_its_activation() -> None:
+    (w, v) = weights_of((4, 1), (4, 2))
+    seen = watch(lambda: (x @ w).expand(6, 4).tanh() @ v, [w, v])
+    slope = 1.0 - (x @ w).detach().tanh().square()
+    torch.testing.assert_close(gain_of(seen.left[0]), slope, rtol=1e-3, atol=1e-5)
+
+
 def test_staircases_are_moved_as_far_as_their_inputs_reach() -> None:
     (w, v) = weights_of((4, 5), (5, 2))
     seen = watch(lambda: torch.sign(x @ w) @ v, [w, v])

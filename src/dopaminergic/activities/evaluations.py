@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.families import Family
+from dopaminergic.activities.families import Family, shortened
 from dopaminergic.activities.layout import Layout
 from dopaminergic.activities.nodes import Node, Place
 from dopaminergic.activities.tape import Fused, OtherPath, Perturbed, Tape
 from dopaminergic.outcomes import Closure, Outcome
 from dopaminergic.quadratic import Quadratic, quadratic, read_again
 from dopaminergic.weights.modes import random_states, rewind
+
+# torch.backends.mkldnn.flags sets precisions of float32 too, of which torch warns each time.
+_get_mkldnn: Any = torch._C._get_mkldnn_enabled  # pyright: ignore
+_set_mkldnn: Any = torch._C._set_mkldnn_enabled  # pyright: ignore
 
 
 class Record(NamedTuple):
@@ -115,8 +119,6 @@ class Evaluations:
                 "number are Dopamine2 and SPSA"
             )
         rest = values.shape[lead:]
-        if values.numel() == 0:
-            raise ValueError(f"{self._rule}: the closure returned no samples")
         if len(rest) == 1:
             return (self._replicas or 1, rest[0], 1, 1)
         times = rest[1:-1].numel()
@@ -126,11 +128,12 @@ class Evaluations:
     def _unfused(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if "mkldnn" in self._in_parts:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.callback(_set_mkldnn, _get_mkldnn())
+                _set_mkldnn(False)
             if "attention" in self._in_parts:
                 before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
                 stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+                torch.backends.mha.set_fastpath_enabled(False)
             yield
 
     def perturbed(
@@ -145,28 +148,27 @@ class Evaluations:
         Raises:
             RuntimeError: the closure takes another way through its code.
         """
-        planned: dict[int, tuple[Any, Tensor]] = {}
+        planned: dict[int, Tensor] = {}
         for family, amount in noise:
             for node, part in zip(family.nodes, family.of_calls(amount), strict=True):
-                planned[node.number] = (node.operation, part.to(node.dtype))
+                planned[node.number] = part.to(node.dtype)
         rewind(self._states)
-        mode = Perturbed(planned)
+        mode = Perturbed(record.tape.operations, planned)
         try:
             with self._unfused(), mode:
                 returned = self._closure()
+            mode.end()
         except OtherPath as error:
-            found: Any = error.args
-            raise self._other_path(f"{found[1]} instead of {found[0]}") from None
+            raise self._other_path(*error.args) from None
         self.count += 1
-        if mode.left:
-            raise self._other_path("fewer operations")
         values = read_again(returned, record.loss.values, self._rule, self._replicas)
         return values, sample_losses(returned, record.shape)
 
-    def _other_path(self, found: str) -> RuntimeError:
+    def _other_path(self, expected: str, found: str) -> RuntimeError:
         return RuntimeError(
-            f"{self._rule}: the closure ran other operations when its units were perturbed "
-            f"({found}); it must do the same each time, for example without `if` on activities"
+            f"{self._rule}: the closure ran {shortened(found)} instead of {shortened(expected)} "
+            "when its units were perturbed; it must do the same each time, for example without "
+            "`if` on activities, and with caches filled before the first step"
         )
 
     def at_trial(self) -> Tensor:

@@ -129,8 +129,8 @@ def families(
         label += f" ({named[label]})" * (named[label] > 1)
         if not there:
             raise ValueError(
-                f"the site of {label} has shape {tuple(shape)}, in which {samples} samples of the "
-                "outcomes cannot be found"
+                f"the site of {shortened(label)} has shape {tuple(shape)}, in which "
+                f"{samples} samples of the outcomes cannot be found"
             )
         if len(nodes) > 1 and there[0].ends[2]:  # each call has time steps of its own
             for i, node in enumerate(nodes):
@@ -138,6 +138,15 @@ def families(
         else:
             found.append(_family(label, nodes, there, sigma))
     return found
+
+
+def shortened(name: str, most: int = 48) -> str:
+    """The end of a long name, which tells more than its beginning.
+
+    >>> shortened("encoder.layers.11.attention.output.weight", 20)
+    '...ion.output.weight'
+    """
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def _parts_of(node: Node) -> tuple[Any, ...]:
@@ -161,19 +170,37 @@ def _family(name: str, nodes: list[Node], there: list[Layout], sigma: float) -> 
 
 
 def gain_of(node: Node) -> Tensor:
-    """How much activations answer to a node, in its shape; 1 where nothing is known."""
+    """How much what reads a node answers to it, in its shape; 1 where nothing is known.
+
+    Where several read one element, it is the mean of their slopes. Beside activations, the slope of
+    all else counts as 1. For example h + tanh(h) answers by 1/2 (1 + tanh'), but for a factor.
+    """
     place = node.place
-    if len(node.slopes) == 1 and node.slopes[0][0] == place:
+    if not node.slopes:
+        return torch.ones(place.shape, dtype=node.dtype, device=node.device)
+    if len(node.slopes) == 1 and node.slopes[0][0] == place and not node.direct:
         return node.slopes[0][1]
-    span = max([place.span, *(other.span for other, _ in node.slopes)])
-    memory = torch.ones(span, dtype=node.dtype, device=node.device)
-    times: dict[Place, int] = {}
-    for other, slope in node.slopes:
-        seen = times.get(other, 0)
-        there = other.within(memory)
-        if seen:  # z and 1 - z answer alike; their mean would be 0
-            slope = torch.where(there * slope < 0.0, -slope, slope)
-            slope = (there * seen + slope) / (seen + 1)
-        there.copy_(slope)
-        times[other] = seen + 1
-    return place.within(memory)
+    direct = [(other, node.slopes[0][1].new_ones(other.shape)) for other in node.direct]
+    slopes = [*node.slopes, *direct]
+    span = max([place.span, *(other.span for other, _ in slopes)])
+    memory = torch.zeros(span, dtype=node.dtype, device=node.device)
+    times = torch.zeros_like(memory)
+    for other, slope in slopes:
+        other, slope = _unexpanded(other, slope)
+        there, seen = other.within(memory), other.within(times)
+        # z and 1 - z answer alike; their mean would be 0.
+        slope = torch.where(there * slope < 0.0, -slope, slope)
+        there.copy_((there * seen + slope) / (seen + 1.0))
+        seen.add_(1.0)
+    return place.within(torch.where(times > 0.0, memory, 1.0))
+
+
+def _unexpanded(place: Place, slope: Tensor) -> tuple[Place, Tensor]:
+    """A place without elements that lie in one memory, and the mean of their slopes."""
+    dims = [
+        i for i, (n, step) in enumerate(zip(place.shape, place.stride, strict=True)) if not step
+    ]
+    if not dims:
+        return place, slope
+    shape = tuple(1 if i in dims else n for i, n in enumerate(place.shape))
+    return place._replace(shape=shape), slope.mean(dims, keepdim=True)

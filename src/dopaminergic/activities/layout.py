@@ -91,10 +91,12 @@ def layouts(shape: tuple[int, ...], replicas: int | None, samples: int, times: i
 
 def _layout(split: tuple[int, ...], lead: int, axis: int, times: int) -> Layout:
     rest = [i for i in range(lead, len(split)) if i != axis]
-    # The last dimension of several is that of units, also if it is as long as time.
+    # A lone dimension is that of units, also if it is as long as time; so is one beside a dimension
+    # of 1 before the samples, as in (1, 6, 20): 6 samples of 20 units.
+    several = [i for i in rest if split[i] > 1 or i > axis]
     # Outcomes may leave out some steps: the first ones, where a network warms up, or the last.
     candidates = [i for i in rest if times <= split[i] <= 2 * times] if times > 1 else []
     candidates.sort(key=lambda i: split[i] != times)
-    time = [candidates[0]] if candidates and len(rest) > 1 else []
+    time = [candidates[0]] if candidates and len(several) > 1 else []
     units = [i for i in rest if i not in time]
     return Layout(tuple(split), (*range(lead), axis, *time, *units), (lead, 1, len(time)))

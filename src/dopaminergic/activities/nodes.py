@@ -94,6 +94,7 @@ class Node:
         added: whether a sum reads it.
         slopes: of the activations that read it: the place of what they read, and how their results
             change with it.
+        direct: places of it that are read as they are.
         reach: how far its trials must move it, where its activation is a staircase; 0 elsewhere.
     """
 
@@ -107,6 +108,7 @@ class Node:
     consumed: bool = False
     added: bool = False
     slopes: list[tuple[Place, Tensor]] = field(default_factory=list)
+    direct: set[Place] = field(default_factory=set)
     reach: float = 0.0
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.activities.evaluations import Evaluations, Record
-from dopaminergic.activities.families import Family
+from dopaminergic.activities.families import Family, shortened
 
 LEAK = 1e-3  # of the answer of perturbed samples, that rounding may make elsewhere
 
@@ -71,14 +71,16 @@ def _answer(
         else:
             tell(
                 "coupled",
-                f"{rule}: samples of a batch depend on each other at {family.name} (batch "
-                "normalisation, or a loss of pairs?), so that a sample's regret is not its own; "
-                "training goes on, less sharply. A norm of single samples is better, LayerNorm say",
+                f"{rule}: samples of a batch depend on each other at {shortened(family.name)} "
+                "(batch normalisation, or a loss of pairs?), so that a sample's regret is not its "
+                "own; training goes on, less sharply. A norm of single samples, LayerNorm say, is "
+                "better",
             )
     family.use(chosen, None)
     if times > 1 and family.shape[2] > 1:
         family.lag = _lag(evaluations, record, family, sigma)
-    return torch.tensor([chosen, -1 if family.lag is None else family.lag])
+    lag = -1 if family.lag is None else family.lag
+    return torch.tensor([chosen, lag], dtype=torch.int64, device="cpu")
 
 
 def _leaks(
@@ -109,7 +111,8 @@ def _lag(evaluations: Evaluations, record: Record, family: Family, sigma: float)
 
 
 def _noise(family: Family, sigma: float) -> Tensor:
-    noise = torch.full(family.shape, sigma * family.reach, dtype=family.gains.dtype)
+    length = sigma * family.reach
+    noise = torch.full(family.shape, length, dtype=family.gains.dtype, device="cpu")
     noise.view(-1)[::2].neg_()
     return noise.to(family.gains.device)
 

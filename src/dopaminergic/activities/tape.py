@@ -58,6 +58,7 @@ class Tape(TorchDispatchMode):
 
     Attributes:
         nodes: in the order of the evaluation.
+        operations: those that may be sites, in the order of the evaluation.
         strange: numbers of parameters that entered an operation which is no site, with its name.
         derived: weights that the evaluation made of others, numbered after the parameters.
         overwritten: inputs of sites, with the version that they had then.
@@ -73,7 +74,7 @@ class Tape(TorchDispatchMode):
         self.derived: list[Derived] = []
         self._tensors = parameters
         self._sigma = sigma
-        self._count = 0
+        self.operations: list[Any] = []
         # By storage: views of it in the order of their making, with the node or probe that each is.
         self._known: dict[int, list[tuple[Place, Node | Probe | None]]] = {}
         self._held: list[StorageWeakRef] = []
@@ -83,7 +84,7 @@ class Tape(TorchDispatchMode):
         if func.is_view or func in SHARING or torch.Tag.inplace_view in func.tags:
             return func(*args, **kwargs)
         if func in SITES:
-            self._count += 1
+            self.operations.append(func)
         if func in FUSED:
             raise Fused(FUSED[func])
         multiple = affine(self, func, args, kwargs)
@@ -160,13 +161,15 @@ class Tape(TorchDispatchMode):
             if isinstance(node, Node):
                 operands.append((node, Place.of(tensor.expand(shape)), factor))
                 node.added = True
+                node.direct.add(Place.of(tensor))
             else:
                 self._consume(tensor)
         return operands
 
     def _add(self, func: Any, result: Tensor, synapses: list[Synapse], operands: Any) -> None:
         place = Place.of(result)
-        node = Node(self._count, func, place, synapses, operands, result.dtype, result.device)
+        number = len(self.operations)
+        node = Node(number, func, place, synapses, operands, result.dtype, result.device)
         self.nodes.append(node)
         self._note(result, place, node)
 
@@ -208,6 +211,7 @@ class Tape(TorchDispatchMode):
         what = self._at(tensor)
         if isinstance(what, Node):
             what.consumed = True
+            what.direct.add(Place.of(tensor))
         elif isinstance(what, Probe):
             what.finish()
 
@@ -282,31 +286,36 @@ class Perturbed(TorchDispatchMode):
     """Adds noise to the results of some operations of an evaluation.
 
     Args:
-        noise: by the number of the operation: the operation, and the noise to add.
-
-    Attributes:
-        left: numbers of operations that have not come yet.
+        operations: of the evaluation before, which must come again.
+        noise: by the number of the operation, from 1.
     """
 
-    def __init__(self, noise: dict[int, tuple[Any, Tensor]]) -> None:
+    def __init__(self, operations: list[Any], noise: dict[int, Tensor]) -> None:
         super().__init__()
-        self.left = dict(noise)
+        self._operations = operations
+        self._noise = noise
         self._count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func not in SITES:
             return result
+        planned = self._operations[self._count] if self._count < len(self._operations) else None
+        if func is not planned:
+            raise OtherPath(str(planned or "none"), str(func))
         self._count += 1
-        planned = self.left.pop(self._count, None)
-        if planned is None:
-            return result
-        first = result[0] if isinstance(result, tuple) else result
-        operation, noise = planned
-        if func is not operation or first.shape != noise.shape:
-            raise OtherPath(f"{operation} {tuple(noise.shape)}", f"{func} {tuple(first.shape)}")
-        first.add_(noise)
+        noise = self._noise.get(self._count)
+        if noise is not None:
+            first = result[0] if isinstance(result, tuple) else result
+            if first.shape != noise.shape:
+                raise OtherPath(f"{func} {tuple(noise.shape)}", f"{func} {tuple(first.shape)}")
+            first.add_(noise)
         return result
+
+    def end(self) -> None:
+        """Raise if the evaluation ended early."""
+        if self._count < len(self._operations):
+            raise OtherPath(str(self._operations[self._count]), "none")
 
 
 class OtherPath(Exception):  # noqa: N818  (told in other words)
