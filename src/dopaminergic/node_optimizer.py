@@ -344,7 +344,7 @@ class NodeOptimizer(ForwardOptimizer):
         """Numbers of replicas, for products with a parameter."""
         if not self._fleet:
             return float(x) if isinstance(x, Tensor) else x
-        x = torch.as_tensor(x, dtype=torch.float64).to(like.device, like.dtype)
+        x = torch.as_tensor(x, dtype=torch.float64, device="cpu").to(like.device, like.dtype)
         return x.reshape(-1, *[1] * (like.ndim - 1))
 
     def by_replica(self, x: Tensor) -> Tensor:

@@ -233,7 +233,10 @@ def test_compressed_records_come_before_those_of_the_file_itself(path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(b'{"task": "a"}\n', mtime=0)[:-9], r"records.jsonl.gz, after line \d+: damaged"),
+        (
+            gzip.compress(b'{"task": "a"}\n', mtime=0)[:-9],
+            r"records.jsonl.gz, after line \d+: damaged",
+        ),
         (b"no archive", r"records.jsonl.gz, after line 0: damaged"),
         (gzip.compress(bytes(65 << 20)), r"records.jsonl.gz, line 1: longer than 64 MiB"),
     ],

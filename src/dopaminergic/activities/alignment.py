@@ -255,6 +255,7 @@ def add_rows(
     replicas, samples, steps, units = family.shape
     total, outcomes = jacobian.shape[2:4]
     inward, columns = _inward(family, aligned, inputs, gains.dtype)
+    columns = columns.to(jacobian.device)  # they are found on the CPU
     if times is None:
         # (R, B T C, S U) as K says, times (R, B, S, P U)
         matrix = kernel.view(replicas, 1, steps, units, total * outcomes)
@@ -286,7 +287,8 @@ def _inward(
     last: list[Tensor] = []
     for entry, v in zip(aligned.entries, inputs, strict=True):
         if v is None:
-            shared.append(torch.full((*gains.shape[:3], 1), entry.factor, dtype=dtype))
+            ones = torch.ones_like(gains[..., :1])
+            shared.append(entry.factor * ones)
             columns.append(entry.columns)
         elif entry.elements:
             own.append((entry.factor * v.to(dtype) * gains)[..., None, :])

@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     def elements(self) -> Tensor:
         """Numbers of the elements of the storage, in the order of the view."""
-        return torch.arange(self.span, device="cpu").as_strided(*self).flatten()
+        return torch.arange(self.span, dtype=torch.int64, device="cpu").as_strided(*self).flatten()
 
     def within(self, buffer: Tensor) -> Tensor:
         """The same view of other memory, one-dimensional."""
