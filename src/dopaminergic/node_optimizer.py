@@ -22,7 +22,7 @@ from dopaminergic.activities.estimates import wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
 from dopaminergic.activities.memory import check_memory
-from dopaminergic.activities.separation import separate
+from dopaminergic.activities.separation import CHECKS, OPEN, separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
 from dopaminergic.optimizer import ForwardOptimizer
@@ -168,7 +168,10 @@ class NodeOptimizer(ForwardOptimizer):
         trainable = self._trainable(record)
         found = self._families(record, trainable, sigma)
         memory = dict(self._memory)
-        separate(evaluations, record, found, sigma, memory, self._tell, self._rule_name)
+        if not self._separated(evaluations, record, found, memory):
+            passes = before.forward_passes + evaluations.count
+            after = before._replace(step=before.step + 1, forward_passes=passes)
+            return losses, self._checked(before, NodeChange({}, memory, after), usable)
         self._draw(found, before.step)
         noise = [(family, sigma * family.reach * family.trials) for family in found]
         values, after = evaluations.perturbed(record, noise)
@@ -187,6 +190,37 @@ class NodeOptimizer(ForwardOptimizer):
         after = change.after._replace(step=before.step + 1, forward_passes=passes)
         return losses, self._checked(before, change._replace(after=after), usable)
 
+    def _separated(
+        self, evaluations: Evaluations, record: Record, found: list[Family], memory: Any
+    ) -> bool:
+        """Whether the layouts of all families are known, and the step has passes left to learn.
+
+        Otherwise the next step goes on, and announces that it may take more passes.
+        """
+        sigma, rule = self.param_groups[0]["sigma"], self._rule_name
+        announced = self._open_checks
+        most = announced or self.most_passes - 1
+        known = separate(evaluations, record, found, sigma, memory, self._tell, rule, most)
+        if known and evaluations.count - 1 <= announced:
+            memory.pop(OPEN, None)
+            return True
+        memory[OPEN] = torch.ones((), dtype=torch.int64, device="cpu")
+        return False
+
+    @property
+    def _open_checks(self) -> int:
+        """Evaluations that the next step may take to find the layouts of families."""
+        return CHECKS if self._progress.step == 0 or OPEN in self._memory else 0
+
+    @property
+    def next_passes(self) -> int:
+        """The most forward passes that the next step may take.
+
+        The first one may also try how samples and time steps lie in tensors.
+        """
+        return self.most_passes + self._open_checks
+
+    most_passes = 4  # of a step in which no layouts are to be found
     products = 1  # passes that the arithmetic of a step is counted as, beside its evaluations
 
     def _trainable(self, record: Record) -> set[int]:
@@ -277,10 +311,10 @@ class NodeOptimizer(ForwardOptimizer):
             mask = usable.to(new.device).view(-1, *[1] * (new.ndim - 1))
             return torch.where(mask, new, torch.zeros_like(new) if old is None else old)
 
-        memory = {
-            name: chosen(new, self._memory.get(name)) if new.shape[:1] == (replicas,) else new
-            for name, new in change.memory.items()
-        }
+        memory = dict(change.memory)
+        for name, new in change.memory.items():
+            if new.is_floating_point() and new.shape[:1] == (replicas,):
+                memory[name] = chosen(new, self._memory.get(name))
         rule = change.after.rule
         if rule is not None:
             rule = type(rule)(*map(chosen, rule, before.rule))

@@ -74,6 +74,7 @@ class Evaluations:
         self._states = random_states(generators)
         self._in_parts: set[str] = set()
         self.count = 0
+        self.limit = 0  # of the count, for trials of layouts
 
     def record(self) -> Record:
         """Evaluate the network as it is."""

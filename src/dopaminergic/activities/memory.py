@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dopaminergic.activities.eigen import WIDEST
 from dopaminergic.activities.jacobian import MOST
+from dopaminergic.activities.separation import OPEN
 from dopaminergic.plain import brief
 
 LAYOUT = re.compile(r"layout of .+ \d+x\d+x\d+", re.DOTALL)
@@ -74,9 +75,9 @@ def _wrong(name: Any, value: Any, shapes: list[tuple[int, ...]]) -> str | None:
         fits = value.dtype == torch.int64 and value.shape == (2,)
         right = fits and int(value[0]) >= 0 and int(value[1]) >= -1
         return None if right else "int64 layouts of shape (2,), >= 0 and >= -1"
-    if name == "looks":
+    if name in ("looks", OPEN):
         right = value.dtype == torch.int64 and value.ndim == 0 and int(value) >= 0
-        return None if right else "one int64 >= 0 as looks"
+        return None if right else f"one int64 >= 0 as {name}"
     if not _is_known(name, len(shapes)):
         return "entries of names that this version knows"
     if not value.is_floating_point() or not bool(value.isfinite().all()):

@@ -4,6 +4,8 @@ Trials of the first samples must leave the outcomes of the others alone. Where t
 layout of the same shape is tried. For example (256, 3) may be 128 samples of 2 places, or 2 places
 of 128 samples. Trials of late time steps must leave early outcomes alone, or feedback is not told
 apart by lags. The first outcome that answers tells which step it comes with.
+
+A step makes only as many trials as it has announced. The others are left to the next one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ from dopaminergic.activities.families import Family, shortened
 
 LEAK = 1e-3  # of the answer of perturbed samples, that rounding may make elsewhere
 
+CHECKS = 16  # evaluations of one step at most; also the most that one family takes
+OPEN = "open"  # kept in memory while some families are not known
+
+
+class Spent(Exception):  # noqa: N818  (never leaves this file)
+    """All evaluations that a step may take for trials are made."""
+
 
 def separate(
     evaluations: Evaluations,
@@ -27,7 +36,8 @@ def separate(
     memory: dict[str, Tensor],
     tell: Callable[[str, str], None],
     rule: str,
-) -> None:
+    most: int,
+) -> bool:
     """Choose the layouts of families, and whether their time runs forward.
 
     Args:
@@ -38,13 +48,22 @@ def separate(
         memory: what has been found before, by name; new answers are added.
         tell: warns once of a subject.
         rule: the optimizer's name.
+        most: evaluations that may be made.
+
+    Returns:
+        Whether all families are known now.
     """
+    evaluations.limit = evaluations.count + most
     for family in found:
         name = _name(family, record)
         if name not in memory:
-            memory[name] = _answer(evaluations, record, family, sigma, tell, rule)
+            try:
+                memory[name] = _answer(evaluations, record, family, sigma, tell, rule)
+            except Spent:
+                return False
         layout, lag = memory[name].tolist()
         family.use(min(int(layout), len(family.layouts) - 1), None if lag < 0 else int(lag))
+    return True
 
 
 def _name(family: Family, record: Record) -> str:
@@ -63,7 +82,7 @@ def _answer(
     samples, times = record.shape[1:3]
     chosen = 0
     if samples > 1:
-        for layout in range(len(family.layouts)):
+        for layout in range(min(len(family.layouts), CHECKS - 1)):
             family.use(layout, None)
             if not _leaks(evaluations, record, family, sigma, samples // 2):
                 chosen = layout
@@ -118,5 +137,7 @@ def _noise(family: Family, sigma: float) -> Tensor:
 
 
 def _answers(evaluations: Evaluations, record: Record, family: Family, noise: Tensor) -> Tensor:
+    if evaluations.count >= evaluations.limit:
+        raise Spent
     values, _ = evaluations.perturbed(record, [(family, noise)])
     return (values - record.loss.values).view(record.shape).abs().nan_to_num()
