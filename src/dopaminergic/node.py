@@ -85,6 +85,7 @@ class NodePerturbation(NodeOptimizer):
     """
 
     perturbs_readout = True
+    most_passes = 3
 
     def __init__(
         self,
@@ -106,11 +107,6 @@ class NodePerturbation(NodeOptimizer):
             weight_decay=weight_decay,
             process_group=process_group,
         )
-
-    @property
-    def next_passes(self) -> int:
-        """The most forward passes that the next step may take, but for checks of a first step."""
-        return 3
 
     def _decide(self, before: Progress, trial: Trial) -> NodeChange:
         record = trial.record
@@ -228,11 +224,6 @@ class NodeDopamine(NodeOptimizer):
             damping=damping,
             patience=patience,
         )
-
-    @property
-    def next_passes(self) -> int:
-        """The most forward passes that the next step may take, but for checks of a first step."""
-        return 4
 
     def start(self) -> NodeState:
         """The first state, in which nothing is known."""

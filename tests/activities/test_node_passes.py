@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from dopaminergic import NodeDopamine, NodePerturbation, squared_error
 from optimizers import copies, randn, same, through_a_file
 
-pytestmark = pytest.mark.xfail(reason="the rules announce steps without their first trials")
-
 
 @pytest.fixture(params=[NodeDopamine, NodePerturbation])
 def rule(request: pytest.FixtureRequest) -> Any:

@@ -2,7 +2,7 @@
 
 layout of NAME SxUxT      (2,): the layout, and the lag, -1 for none
 feedback of NAME AxB...   (R, A, B, ...): K
-doubt, level, pull        (R,)
+doubt, level, pull        (R,), and first squares
 looks                     (): a number of steps
 curvature                 (R, d, d)
 mean, square, left, right, basis left, basis right of NUMBER: of a parameter
@@ -25,7 +25,7 @@ from dopaminergic.plain import brief
 LAYOUT = re.compile(r"layout of .+ \d+x\d+x\d+", re.DOTALL)
 FEEDBACK = re.compile(r"feedback of .+ (\d+(?:x\d+)+)", re.DOTALL)
 OF_PARAMETER = re.compile(r"(mean|square|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
-SCALARS = ("doubt", "level", "pull")
+SCALARS = ("doubt", "level", "pull", "first squares")
 SIGNED = re.compile(r"level|(feedback|mean|basis (left|right)|left|right) of .+", re.DOTALL)
 
 
