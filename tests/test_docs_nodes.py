@@ -1,0 +1,62 @@
+"""The numbers of NodeDopamine in README and its page are those of `benchmarks/results/nodes.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS: dict[str, Any] = json.loads((ROOT / "benchmarks/results/nodes.json").read_text())[
+    "results"
+]
+TITLES = {
+    "XOR 2-8-1": "xor-2-8-1",
+    "continuous XOR": "continuous-xor",
+    "Lorenz": "lorenz",
+    "Rössler": "rossler",
+    "Mackey-Glass": "mackey-glass",
+    "sunspots": "sunspots",
+    "digits": "digits",
+    "convolutional digits": "digits-conv",
+}
+
+
+def agrees(told: str, task: str, passes: str) -> bool:
+    """Whether a number is the median, rounded to its own last digit."""
+    found = RESULTS[task]["node"]["quartiles"][passes.replace(",", "")][1]
+    return abs(float(told) - found) <= 0.5001 * 10.0 ** -len(told.split(".")[1])
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the table that begins with a cell."""
+    table = text[text.index(f"| {head} |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_the_page_tells_what_was_measured() -> None:
+    told = rows((ROOT / "docs/nodes.md").read_text(), "test error | seeds")[2:]
+    assert len(told) == len(TITLES)
+    for label, seeds, *cells, _ in told:
+        task = TITLES[label.split(",")[0]]
+        assert int(seeds) == RESULTS[task]["node"]["runs"]
+        for cell in cells:
+            number, passes = cell.split(" at ")
+            assert agrees(number, task, passes), (label, cell)
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    head, _, node, _ = rows((ROOT / "README.md").read_text(), "test error | Lorenz")
+    for label, cell in zip(head[1:], node[1:], strict=True):
+        number, passes = cell.split(", ")
+        assert agrees(number, TITLES[label], passes), (label, cell)
+
+
+@pytest.mark.parametrize("text", ["README.md", "docs/nodes.md"])
+def test_passes_of_a_table_are_some_that_were_run(text: str) -> None:
+    known = {int(p) for found in RESULTS.values() for p in found["node"]["quartiles"]}
+    told = re.findall(r"\.\d+(?: at|,) ([\d,]+) ", (ROOT / text).read_text().split("tuned Adam")[0])
+    assert {int(p.replace(",", "")) for p in told} <= known
