@@ -1,4 +1,4 @@
-"""The numbers of NodeDopamine in README and its page are those of `benchmarks/results/nodes.json`."""
+"""Numbers of NodeDopamine in README and its page are those of `benchmarks/results/nodes.json`."""
 
 from __future__ import annotations
 
