@@ -75,7 +75,7 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             for n, group in zip(sizes, groups, strict=True)
         ]
     ).double()
-    w = torch.cat([p.flatten() for p in parameters])
+    w: Tensor = torch.cat([p.flatten() for p in parameters])
 
     def outcomes(w: Tensor) -> Tensor:
         torch.nn.utils.vector_to_parameters(w, problem.model.parameters())
@@ -97,6 +97,27 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     tried: float = 0.0
     last: float = math.nan
     passes: int = 0
+    K: int
+    samples: int
+    loss: float
+    h: float
+    lost: float
+    unit: float
+    gap: float
+    ridge: float
+    heard: float
+    rpe: float
+    taken: float
+    rates: list[Any]
+    share: float
+    o: Tensor
+    r: Tensor
+    H: Tensor
+    Z: Tensor
+    J: Tensor
+    g: Tensor
+    A: Tensor
+    JJ: Tensor
     for step in range(steps):
         o = outcomes(w)
         loss, r, H, samples = loss_slope_curvature(problem.form, o, problem.y)
@@ -119,16 +140,17 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         J = torch.stack([outcomes(w + z) - o for z in Z])
         if problem.form in ("losses", "number") and K >= 8:
             J = J - J.mean(0)
-        inner, products = Z @ w, Z @ Z.T
-        G = products
-        G = torch.eye(K, dtype=DOUBLE) if d > 16 * K else G / G.diagonal().mean()
+        inner: Tensor = Z @ w
+        products: Tensor = Z @ Z.T
+        unit_gram = products / products.diagonal().mean()
+        G: Tensor = torch.eye(K, dtype=DOUBLE) if d > 16 * K else unit_gram
         if expected > 0:
-            actual = last - loss
-            actuals = beta * actuals + (1 - beta) * abs(actual)
+            gained: float = last - loss
+            actuals = beta * actuals + (1 - beta) * abs(gained)
             promises = beta * promises + (1 - beta) * expected
             comparisons = beta * comparisons + (1 - beta)
             gaps = beta * gaps + (1 - beta) * abs(loss - tried)
-            error = (actual - tau * expected) / ((actuals + promises) / comparisons)
+            error = (gained - tau * expected) / ((actuals + promises) / comparisons)
             gain = clamped(gain * math.exp(kappa * clamped(error, -3, 3)), 0.05, 1.0)
         g, A, JJ = J @ r, J @ H @ J.T, J @ J.T
         h = float(A.trace() / JJ.trace())
@@ -137,10 +159,11 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         unit = curvature / 2 * float(JJ.trace()) / K
         gap = gaps / comparisons if comparisons else 0.0
         ridge = max(damping, least_damping(gap, last, samples, lost / curvature)) * unit
-        M = A + 0.2 * lost * JJ + ridge * G
-        c = torch.linalg.solve(M, g)
-        slope, noise = float(g @ c), noise_of_the_batch(J, r, M, samples)
-        decay = 0.0
+        M: Tensor = A + 0.2 * lost * JJ + ridge * G
+        c: Tensor = torch.linalg.solve(M, g)
+        slope: float = float(g @ c)
+        noise: float = noise_of_the_batch(J, r, M, samples)
+        decay: float = 0.0
         if d <= 16 * K and samples >= 2 * K:
             chance = fitted_by_chance(problem.form, loss, K, len(o) // samples * samples, noise)
             decay = 2 * clamped(noise / slope, 0, 1) * chance / float(w @ w)
@@ -154,32 +177,34 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         rates = [group["lr"] * taken for group in groups]
         squares = [n * group["sigma"] ** 2 for n, group in zip(sizes, groups, strict=True)]
         share = sum(a * b for a, b in zip(rates, squares, strict=True)) / sum(squares)
-        rate = torch.cat([torch.full((n,), x) for n, x in zip(sizes, rates, strict=True)]).double()
-        move = -rate * (c @ Z)
-        shrinking = decay * float(share * inner @ c - share**2 * c @ products @ c / 2)
-        data = float(share * g @ c - share**2 * c @ A @ c / 2)
+        rate: Tensor = torch.cat(
+            [torch.full((n,), x) for n, x in zip(sizes, rates, strict=True)]
+        ).double()
+        move: Tensor = -rate * (c @ Z)
+        shrinking: float = decay * float(share * inner @ c - share**2 * c @ products @ c / 2)
+        data: float = float(share * g @ c - share**2 * c @ A @ c / 2)
         expected = data + shrinking
-        trial = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
-        actual = loss - trial + shrinking
-        ratio = actual / expected
+        trial: float = loss_slope_curvature(problem.form, outcomes(w + move), problem.y)[0]
+        actual: float = loss - trial + shrinking
+        ratio: float = actual / expected
         damping = clamped(
             damping * (0.5 if ratio > 0.75 else 1.0 if ratio >= 0.5 else 3.0), 1e-8, 1e4
         )
         rpe, last, tried = actual - expected, loss, trial
         if actual > 0:
             expected = clamped(data, 0.0, math.inf)
-            decay = torch.cat(
+            decays: Tensor = torch.cat(
                 [
                     torch.full((n,), group["weight_decay"])
                     for n, group in zip(sizes, groups, strict=True)
                 ]
             )
-            longer = sum(c @ c * a**2 * b / d for a, b in zip(rates, squares, strict=True))
+            longer: Any = sum(c @ c * a**2 * b / d for a, b in zip(rates, squares, strict=True))
             saturated = (
                 math.sqrt(lost / curvature) if problem.form in ("cross_entropy", "outcome") else 0.0
             )
             kept = math.sqrt(1 - (1 - K / d) ** 2 * saturated * longer / (w @ w + longer))
-            w = kept * (1 - rate * decay.double()) * w + move
+            w = kept * (1 - rate * decays.double()) * w + move
         else:
             expected = 0.0
         passes += K + 2 + (step == 0)
