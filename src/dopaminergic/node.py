@@ -271,12 +271,14 @@ class NodeDopamine(NodeOptimizer):
         count = int(state.updates.max()) + 1
         sure = (1.0 - credit.memory[DOUBT].double().cpu()).clamp(LEAST, 1.0)
         rate = sure * STEP / math.sqrt(1.0 + count / self.settings["patience"])
+        most = self._most_decay(loss)
         promise = torch.zeros_like(loss)
         updates: dict[int, Tensor] = {}
         for number, estimate in found.gradients.items():
             parameter = self.parameters[number].detach()
             group = self.rates(number)
-            whole = estimate.nan_to_num() + self._pull(group["weight_decay"], loss, parameter)
+            decay = self.spread(most.clamp(max=group["weight_decay"]), parameter)
+            whole = estimate.nan_to_num() + decay * wide(parameter)
             each = whole if self._fleet else whole[None]
             turned = direction(memory, str(number), each, found.sides.get(number), count)
             length = self.spread(rate * group["lr"], parameter)
@@ -293,12 +295,12 @@ class NodeDopamine(NodeOptimizer):
         )
         return NodeChange(updates, memory, after)
 
-    def _pull(self, decay: float, loss: Tensor, parameter: Tensor) -> Tensor:
-        """The slope of a penalty on a weight's square, which is worth at most half of the loss."""
+    def _most_decay(self, loss: Tensor) -> Tensor:
+        """The decay `(R,)` at which the penalty on all squares is worth half of the loss."""
         changing = [p.detach() for p in self.parameters if p.requires_grad]
         squares = torch.stack([self.by_replica(wide(p).square()) for p in changing]).sum(0)
         most = loss.clamp(min=0.0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
-        return self.spread(most.nan_to_num().clamp(max=decay), parameter) * wide(parameter)
+        return most.nan_to_num()
 
     def _second_order(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.estimates import WIDEST, Sides
+from dopaminergic.activities.estimates import WIDEST, Sides, products_of_columns
 
 FIRST, SECOND = 0.9, 0.99  # decays of the means of estimates and of their squares
 SIDES = 0.95  # decay of the means of products of estimates
@@ -40,7 +40,7 @@ def direction(
         return _scaled(mean, square, count)
     flat = estimate.flatten(2)
     if sides is None:
-        sides = Sides(_product(flat), _product(flat.mT))
+        sides = Sides(products_of_columns(flat.mT), products_of_columns(flat))
     left = _basis(memory, f"left of {name}", sides.left, count)
     right = _basis(memory, f"right of {name}", sides.right, count)
     square = _averaged(memory, f"square of {name}", _turned(flat, left, right).square(), SECOND)
@@ -59,11 +59,6 @@ def _averaged(memory: dict[str, Tensor], name: str, new: Tensor, decay: float) -
 def _scaled(mean: Tensor, square: Tensor, count: int) -> Tensor:
     size = (square / (1.0 - SECOND**count)).sqrt()
     return mean / (1.0 - FIRST**count) / (size + torch.finfo(size.dtype).tiny ** 0.5)
-
-
-def _product(x: Tensor) -> Tensor:
-    """The products of rows, or an empty matrix where they are too many."""
-    return x @ x.mT if x.shape[1] <= WIDEST else x.new_empty(0, 0, 0)
 
 
 def _basis(memory: dict[str, Tensor], name: str, product: Tensor, count: int) -> Tensor | None:

@@ -158,15 +158,15 @@ def _sides(
     rows, credits = _stacked(calls)
     rows = rows.reshape(replicas or 1, -1, rows.shape[-1])
     credits = credits.reshape(replicas or 1, -1, credits.shape[-1])
-    inward = _products(rows)
-    outward = _products(credits)
+    inward = products_of_columns(rows)
+    outward = products_of_columns(credits)
     place = weight.place.shape[-2:]
     if place == shape[-2:]:
         return Sides(inward, outward)
     return Sides(outward, inward) if place[::-1] == shape[-2:] else None
 
 
-def _products(x: Tensor) -> Tensor:
+def products_of_columns(x: Tensor) -> Tensor:
     """Products of columns, summed over rows; an empty matrix where columns are too many."""
     return x.mT @ x if x.shape[-1] <= WIDEST else x.new_empty(len(x), 0, 0)
 

@@ -61,7 +61,6 @@ class Tape(TorchDispatchMode):
         operations: those that may be sites, in the order of the evaluation.
         strange: numbers of parameters that entered an operation which is no site, with its name.
         derived: weights that the evaluation made of others, numbered after the parameters.
-        overwritten: inputs of sites, with the version that they had then.
     """
 
     def __init__(self, parameters: list[Tensor], sigma: float) -> None:
