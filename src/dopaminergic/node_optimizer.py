@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from dopaminergic import checks, states
-from dopaminergic.activities.estimates import wide
+from dopaminergic.activities.estimates import Estimate, estimates, wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
+from dopaminergic.activities.large import LargeStep
 from dopaminergic.activities.memory import check_memory
 from dopaminergic.activities.separation import CHECKS, OPEN, separate
 from dopaminergic.evaluation import Evaluation
@@ -37,12 +38,13 @@ class NodeChange(NamedTuple):
     """The effect of a step once it is applied.
 
     Attributes:
-        updates: amounts that are added to parameters, by their numbers.
+        updates: amounts that are added to parameters, by their numbers; for large matrices steps
+            that make them part by part.
         memory: all that the rule has learned, by name.
         after: the progress that follows.
     """
 
-    updates: dict[int, Tensor]
+    updates: dict[int, Tensor | LargeStep]
     memory: dict[str, Tensor]
     after: Progress
 
@@ -99,11 +101,22 @@ class NodeOptimizer(ForwardOptimizer):
         """The change that follows from a trial."""
         raise self._is_abstract()
 
+    def _estimates(self, trial: Trial, credits: dict[Any, Tensor]) -> Iterator[Estimate]:
+        """The estimates of a trial's credits, one parameter after another."""
+        return estimates(
+            trial.record.tape.nodes,
+            credits,
+            self.parameters,
+            trial.record.tape.derived,
+            trial.trainable,
+            self._replicas,
+        )
+
     # ---- between steps ---------------------------------------------------------------------------
 
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._memory: dict[str, Tensor] = {}
-        self._kept: list[Tensor] | None = None  # copies of the weights while a step is tried
+        self._kept: dict[int, Tensor] = {}  # copies of weights while a step is tried
         self._extra = 0
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
@@ -298,9 +311,12 @@ class NodeOptimizer(ForwardOptimizer):
         """The change, without replicas that lost their way."""
         replicas = self._replicas or 1
         for number, amount in change.updates.items():
-            new = self.parameters[number].detach() + amount
-            fits = new.to(self.parameters[number].dtype).reshape(replicas, -1).isfinite().all(1)
-            usable = usable & fits.cpu()
+            parameter = self.parameters[number].detach()
+            if isinstance(amount, LargeStep):
+                usable = usable & amount.fits(parameter)
+                continue
+            new = (parameter + amount).to(parameter.dtype)
+            usable = usable & new.reshape(replicas, -1).isfinite().all(1).cpu()
         if bool(usable.all()):
             return change
         self._warn()
@@ -321,7 +337,7 @@ class NodeOptimizer(ForwardOptimizer):
         after = change.after._replace(
             rule=rule, skipped_steps=before.skipped_steps + (~usable).long()
         )
-        updates = {number: chosen(new, None) for number, new in change.updates.items()}
+        updates: dict[int, Any] = {n: chosen(new, None) for n, new in change.updates.items()}  # pyright: ignore[reportArgumentType]
         return NodeChange(updates, memory, after)
 
     def _skip(self, before: Progress, passes: int) -> Any:
@@ -342,7 +358,7 @@ class NodeOptimizer(ForwardOptimizer):
     def _moved(self, updates: dict[int, Tensor]) -> Iterator[None]:
         """Weights as they would be after a step, within the block."""
         parameters = self.parameters
-        self._kept = [p.detach().clone() for p in parameters]
+        self._kept = {number: parameters[number].detach().clone() for number in updates}
         try:
             for number, amount in updates.items():
                 parameters[number].detach().add_(amount)
@@ -351,18 +367,37 @@ class NodeOptimizer(ForwardOptimizer):
             self._take_back(0)
 
     def _take_back(self, step: int) -> None:
-        if self._kept is None:
+        if not self._kept:
             return
         with uninterrupted():
-            for parameter, old in zip(self.parameters, self._kept, strict=True):
-                parameter.detach().copy_(old)
-            self._kept = None
+            parameters = self.parameters
+            for number, old in self._kept.items():
+                parameters[number].detach().copy_(old)
+            self._kept = {}
+
+    def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        loss = super()._probe_only(closure, before)
+        # The activities of which large steps are made may be written until the step is taken.
+        change: Any = self._pending
+        updates = {
+            number: amount.whole(self.parameters[number])
+            if isinstance(amount, LargeStep)
+            else amount
+            for number, amount in change.updates.items()
+        }
+        self._pending = change._replace(updates=updates)
+        return loss
 
     def _write(self, change: Any, commit: Callable[[], None]) -> None:
         parameters = self.parameters
         with uninterrupted():
             for number, amount in change.updates.items():
-                parameters[number].detach().add_(amount)
+                parameter = parameters[number].detach()
+                if isinstance(amount, LargeStep):
+                    for part, added in amount.parts(parameter):
+                        part.add_(added)
+                else:
+                    parameter.add_(amount)
             self._memory = change.memory
             commit()
 

@@ -5,7 +5,7 @@ feedback of NAME AxB...   (R, A, B, ...): K
 doubt, level, pull        (R,), and first squares
 looks                     (): a number of steps
 curvature                 (R, d, d)
-mean, square, left, right, basis left, basis right of NUMBER: of a parameter
+square, rows, columns, left, right, basis left, basis right of NUMBER: of a parameter
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dopaminergic.plain import brief
 
 LAYOUT = re.compile(r"layout of .+ \d+x\d+x\d+", re.DOTALL)
 FEEDBACK = re.compile(r"feedback of .+ (\d+(?:x\d+)+)", re.DOTALL)
-OF_PARAMETER = re.compile(r"(mean|square|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
+OF_PARAMETER = re.compile(r"(square|rows|columns|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
 SCALARS = ("doubt", "level", "pull", "first squares")
-SIGNED = re.compile(r"level|(feedback|mean|basis (left|right)|left|right) of .+", re.DOTALL)
+SIGNED = re.compile(r"level|(feedback|basis (left|right)|left|right) of .+", re.DOTALL)
 
 
 def check_memory(memory: Any, parameters: list[Tensor], replicas: int | None, place: str) -> None:
@@ -115,14 +115,14 @@ def _wrong_shape(name: str, shape: tuple[int, ...], shapes: list[tuple[int, ...]
 
 def _of_parameter(kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of something that is kept for a parameter; None where nothing is."""
-    if kind == "mean":
-        return shape
     if len(shape) < 3:
         return shape if kind == "square" else None
-    replicas, *sides = (*shape[:2], math.prod(shape[2:]))
+    replicas, rows, columns = (*shape[:2], math.prod(shape[2:]))
     if kind == "square":
-        return (replicas, *sides)
-    size = sides["right" in kind]
+        return None
+    size = rows if kind == "rows" or kind.endswith("left") else columns
+    if kind in ("rows", "columns"):
+        return (replicas, size)
     return (replicas, size, size) if 1 < size <= WIDEST else None
 
 
