@@ -20,7 +20,7 @@ from torch import Tensor
 from dopaminergic.activities.estimates import WIDEST, Sides, products_of_columns
 
 SQUARES = 0.99  # decay of the means of squares
-SMALLEST = 1e-5  # of the sizes of rows and columns, over the usual one
+SMALLEST = 1e-4  # size over the root mean square of all
 MOST_SIZES = 10.0  # of an estimate over its usual size; 1 / sqrt(1 - SQUARES), as in Adam
 SIDES = 0.95  # decay of the means of products
 EVERY, AT_FIRST = 20, 10  # steps between two looks for eigenvectors, but for the first ones
@@ -48,15 +48,18 @@ def direction(
     right = basis_of(memory, f"right of {name}", sides.right, count)
     turned = _turned(flat, left, right)
     squares = turned.square()
-    rows, columns = mean_squares(memory, name, squares.mean(2), squares.mean(1), count)
-    sizes = (rows[..., None] * columns[..., None, :]).sqrt()
+    rows, columns, least = mean_squares(memory, name, squares.mean(2), squares.mean(1), count)
+    sizes = (rows[..., None] * columns[..., None, :]).sqrt().maximum(least[..., None])
     return _turned_back(bounded(turned, sizes), left, right).view(estimate.shape)
 
 
 def mean_squares(
     memory: dict[str, Tensor], name: str, rows: Tensor, columns: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Two vectors, whose products are the mean squares of all numbers of a matrix.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two vectors, whose products are the mean squares of all numbers of a matrix; the least size.
+
+    Few samples leave most directions without an estimate. Its rounding must not become a step, so
+    that no size is below the third result, `(R, 1)`.
 
     Args:
         memory: what is kept, by name; it is brought up to date.
@@ -68,9 +71,7 @@ def mean_squares(
     rows = _averaged(memory, f"rows of {name}", rows, SQUARES) / (1.0 - SQUARES**count)
     columns = _averaged(memory, f"columns of {name}", columns, SQUARES) / (1.0 - SQUARES**count)
     whole = rows.mean(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-    # Few samples leave most directions without an estimate; its rounding must not become a step.
-    least = SMALLEST**2 * whole
-    return rows.maximum(least), columns.maximum(least) / whole
+    return rows, columns / whole, SMALLEST * whole.sqrt()
 
 
 def bounded(x: Tensor, sizes: Tensor) -> Tensor:

@@ -30,12 +30,14 @@ class Scale(NamedTuple):
         columns: of its columns, over the mean of all squares, `(columns,)`.
         left: turned axes of the rows, or None.
         right: turned axes of the columns, or None.
+        least: size.
     """
 
     rows: Tensor
     columns: Tensor
     left: Tensor | None
     right: Tensor | None
+    least: float
 
 
 class LargeStep(NamedTuple):
@@ -61,7 +63,7 @@ class LargeStep(NamedTuple):
             sizes = [float(torch.linalg.vector_norm(x, math.inf)) for x in self.product]
             step = len(self.product.left) * sizes[0] * sizes[1] + self.decay * there
         else:
-            sides = max([1.0, *(len(x) for x in self.scale[2:] if x is not None)])
+            sides = max([1.0, *(len(x) for x in self.scale[2:4] if x is not None)])
             step = MOST_SIZES * sides
         return there + abs(self.length) * step < most
 
@@ -75,7 +77,7 @@ class LargeStep(NamedTuple):
         # Parts are cut along a side without turned axes.
         if scale is not None and scale.left is not None:
             parameter, left, right = parameter.mT, right, left
-            scale = Scale(scale.columns, scale.rows, scale.right, scale.left)
+            scale = Scale(scale.columns, scale.rows, scale.right, scale.left, scale.least)
         step = max(1, PART // parameter.shape[1])
         for start in range(0, len(parameter), step):
             part = slice(start, start + step)
@@ -86,7 +88,7 @@ class LargeStep(NamedTuple):
                 decayed = self.decay * wide(weights)
                 estimate += decayed if axes is None else decayed @ axes
             if scale is not None:
-                sizes = (scale.rows[part, None] * scale.columns).sqrt_()
+                sizes = (scale.rows[part, None] * scale.columns).sqrt_().clamp_(min=scale.least)
                 estimate = bounded(estimate, sizes)
                 estimate = estimate if axes is None else estimate @ axes.mT
             yield weights, estimate.mul_(-self.length).to(parameter.dtype)
@@ -138,7 +140,7 @@ def scaled(
     kept = mean_squares(
         memory, name, (rows + decay**2 * more[0])[None], (columns + decay**2 * more[1])[None], count
     )
-    scale = Scale(kept[0][0], kept[1][0], left, right)
+    scale = Scale(kept[0][0], kept[1][0], left, right, float(kept[2]))
     sums = [
         float(bounded(now, size.sqrt()).double().sum())
         for now, size in ((rows, scale.rows), (columns, scale.columns))
