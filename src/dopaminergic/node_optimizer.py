@@ -22,7 +22,7 @@ from dopaminergic.activities.estimates import Estimate, estimates, wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
 from dopaminergic.activities.large import LargeStep
-from dopaminergic.activities.memory import check_memory
+from dopaminergic.activities.memory import COPIES, check_memory
 from dopaminergic.activities.separation import CHECKS, OPEN, separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
@@ -172,6 +172,7 @@ class NodeOptimizer(ForwardOptimizer):
             rule=self._rule_name,
             replicas=self._replicas,
             generators=_generators(parameters),
+            copies=COPIES in self._memory,
         )
         record = evaluations.record()
         losses = Losses(self._own(record.loss.loss), [], [])
@@ -182,12 +183,13 @@ class NodeOptimizer(ForwardOptimizer):
         found = self._families(record, trainable, sigma)
         memory = dict(self._memory)
         if not self._separated(evaluations, record, found, memory):
-            passes = before.forward_passes + evaluations.count
-            after = before._replace(step=before.step + 1, forward_passes=passes)
-            return losses, self._checked(before, NodeChange({}, memory, after), usable)
+            return losses, self._only_learned(before, evaluations.count, memory, usable)
         self._draw(found, before.step)
         noise = [(family, sigma * family.reach * family.trials) for family in found]
         values, after = evaluations.perturbed(record, noise)
+        if not record.tape.is_intact:
+            memory[COPIES] = torch.ones((), dtype=torch.int64, device="cpu")
+            return losses, self._only_learned(before, evaluations.count, memory, usable)
         trial = Trial(
             evaluations,
             record,
@@ -202,6 +204,14 @@ class NodeOptimizer(ForwardOptimizer):
         passes = before.forward_passes + evaluations.count + self.products
         after = change.after._replace(step=before.step + 1, forward_passes=passes)
         return losses, self._checked(before, change._replace(after=after), usable)
+
+    def _only_learned(
+        self, before: Progress, count: int, memory: dict[str, Tensor], usable: Tensor
+    ) -> NodeChange:
+        """The end of a step that has learned how to see the network, and moves no weight."""
+        passes = before.forward_passes + count
+        after = before._replace(step=before.step + 1, forward_passes=passes)
+        return self._checked(before, NodeChange({}, memory, after), usable)
 
     def _separated(
         self, evaluations: Evaluations, record: Record, found: list[Family], memory: Any

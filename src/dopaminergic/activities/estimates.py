@@ -198,7 +198,7 @@ def _estimate(calls: Calls) -> Tensor:
 
 def _one(synapse: Synapse, credit: Tensor) -> Tensor:
     if synapse.estimate is not None:
-        return wide(synapse.estimate(credit.to(_dtype_of(synapse, credit))))
+        return wide(synapse.estimate(synapse.inputs, credit.to(_dtype_of(synapse, credit))))
     if synapse.inputs is not None:
         credit = credit * wide(synapse.inputs)
     return summed_to(credit, synapse.weight.place.shape)

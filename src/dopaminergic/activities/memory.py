@@ -4,6 +4,7 @@ layout of NAME SxUxT      (2,): the layout, and the lag, -1 for none
 feedback of NAME AxB...   (R, A, B, ...): K
 doubt, level, pull        (R,), and first squares
 looks                     (): a number of steps
+copies                    (): 1 where inputs of sites are copied, since closures write over them
 curvature                 (R, d, d)
 square, rows, columns, left, right, basis left, basis right of NUMBER: of a parameter
 """
@@ -22,6 +23,7 @@ from dopaminergic.activities.jacobian import MOST
 from dopaminergic.activities.separation import OPEN
 from dopaminergic.plain import brief
 
+COPIES = "copies"
 LAYOUT = re.compile(r"layout of .+ \d+x\d+x\d+", re.DOTALL)
 FEEDBACK = re.compile(r"feedback of .+ (\d+(?:x\d+)+)", re.DOTALL)
 OF_PARAMETER = re.compile(r"(square|rows|columns|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
@@ -75,7 +77,7 @@ def _wrong(name: Any, value: Any, shapes: list[tuple[int, ...]]) -> str | None:
         fits = value.dtype == torch.int64 and value.shape == (2,)
         right = fits and int(value[0]) >= 0 and int(value[1]) >= -1
         return None if right else "int64 layouts of shape (2,), >= 0 and >= -1"
-    if name in ("looks", OPEN):
+    if name in ("looks", OPEN, COPIES):
         right = value.dtype == torch.int64 and value.ndim == 0 and int(value) >= 0
         return None if right else f"one int64 >= 0 as {name}"
     if not _is_known(name, len(shapes)):
