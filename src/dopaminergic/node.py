@@ -123,7 +123,7 @@ class NodePerturbation(NodeOptimizer):
             self.parameters,
             record.tape.derived,
             trial.trainable,
-            self._replicas,
+            self.replicas,
         )
         updates: dict[int, Tensor] = {}
         for number, estimate in found.gradients.items():
@@ -227,7 +227,7 @@ class NodeDopamine(NodeOptimizer):
 
     def start(self) -> NodeState:
         """The first state, in which nothing is known."""
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
+        zero = torch.zeros(self.replicas or 1, dtype=torch.float64, device="cpu")
         return NodeState(*[zero] * len(NodeState._fields))._replace(
             damping=zero + self.settings["damping"]
         )
@@ -244,7 +244,7 @@ class NodeDopamine(NodeOptimizer):
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
         jacobians = self._jacobians
         if jacobians is None or not jacobians.serves(self.parameters):
-            self._jacobians = jacobians = Jacobians(self.parameters, self._replicas)
+            self._jacobians = jacobians = Jacobians(self.parameters, self.replicas)
         speed = 1.0 if jacobians.width <= MOST else SLOWLY
         credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
         memory = {**trial.memory, **credit.memory}
@@ -264,7 +264,7 @@ class NodeDopamine(NodeOptimizer):
             self.parameters,
             record.tape.derived,
             trial.trainable,
-            self._replicas,
+            self.replicas,
         )
         state: NodeState = before.rule
         loss = record.loss.loss

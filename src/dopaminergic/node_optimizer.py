@@ -112,11 +112,12 @@ class NodeOptimizer(ForwardOptimizer):
     def _found_out(self) -> dict[str, Any]:
         return {"batched": {}, "on_use": {}, "memory": dict(self._memory)}
 
-    def _read(self, state_dict: Any) -> states.Loaded:
-        loaded = super()._read(state_dict)
+    def check_state_dict(self, state_dict: Any) -> states.Loaded:
+        """Look at the memory of nodes too; see `Stateful`."""
+        loaded = super().check_state_dict(state_dict)
         place = f"{self._rule_name}.load_state_dict"
         memory = state_dict["forward"]["memory"]
-        check_memory(memory, self.parameters, self._replicas, place)
+        check_memory(memory, self.parameters, self.replicas, place)
         return loaded
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
@@ -157,7 +158,7 @@ class NodeOptimizer(ForwardOptimizer):
             parameters,
             sigma,
             rule=self._rule_name,
-            replicas=self._replicas,
+            replicas=self.replicas,
             generators=_generators(parameters),
         )
         record = evaluations.record()
@@ -260,7 +261,7 @@ class NodeOptimizer(ForwardOptimizer):
         try:
             found = families(
                 units,
-                self._replicas,
+                self.replicas,
                 samples,
                 times,
                 sigma,
@@ -296,7 +297,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _checked(self, before: Progress, change: NodeChange, usable: Tensor) -> NodeChange:
         """The change, without replicas that lost their way."""
-        replicas = self._replicas or 1
+        replicas = self.replicas or 1
         for number, amount in change.updates.items():
             new = self.parameters[number].detach() + amount
             fits = new.to(self.parameters[number].dtype).reshape(replicas, -1).isfinite().all(1)
@@ -383,7 +384,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def by_replica(self, x: Tensor) -> Tensor:
         """Sums over the weights of each replica, float64 `(R,)` on the CPU."""
-        return x.reshape(self._replicas or 1, -1).sum(1).cpu().double()
+        return x.reshape(self.replicas or 1, -1).sum(1).cpu().double()
 
     def _own(self, x: Tensor) -> Scalar:
         """Numbers in the form of this optimizer's losses: `(R,)` for a fleet, else a float."""
