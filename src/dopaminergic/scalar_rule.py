@@ -18,7 +18,7 @@ import torch
 
 from dopaminergic import checks, points
 from dopaminergic.noise import Multiple
-from dopaminergic.outcomes import Closure, mean_loss, mean_losses, mean_tensor
+from dopaminergic.outcomes import Closure, mean_loss, read
 from dopaminergic.points import Plan, Point
 from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Decision, Group, Losses, can_be_ranked, choose, decay_factors
@@ -202,7 +202,7 @@ class ScalarRule(ShortSteps):
             losses, evaluations = self._batched(
                 self._weights,
                 closure,
-                lambda returned: mean_tensor(returned, self._rule_name, self.replicas),
+                lambda returned: read(returned, self._rule_name, self.replicas).means().detach(),
                 reference,
                 points.directions(some),
                 _multiples(groups, side),
@@ -215,7 +215,7 @@ class ScalarRule(ShortSteps):
 
     def _loss(self, closure: Closure) -> Scalar:
         if self._fleet:
-            return as_array(mean_losses(closure(), self._rule_name, len(self.settings["seed"])))
+            return as_array(read(closure(), self._rule_name, self.replicas).means())
         return mean_loss(closure(), self._rule_name)
 
     def _groups(self) -> list[Group]:
