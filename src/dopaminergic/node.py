@@ -224,7 +224,7 @@ class NodeDopamine(NodeOptimizer):
 
     def start(self) -> NodeState:
         """The first state, in which nothing is known."""
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
+        zero = torch.zeros(self.replicas or 1, dtype=torch.float64, device="cpu")
         return NodeState(*[zero] * len(NodeState._fields))._replace(
             damping=zero + self.settings["damping"]
         )
@@ -241,7 +241,7 @@ class NodeDopamine(NodeOptimizer):
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
         jacobians = self._jacobians
         if jacobians is None or not jacobians.serves(self.parameters):
-            self._jacobians = jacobians = Jacobians(self.parameters, self._replicas)
+            self._jacobians = jacobians = Jacobians(self.parameters, self.replicas)
         speed = 1.0 if jacobians.width <= MOST else SLOWLY
         credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
         memory = {**trial.memory, **credit.memory}

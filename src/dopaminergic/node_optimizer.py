@@ -125,11 +125,12 @@ class NodeOptimizer(ForwardOptimizer):
     def _found_out(self) -> dict[str, Any]:
         return {"batched": {}, "on_use": {}, "memory": dict(self._memory)}
 
-    def _read(self, state_dict: Any) -> states.Loaded:
-        loaded = super()._read(state_dict)
+    def check_state_dict(self, state_dict: Any) -> states.Loaded:
+        """Look at the memory of nodes too; see `Stateful`."""
+        loaded = super().check_state_dict(state_dict)
         place = f"{self._rule_name}.load_state_dict"
         memory = state_dict["forward"]["memory"]
-        check_memory(memory, self.parameters, self._replicas, place)
+        check_memory(memory, self.parameters, self.replicas, place)
         return loaded
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
@@ -170,7 +171,7 @@ class NodeOptimizer(ForwardOptimizer):
             parameters,
             sigma,
             rule=self._rule_name,
-            replicas=self._replicas,
+            replicas=self.replicas,
             generators=_generators(parameters),
             copies=COPIES in self._memory,
         )
@@ -283,7 +284,7 @@ class NodeOptimizer(ForwardOptimizer):
         try:
             found = families(
                 units,
-                self._replicas,
+                self.replicas,
                 samples,
                 times,
                 sigma,
@@ -319,7 +320,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _checked(self, before: Progress, change: NodeChange, usable: Tensor) -> NodeChange:
         """The change, without replicas that lost their way."""
-        replicas = self._replicas or 1
+        replicas = self.replicas or 1
         for number, amount in change.updates.items():
             parameter = self.parameters[number].detach()
             if isinstance(amount, LargeStep):
@@ -428,7 +429,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def by_replica(self, x: Tensor) -> Tensor:
         """Sums over the weights of each replica, float64 `(R,)` on the CPU."""
-        return x.reshape(self._replicas or 1, -1).sum(1).cpu().double()
+        return x.reshape(self.replicas or 1, -1).sum(1).cpu().double()
 
     def _own(self, x: Tensor) -> Scalar:
         """Numbers in the form of this optimizer's losses: `(R,)` for a fleet, else a float."""

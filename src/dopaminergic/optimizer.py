@@ -141,12 +141,12 @@ class ForwardOptimizer(Stateful):
             or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
-        work = self._apply_pending if closure is None else self._probe_and_update
-        return self._guarded(work, closure)
+        return self.step_unhooked(closure)
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
-    def _step(self, closure: Closure | None) -> Any:
+    def step_unhooked(self, closure: Closure | None) -> Any:
+        """`step`, of which neither hooks nor schedulers hear."""
         work = self._apply_pending if closure is None else self._probe_and_update
         return self._guarded(work, closure)
 
@@ -221,7 +221,7 @@ class ForwardOptimizer(Stateful):
             lr = group["lr"]
             plain_number = type(lr) is float or isinstance(lr, float | int)
             if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
-                group.update(checks.rates(self._rule_name, group, self._replicas))
+                group.update(checks.rates(self._rule_name, group, self.replicas))
 
     def _undo(self, before: Progress) -> None:
         self._leave()
@@ -371,7 +371,7 @@ class ForwardOptimizer(Stateful):
             p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed
         ]
         return lambda: fingerprint(
-            [self._identity(), self.settings, groups, self._progress], parameters
+            [self.identity(), self.settings, groups, self._progress], parameters
         )
 
     def _skip(self, before: Progress, passes: int) -> Change:
@@ -394,5 +394,5 @@ class ForwardOptimizer(Stateful):
 
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
-_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
+_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer.step_unhooked)  # pyright: ignore[reportPrivateUsage]
 keep_tracers_out(ForwardOptimizer.step, ForwardOptimizer.probe)

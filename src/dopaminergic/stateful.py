@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Stateful(Optimizer):
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
             sigma = chosen = self._default_sigma(params)
         given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
-        super().__init__(params, checks.rates(rule, given, self._replicas))
+        super().__init__(params, checks.rates(rule, given, self.replicas))
         checks.some_trainable(rule, self.param_groups)
         skipped = (
             torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu")
@@ -119,7 +120,7 @@ class Stateful(Optimizer):
     # ---- a fleet or one model --------------------------------------------------------------------
 
     @property
-    def _replicas(self) -> int | None:
+    def replicas(self) -> int | None:
         """R of a fleet; None for one model."""
         return len(self.settings["seed"]) if self._fleet else None
 
@@ -128,6 +129,11 @@ class Stateful(Optimizer):
         return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
 
     # ---- what users read -------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """All counters and the rule's state, after the last step that was completed."""
+        return self._progress
 
     @property
     def forward_passes(self) -> int:
@@ -158,9 +164,37 @@ class Stateful(Optimizer):
             self._told_of.add(subject)
             warnings.warn(text, RuntimeWarning, stacklevel=checks.levels_up())
 
+    # ---- steps that are taken back ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Tell no listener of the steps made within, and forget them in the end.
+
+        Counters, the rule's state and the last probe are as before then. The caller takes back the
+        weights.
+        """
+        before = {name: self.__dict__[name] for name in ("_progress", "_pending", "_listeners")}
+        told = "skipped" in self._told_of
+        try:
+            self._listeners = []
+            self._told_of.add("skipped")  # the caller looks for steps that were skipped
+            yield
+        finally:
+            self.__dict__.update(before)
+            if not told:
+                self._told_of.discard("skipped")
+
+    def continue_from(self, progress: Progress) -> None:
+        """Let the next step start with these counters and this state of the rule."""
+        self._progress = progress
+
     # ---- saving and loading ----------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """The kind of optimizer, and the shapes and dtypes of its parameters.
+
+        A state or a journal of another kind, or of other parameters, does not fit.
+        """
         parameters = [p for group in self.param_groups for p in group["params"]]
         return {
             "optimizer": self._rule_name,
@@ -187,7 +221,7 @@ class Stateful(Optimizer):
             "rule": plain(memory),
             "progress": plain(progress),
         }
-        return {**self._identity(), **forward, **self._found_out()}
+        return {**self.identity(), **forward, **self._found_out()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another optimizer of the same kind and shapes stopped.
@@ -199,7 +233,7 @@ class Stateful(Optimizer):
         """
         self._refuse_within_a_step("load_state_dict")
         start = self.start()
-        loaded = self._read(state_dict)
+        loaded = self.check_state_dict(state_dict)
         before = self.__dict__.copy()
         try:
             self._load(state_dict, loaded, start)
@@ -208,10 +242,14 @@ class Stateful(Optimizer):
             self.__dict__.update(before)
             raise
 
-    def _read(self, state_dict: Any) -> states.Loaded:
-        """What `load_state_dict` would take; raise where it would, and change nothing."""
+    def check_state_dict(self, state_dict: Any) -> states.Loaded:
+        """Raise where `load_state_dict` would, and change nothing.
+
+        Returns:
+            All that `load_state_dict` would take.
+        """
         own = states.Own(
-            self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas
+            self._rule_name, self._forward(), self.param_groups, self.start(), self.replicas
         )
         return states.read(state_dict, own)
 
@@ -220,7 +258,7 @@ class Stateful(Optimizer):
         known = {key: value for key, value in state_dict.items() if key != "forward"}
         super().load_state_dict({**known, "param_groups": loaded.groups})
         for group in self.param_groups:  # once more, since a hook may have exchanged them
-            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
+            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self.replicas))
         self.settings = loaded.settings
         rule = loaded.rule
         if rule is not None and isinstance(start[0], np.ndarray):
@@ -250,7 +288,7 @@ class Stateful(Optimizer):
         before = len(self.param_groups)
         try:
             super().add_param_group(param_group)
-            checks.group(self._rule_name, self.param_groups[-1], self._replicas)
+            checks.group(self._rule_name, self.param_groups[-1], self.replicas)
             checks.apart(self._rule_name, self.param_groups)
             if self._ranks is not None:
                 self._ranks.check(self._rule_name, self.param_groups[-1]["params"])
