@@ -5,6 +5,7 @@ For example, monthly dates go on with the first days of months, and years with t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +116,10 @@ def _frequency(seconds: Any) -> str:
 
     try:
         index = pandas.to_datetime(seconds[-200:].astype("int64"), unit="s")
-        return str(pandas.infer_freq(pandas.DatetimeIndex(index)) or "")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the next pandas gives an offset in place of text
+            found = pandas.infer_freq(pandas.DatetimeIndex(index))
+        return str(getattr(found, "freqstr", found) or "")
     except (ValueError, OverflowError, TypeError):  # centuries that pandas' nanoseconds do not hold
         return ""
 
