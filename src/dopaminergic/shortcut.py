@@ -46,6 +46,8 @@ def plan_of(optimizer: ScalarRule, before: Progress) -> Plan | None:
     # Buffers and silence need care in each evaluation, which the general path takes.
     if optimizer._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
         return None
+    if optimizer._waiting:
+        return None
     if not optimizer._unchanged:
         weights = optimizer._weights
         weights.begin(before.step)

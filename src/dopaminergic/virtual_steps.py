@@ -88,11 +88,13 @@ def _undone(
     optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]
 ) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
-    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_listeners")}
+    names = ("_progress", "_pending", "_waiting", "_listeners")
+    kept = {key: optimizer.__dict__[key] for key in names}
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     told = "skipped" in optimizer._told_of
     old = [p.detach().clone() for _, _, p in members]
     try:
+        optimizer._waiting = ()
         optimizer._listeners = []  # a journal must not hear of virtual steps
         optimizer._told_of.add("skipped")  # a loss that is not finite is an error here
         for group in optimizer.param_groups:
