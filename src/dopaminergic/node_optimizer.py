@@ -84,6 +84,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     default_sigmas = (1e-3, 3e-2)  # without and with 16-bit weights
     perturbs_readout = False
+    takes_micro_batches = False  # each site must see all samples of a step at once
 
     def __init__(self, model: Any, **settings: Any) -> None:
         if isinstance(model, nn.Module):
@@ -109,7 +110,7 @@ class NodeOptimizer(ForwardOptimizer):
             self.parameters,
             trial.record.tape.derived,
             trial.trainable,
-            self._replicas,
+            self.replicas,
         )
 
     # ---- between steps ---------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class ShortSteps(WeightOptimizer):
         # Buffers and silence need care in each evaluation, which the general path takes.
         if self._buffers or not before.answered or before.silent or len(crowd.steps) > 1:
             return None
+        if self._waiting:
+            return None
         if not self._unchanged:
             self._weights.begin(before.step)
             if not self._weights.alone:

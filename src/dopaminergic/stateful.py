@@ -15,9 +15,10 @@ from torch.optim.optimizer import (
     ParamsT,  # pyright: ignore[reportPrivateUsage]
 )
 
-from dopaminergic import checks, states
+from dopaminergic import checks, micro_batches, states
 from dopaminergic.buffers import Buffers
 from dopaminergic.distributed import Ranks, ranks_of
+from dopaminergic.outcomes import Closure
 from dopaminergic.plain import plain
 from dopaminergic.progress import Change, Progress
 from dopaminergic.scalars import Scalar, as_array, as_tensor
@@ -27,6 +28,8 @@ Listener = Callable[[Change], None]
 
 class Stateful(Optimizer):
     """Base of `ForwardOptimizer`, which adds the step; for the arguments see there."""
+
+    takes_micro_batches = True
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Stateful(Optimizer):
         )
         self._progress = Progress(self.start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._pending: Change | None = None
+        self._waiting: tuple[micro_batches.Waiting, ...] = ()  # micro-batches of the next step
         self._listeners: list[Listener] = []
         self._floor = self.settings.get("loss_floor", -math.inf)
         self._told_of: set[str] = set()  # warnings that are given once
@@ -173,9 +177,11 @@ class Stateful(Optimizer):
         Counters, the rule's state and the last probe are as before then. The caller takes back the
         weights.
         """
-        before = {name: self.__dict__[name] for name in ("_progress", "_pending", "_listeners")}
+        names = ("_progress", "_pending", "_waiting", "_listeners")
+        before = {name: self.__dict__[name] for name in names}
         told = "skipped" in self._told_of
         try:
+            self._waiting = ()
             self._listeners = []
             self._told_of.add("skipped")  # the caller looks for steps that were skipped
             yield
@@ -187,6 +193,63 @@ class Stateful(Optimizer):
     def continue_from(self, progress: Progress) -> None:
         """Let the next step start with these counters and this state of the rule."""
         self._progress = progress
+
+    # ---- what users do between steps ------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Be told of the change of each step that is done, as a journal is.
+
+        Args:
+            listener: called after the weights have changed; an exception in it reaches the caller
+                of `step`.
+
+        Returns:
+            A function that ends it.
+        """
+        self._listeners.append(listener)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return end
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, of which there are none, and micro-batches that wait for a step."""
+        self._waiting = ()
+        super().zero_grad(set_to_none)
+
+    def _wait(self, closure: Closure) -> None:
+        if not self.takes_micro_batches:
+            raise ValueError(
+                f"{self._rule_name}: probe(more=True) is not supported, since it must see all "
+                "samples of a step at once; evaluate one batch a step, without accumulation, or "
+                "take Dopamine2 or VectorDopamine"
+            )
+        self._refuse_within_a_step("probe")
+        self._forget_probe()
+        self._waiting = (*self._waiting, micro_batches.wait(closure, self._rule_name))
+
+    def _joined(self, closure: Closure | None) -> Closure:
+        """One closure for all micro-batches that wait, and for this one."""
+        if closure is not None and not callable(closure):
+            return closure  # the step says so
+        last = [] if closure is None else [closure]
+        try:
+            return micro_batches.join(self._waiting, last, self._rule_name, self.replicas)
+        except RuntimeError:
+            self._waiting = ()
+            raise
+
+    def _forget_probe(self) -> None:
+        if self._pending is not None:
+            self._tell(
+                "probes",
+                f"{self._rule_name}: a second probe came before step(), so that what the first one "
+                "found is lost, as where a framework accumulates gradients; call "
+                "opt.probe(closure, more=True) for all micro-batches but the last of a step",
+            )
+        self._pending = None
 
     # ---- saving and loading ----------------------------------------------------------------------
 
@@ -266,19 +329,21 @@ class Stateful(Optimizer):
         self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
         self._floor = self.settings.get("loss_floor", -math.inf)
         self._pending = None
+        self._waiting = ()
         self._agreed = False
         self._prepare(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a
         # scheduler puts here and its listeners; a copy makes its own.
-        own = ("_weights", "_pending", "_listeners", "_thread", "step")
+        own = ("_weights", "_pending", "_waiting", "_listeners", "_thread", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "settings" in self.__dict__:
             self._pending = None
+            self._waiting = ()
             # `load_state_dict` comes here too, and has some.
             self.__dict__.setdefault("_listeners", [])
 
