@@ -2,8 +2,8 @@
 
     python tests/prose.py
 
-prints a table with one row for each page. Code, tables and formulas are left out, and code within a
-line is one word.
+prints a table with one row for each page. Code, tables and formulas are left out, and code or a
+formula within a line is one word.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LONG = 28  # words; a longer sentence is a long one
 FENCED = re.compile(r"^[ \t]*```.*?^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+FORMULA = re.compile(r"\$[^$\s](?:[^$\n]*[^$\s])?\$")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)", re.DOTALL)
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|et al|vs|cf)\.")
 WORD = re.compile(r"\w[\w'’.,-]*\w|\w")  # noqa: RUF001
@@ -65,11 +66,11 @@ class Reading(NamedTuple):
 def of_markdown(text: str) -> list[str]:
     """The headings, paragraphs and items of a page, each as one line of plain words."""
     text = COMMENT.sub("", FENCED.sub("\n", text))
-    text = LINK.sub(r"\1", CODE.sub("code", text))
+    text = LINK.sub(r"\1", FORMULA.sub("formula", CODE.sub("code", text)))
     return _units(
         line
         for line in text.splitlines()
-        if not line.lstrip().startswith(("|", ":::", "!!!", "---"))
+        if not line.lstrip().startswith(("|", ":::", "!!!", "---", "<"))
     )
 
 

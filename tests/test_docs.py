@@ -9,6 +9,7 @@ import itertools
 import pkgutil
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,16 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found if m[1] == language]
 
 
+# Elements that pages may have: cards of the theme.
+CARDS = '<div class="grid cards" markdown>'
+
+
 def prose(text: str) -> str:
-    """A page without its code and its comments."""
+    """A page without its code, formulas and comments, and the frame of its cards."""
     text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+    text = re.sub(f"{re.escape(CARDS)}(.*?)</div>", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+    return re.sub(r"\$[^$\n]+\$", "", text)
 
 
 def anchors(page: Path) -> set[str]:
@@ -84,14 +91,51 @@ def test_commands_have_their_options(words: list[str], capsys: pytest.CaptureFix
     assert set(named) <= set(TASKS)
 
 
+REPOSITORY = "https://github.com/dopaminergic/dopaminergic"
+SITE = "https://dopaminergic.github.io/dopaminergic/"
+OURS = {
+    f"{REPOSITORY}/blob/main/": ROOT,
+    f"{REPOSITORY}/tree/main/": ROOT,
+    "https://raw.githubusercontent.com/dopaminergic/dopaminergic/main/": ROOT,
+    SITE: ROOT / "docs",
+}
+
+
+def in_the_tree(place: str, page: Path) -> Path | None:
+    """The file that a link names; None for a page of others."""
+    for address, folder in OURS.items():
+        if place.startswith(address):
+            name = place.removeprefix(address) or "index.html"
+            return folder / (name.replace(".html", ".md") if address == SITE else name)
+    return None if place.startswith("https://") else page.parent / place if place else page
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
         place, _, anchor = target.partition("#")
-        if not place.startswith("https://"):
-            other = page.parent / place if place else page
+        other = in_the_tree(place, page)
+        if other is not None:
             assert other.exists(), target
             assert not anchor or anchor in anchors(other), target
+
+
+def test_links_of_the_readme_are_absolute() -> None:
+    """PyPI shows it too, where nothing lies beside it."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_addresses_of_the_project_are_the_same_everywhere() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert f"site_url: {SITE}\n" in settings
+    assert f"repo_url: {REPOSITORY}\n" in settings
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls["Documentation"] == SITE
+    assert urls["Source"] == REPOSITORY
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"repository-code: {REPOSITORY}\n" in citation
+    assert f"version: {dopaminergic.__version__}\n" in citation
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
@@ -166,8 +210,11 @@ def test_what_a_function_returns_is_one_sentence_in_the_reference() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
     # Else each line is a value of its own.
     assert "docstring_options: {returns_multiple_items: false}" in settings
-    [extra] = re.findall(r"^docs = .*$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert '"ruff' in extra  # mkdocstrings formats signatures with it, one argument a line
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["docs"]
+    assert any(
+        each.startswith("ruff") for each in extra
+    )  # mkdocstrings formats signatures with it, one argument a line
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -179,7 +226,8 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
-    assert [page.name for page in DOCS if f": {page.name}" not in navigation] == []
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f": {page}\n" not in navigation] == []
 
 
 def test_the_table_of_studies_is_what_runs() -> None:
@@ -212,6 +260,8 @@ def test_defaults_are_those_of_the_code(row: Row) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
+    """Settings name the site's and the repository's address alone; test_site.py looks at pages."""
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings
-    assert "http" not in settings
+    assert re.findall(r"^(\w+): https://", settings, re.MULTILINE) == ["site_url", "repo_url"]
+    assert settings.count("http") == 2

@@ -47,10 +47,12 @@ def test_docstrings_are_within_their_limits() -> None:
 
 
 def test_code_tables_and_formulas_of_a_page_do_not_count() -> None:
-    blocks = "```text\nwhat\n```\n\n| what |\n|---|\n"
-    text = f"# A head\n\nOne `two three` four.\n\n{blocks}\n- five\n  six\n- [seven](what.md)\n"
+    blocks = "```math\nwhat\n```\n\n| what |\n|---|\n"
+    text = (
+        f"# A head\n\nOne `two three` $f = 2 x$.\n\n{blocks}\n- five\n  six\n- [seven](what.md)\n"
+    )
     units = prose.of_markdown(text)
-    assert units == ["# A head", "One code four.", "five six", "seven"]
+    assert units == ["# A head", "One code formula.", "five six", "seven"]
     assert prose.read(units).words == 8
     assert prose.read(units).what == 0
 

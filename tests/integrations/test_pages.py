@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from test_docs import blocks
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "integrations").glob("*.md"))

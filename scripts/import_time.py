@@ -1,0 +1,41 @@
+"""Compares the time of `import dopaminergic` with that of `import torch`, in turns.
+
+    python scripts/import_time.py --rounds 15
+
+Prints the median ratio of the processor time of fresh processes. Both find torch's files in the
+cache of the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+
+
+def seconds(module: str) -> float:
+    """Processor time of a process that imports a module."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    seconds("dopaminergic")
+    pairs = [(seconds("dopaminergic"), seconds("torch")) for _ in range(rounds)]
+    ratios = sorted(ours / torch for ours, torch in pairs)
+    print(
+        f"import dopaminergic / import torch: {statistics.median(ratios):.3f}, of {rounds} rounds"
+    )
+    print(f"middle half {ratios[rounds // 4]:.3f} to {ratios[-1 - rounds // 4]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
