@@ -16,7 +16,7 @@ import dopaminergic
 from optimizers import ROWS, Regression, same
 
 ROOT = Path(dopaminergic.__file__).parent
-LEAVES = ("lab",)  # nobody inside imports them
+LEAVES = ("lab", "integrations")  # nobody inside imports them
 ENTRANCE = ROOT / "__main__.py"  # `python -m dopaminergic` is the lab's command line
 CORE = [
     path
@@ -144,6 +144,79 @@ def test_assignments_of_several_values_at_once_are_few() -> None:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
                 pairs += isinstance(node.targets[0], ast.Tuple)
     assert pairs <= 8 * lines / 1000
+
+
+OF_NAMED_TUPLES = {"_replace", "_fields", "_asdict", "_make"}
+
+
+def is_itself(value: ast.expr) -> bool:
+    """`self`, `cls` or `super()`."""
+    if isinstance(value, ast.Call):
+        value = value.func
+    return isinstance(value, ast.Name) and value.id in ("self", "cls", "super")
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Names with an underscore that a file defines: in a class, in a module or of `self`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names |= {node.attr} if is_itself(node.value) else set()
+        if isinstance(node, ast.ClassDef | ast.Module):
+            names |= {
+                found.id
+                for statement in node.body
+                if isinstance(statement, ast.Assign | ast.AnnAssign)
+                for found in ast.walk(statement)
+                if isinstance(found, ast.Name) and isinstance(found.ctx, ast.Store)
+            }
+    own = {name for name in names if name.startswith("_") and not name.startswith("__")}
+    return own - OF_NAMED_TUPLES
+
+
+def reached_into(tree: ast.Module, elsewhere: set[str]) -> list[str]:
+    """Private names of other files, each as it is used."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in elsewhere and not is_itself(node.value):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names if alias.name in elsewhere]
+        if isinstance(node, ast.Call) and len(node.args) > 1 and not is_itself(node.args[0]):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and name.value in elsewhere:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_no_file_uses_a_private_name_of_another() -> None:
+    """Private names are those of our own files; torch and numba have some that we cannot avoid."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+    own = {path: private_names(tree) for path, tree in trees.items()}
+    every = set().union(*own.values())
+    assert "_progress" in own[ROOT / "stateful.py"]
+    found = {
+        str(path.relative_to(ROOT)): uses
+        for path, tree in trees.items()
+        if (uses := reached_into(tree, every - own[path]))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "optimizer._progress.step",
+        "self.optimizer._progress = 3",
+        "getattr(optimizer, '_progress')",
+        "from dopaminergic.stateful import _progress",
+    ],
+)
+def test_private_names_are_found_in_every_form(line: str) -> None:
+    assert len(reached_into(ast.parse(line), {"_progress"})) == 1
+    assert reached_into(ast.parse("self._progress, torch._C, x._replace()"), {"_progress"}) == []
 
 
 def test_a_rule_of_ones_own_is_a_sibling_of_vector_dopamine() -> None:

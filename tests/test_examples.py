@@ -133,6 +133,15 @@ def test_many_runs_in_jax_solve_xor() -> None:
     assert numbers(r"right in ([\d.]+)%", text)[0] > 90
 
 
+def test_hugging_face_learns_and_resumes_bit_for_bit() -> None:
+    pytest.importorskip("transformers")
+    text = printed("hugging_face.py", "--epochs", "6")
+    losses = numbers(r"'eval_loss': '([\d.]+)'", text)
+    assert losses[5] < 0.92 * losses[0]
+    assert losses[6:] == losses[3:6]
+    assert "bit for bit the same: True" in text
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 72  # of at most 100 columns

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dopaminergic import Outcome, cross_entropy, outcome, squared_error
-from dopaminergic.quadratic import Quadratic, quadratic, read
+from dopaminergic.outcomes import read
+from dopaminergic.quadratic import Quadratic, outcome_in, quadratic
 from optimizers import randn
 
 Mean = Callable[[Tensor], Tensor]  # the mean loss of one replica's values
@@ -230,10 +231,10 @@ def test_a_hundredfold_loss_has_a_hundredfold_slope_and_curvature(kind: str) -> 
 
 def test_16_bit_and_whole_numbers_are_read_in_float32() -> None:
     for values in (torch.ones(2, 3).bfloat16(), torch.ones(2, 3, dtype=torch.long)):
-        found = read(outcome(values, lambda v: v.float().sum(1)), 1)
+        found = outcome_in(read(outcome(values, lambda v: v.float().sum(1)), "it"))
         assert found.dtype == torch.float32
         assert found.shape == (1, 6)
-    assert read(randn(4), 1).dtype == torch.float64
+    assert outcome_in(read(randn(4), "it")).dtype == torch.float64
 
 
 def test_the_mean_of_float32_losses_is_taken_in_float64() -> None:

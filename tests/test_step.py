@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation, shortcut
+from dopaminergic import Dopamine, ForwardOptimizer, WeightPerturbation
+from dopaminergic.shortcut import ShortSteps
 from optimizers import LARGE, Bowl, Regression, Row, copies, drawn, randn, same
 
 DOUBLE = torch.float64
@@ -513,7 +514,7 @@ def test_one_direction_of_one_group_takes_a_shorter_way_to_the_same_bits(
     ends: list[Any] = []
     for short in (True, False):
         if not short:
-            monkeypatch.setattr(shortcut, "plan_of", lambda *_: None)
+            monkeypatch.setattr(ShortSteps, "_short_plan", lambda *_: None)
         torch.manual_seed(1)
         parameters = [nn.Parameter(randn(*shape, seed=i)) for i, shape in enumerate([(4, 3), (3,)])]
         parameters += [nn.Parameter(randn(1 << 18, seed=3))] * large

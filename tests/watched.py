@@ -51,7 +51,7 @@ def estimated(seen: Seen, credit: Tensor, weights: Sequence[Tensor]) -> dict[int
         if one.weight.number in trainable or one.weight.number >= len(weights)
     }
     found = estimates(seen.tape.nodes, credits, list(weights), derived, trainable, None)
-    return found.gradients
+    return {one.number: one.gradient for one in found}
 
 
 def assert_exact(run: Callable[[], Tensor], weights: Sequence[Tensor], **tolerance: Any) -> Seen:

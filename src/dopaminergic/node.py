@@ -24,14 +24,16 @@ from torch import Tensor
 from dopaminergic.activities import gauss_newton
 from dopaminergic.activities.credit import DOUBT, Credit, learn, parts_of
 from dopaminergic.activities.eigen import direction
-from dopaminergic.activities.estimates import estimates, wide
+from dopaminergic.activities.estimates import Product, wide
 from dopaminergic.activities.evaluations import Record
 from dopaminergic.activities.jacobian import MOST, Jacobians
+from dopaminergic.activities.large import LargeStep, scaled
 from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
 
 STEP = 1e-2  # of each weight, in a first-order step
 LEAST = 0.05  # of that step is taken, however little was expected
+LEAST_DECAY = 0.1  # of the weight decay is left where a loss in nats vanishes
 SLOWLY = 0.3  # of what a batch teaches feedback is taken, where weights are many
 
 
@@ -117,19 +119,14 @@ class NodePerturbation(NodeOptimizer):
         for family in trial.found:
             credit = regrets * family.trials / family.reach
             credits.update(zip(family.nodes, family.of_calls(credit), strict=True))
-        found = estimates(
-            record.tape.nodes,
-            credits,
-            self.parameters,
-            record.tape.derived,
-            trial.trainable,
-            self._replicas,
-        )
-        updates: dict[int, Tensor] = {}
-        for number, estimate in found.gradients.items():
+        updates: dict[int, Tensor | LargeStep] = {}
+        for number, estimate, _ in self._estimates(trial, credits):
             parameter = self.parameters[number].detach()
             group = self.rates(number)
             lr = self.spread(group["lr"], parameter)
+            if isinstance(estimate, Product):
+                updates[number] = LargeStep(estimate, group["weight_decay"], lr)
+                continue
             amount = estimate + group["weight_decay"] * parameter
             updates[number] = (-lr * amount).to(parameter.dtype)
         lr = self.param_groups[0]["lr"]
@@ -227,7 +224,7 @@ class NodeDopamine(NodeOptimizer):
 
     def start(self) -> NodeState:
         """The first state, in which nothing is known."""
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
+        zero = torch.zeros(self.replicas or 1, dtype=torch.float64, device="cpu")
         return NodeState(*[zero] * len(NodeState._fields))._replace(
             damping=zero + self.settings["damping"]
         )
@@ -244,7 +241,7 @@ class NodeDopamine(NodeOptimizer):
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
         jacobians = self._jacobians
         if jacobians is None or not jacobians.serves(self.parameters):
-            self._jacobians = jacobians = Jacobians(self.parameters, self._replicas)
+            self._jacobians = jacobians = Jacobians(self.parameters, self.replicas)
         speed = 1.0 if jacobians.width <= MOST else SLOWLY
         credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
         memory = {**trial.memory, **credit.memory}
@@ -257,31 +254,31 @@ class NodeDopamine(NodeOptimizer):
         self, before: Progress, trial: Trial, memory: dict[str, Tensor], credit: Credit
     ) -> NodeChange:
         """A step in the directions in which estimates vary, shorter as steps go on."""
-        record = trial.record
-        found = estimates(
-            record.tape.nodes,
-            node_credits(record, credit),
-            self.parameters,
-            record.tape.derived,
-            trial.trainable,
-            self._replicas,
-        )
         state: NodeState = before.rule
-        loss = record.loss.loss
         count = int(state.updates.max()) + 1
         sure = (1.0 - credit.memory[DOUBT].double().cpu()).clamp(LEAST, 1.0)
         rate = sure * STEP / math.sqrt(1.0 + count / self.settings["patience"])
+        loss = trial.record.loss.loss
         most = self._most_decay(loss)
+        # Losses in nats vanish as a classifier becomes sure, while its weights go on growing.
+        least = LEAST_DECAY if trial.record.loss.in_nats else 0.0
         promise = torch.zeros_like(loss)
-        updates: dict[int, Tensor] = {}
-        for number, estimate in found.gradients.items():
+        updates: dict[int, Tensor | LargeStep] = {}
+        for number, estimate, sides in self._estimates(trial, node_credits(trial.record, credit)):
             parameter = self.parameters[number].detach()
             group = self.rates(number)
-            decay = self.spread(most.clamp(max=group["weight_decay"]), parameter)
+            whole_decay = group["weight_decay"]
+            decay = self.spread(most.clamp(least * whole_decay, whole_decay), parameter)
+            length = self.spread(rate * group["lr"], parameter)
+            if isinstance(estimate, Product):
+                updates[number], expected = scaled(
+                    memory, str(number), estimate, sides, parameter, decay, length, count
+                )
+                promise = promise + expected
+                continue
             whole = estimate.nan_to_num() + decay * wide(parameter)
             each = whole if self._fleet else whole[None]
-            turned = direction(memory, str(number), each, found.sides.get(number), count)
-            length = self.spread(rate * group["lr"], parameter)
+            turned = direction(memory, str(number), each, sides, count)
             amount = length * turned.view(parameter.shape)
             promise = promise + self.by_replica(amount * whole)
             updates[number] = -amount.to(parameter.dtype)
@@ -297,8 +294,13 @@ class NodeDopamine(NodeOptimizer):
 
     def _most_decay(self, loss: Tensor) -> Tensor:
         """The decay `(R,)` at which the penalty on all squares is worth half of the loss."""
-        changing = [p.detach() for p in self.parameters if p.requires_grad]
-        squares = torch.stack([self.by_replica(wide(p).square()) for p in changing]).sum(0)
+        squares = torch.zeros_like(loss)
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                each = parameter.detach().reshape(len(loss), -1)
+                dtype = torch.promote_types(each.dtype, torch.float32)
+                norms = torch.linalg.vector_norm(each, dim=1, dtype=dtype)
+                squares = squares + norms.cpu().double().square()
         most = loss.clamp(min=0.0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
         return most.nan_to_num()
 

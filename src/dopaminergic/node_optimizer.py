@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dopaminergic import checks, states
-from dopaminergic.activities.estimates import wide
+from dopaminergic.activities.estimates import Estimate, estimates, wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
-from dopaminergic.activities.memory import check_memory
+from dopaminergic.activities.large import LargeStep
+from dopaminergic.activities.memory import COPIES, check_memory
 from dopaminergic.activities.separation import CHECKS, OPEN, separate
 from dopaminergic.evaluation import Evaluation
 from dopaminergic.noise import Combination
@@ -37,12 +38,13 @@ class NodeChange(NamedTuple):
     """The effect of a step once it is applied.
 
     Attributes:
-        updates: amounts that are added to parameters, by their numbers.
+        updates: amounts that are added to parameters, by their numbers; for large matrices steps
+            that make them part by part.
         memory: all that the rule has learned, by name.
         after: the progress that follows.
     """
 
-    updates: dict[int, Tensor]
+    updates: dict[int, Tensor | LargeStep]
     memory: dict[str, Tensor]
     after: Progress
 
@@ -82,6 +84,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     default_sigmas = (1e-3, 3e-2)  # without and with 16-bit weights
     perturbs_readout = False
+    takes_micro_batches = False  # each site must see all samples of a step at once
 
     def __init__(self, model: Any, **settings: Any) -> None:
         if isinstance(model, nn.Module):
@@ -99,11 +102,22 @@ class NodeOptimizer(ForwardOptimizer):
         """The change that follows from a trial."""
         raise self._is_abstract()
 
+    def _estimates(self, trial: Trial, credits: dict[Any, Tensor]) -> Iterator[Estimate]:
+        """The estimates of a trial's credits, one parameter after another."""
+        return estimates(
+            trial.record.tape.nodes,
+            credits,
+            self.parameters,
+            trial.record.tape.derived,
+            trial.trainable,
+            self.replicas,
+        )
+
     # ---- between steps ---------------------------------------------------------------------------
 
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._memory: dict[str, Tensor] = {}
-        self._kept: list[Tensor] | None = None  # copies of the weights while a step is tried
+        self._kept: dict[int, Tensor] = {}  # copies of weights while a step is tried
         self._extra = 0
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
@@ -112,11 +126,12 @@ class NodeOptimizer(ForwardOptimizer):
     def _found_out(self) -> dict[str, Any]:
         return {"batched": {}, "on_use": {}, "memory": dict(self._memory)}
 
-    def _read(self, state_dict: Any) -> states.Loaded:
-        loaded = super()._read(state_dict)
+    def check_state_dict(self, state_dict: Any) -> states.Loaded:
+        """Look at the memory of nodes too; see `Stateful`."""
+        loaded = super().check_state_dict(state_dict)
         place = f"{self._rule_name}.load_state_dict"
         memory = state_dict["forward"]["memory"]
-        check_memory(memory, self.parameters, self._replicas, place)
+        check_memory(memory, self.parameters, self.replicas, place)
         return loaded
 
     def _load(self, state_dict: dict[str, Any], loaded: states.Loaded, start: Any) -> None:
@@ -157,8 +172,9 @@ class NodeOptimizer(ForwardOptimizer):
             parameters,
             sigma,
             rule=self._rule_name,
-            replicas=self._replicas,
+            replicas=self.replicas,
             generators=_generators(parameters),
+            copies=COPIES in self._memory,
         )
         record = evaluations.record()
         losses = Losses(self._own(record.loss.loss), [], [])
@@ -169,12 +185,13 @@ class NodeOptimizer(ForwardOptimizer):
         found = self._families(record, trainable, sigma)
         memory = dict(self._memory)
         if not self._separated(evaluations, record, found, memory):
-            passes = before.forward_passes + evaluations.count
-            after = before._replace(step=before.step + 1, forward_passes=passes)
-            return losses, self._checked(before, NodeChange({}, memory, after), usable)
+            return losses, self._only_learned(before, evaluations.count, memory, usable)
         self._draw(found, before.step)
         noise = [(family, sigma * family.reach * family.trials) for family in found]
         values, after = evaluations.perturbed(record, noise)
+        if not record.tape.is_intact:
+            memory[COPIES] = torch.ones((), dtype=torch.int64, device="cpu")
+            return losses, self._only_learned(before, evaluations.count, memory, usable)
         trial = Trial(
             evaluations,
             record,
@@ -189,6 +206,14 @@ class NodeOptimizer(ForwardOptimizer):
         passes = before.forward_passes + evaluations.count + self.products
         after = change.after._replace(step=before.step + 1, forward_passes=passes)
         return losses, self._checked(before, change._replace(after=after), usable)
+
+    def _only_learned(
+        self, before: Progress, count: int, memory: dict[str, Tensor], usable: Tensor
+    ) -> NodeChange:
+        """The end of a step that has learned how to see the network, and moves no weight."""
+        passes = before.forward_passes + count
+        after = before._replace(step=before.step + 1, forward_passes=passes)
+        return self._checked(before, NodeChange({}, memory, after), usable)
 
     def _separated(
         self, evaluations: Evaluations, record: Record, found: list[Family], memory: Any
@@ -260,7 +285,7 @@ class NodeOptimizer(ForwardOptimizer):
         try:
             found = families(
                 units,
-                self._replicas,
+                self.replicas,
                 samples,
                 times,
                 sigma,
@@ -296,11 +321,14 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _checked(self, before: Progress, change: NodeChange, usable: Tensor) -> NodeChange:
         """The change, without replicas that lost their way."""
-        replicas = self._replicas or 1
+        replicas = self.replicas or 1
         for number, amount in change.updates.items():
-            new = self.parameters[number].detach() + amount
-            fits = new.to(self.parameters[number].dtype).reshape(replicas, -1).isfinite().all(1)
-            usable = usable & fits.cpu()
+            parameter = self.parameters[number].detach()
+            if isinstance(amount, LargeStep):
+                usable = usable & amount.fits(parameter)
+                continue
+            new = (parameter + amount).to(parameter.dtype)
+            usable = usable & new.reshape(replicas, -1).isfinite().all(1).cpu()
         if bool(usable.all()):
             return change
         self._warn()
@@ -321,7 +349,7 @@ class NodeOptimizer(ForwardOptimizer):
         after = change.after._replace(
             rule=rule, skipped_steps=before.skipped_steps + (~usable).long()
         )
-        updates = {number: chosen(new, None) for number, new in change.updates.items()}
+        updates: dict[int, Any] = {n: chosen(new, None) for n, new in change.updates.items()}  # pyright: ignore[reportArgumentType]
         return NodeChange(updates, memory, after)
 
     def _skip(self, before: Progress, passes: int) -> Any:
@@ -342,7 +370,7 @@ class NodeOptimizer(ForwardOptimizer):
     def _moved(self, updates: dict[int, Tensor]) -> Iterator[None]:
         """Weights as they would be after a step, within the block."""
         parameters = self.parameters
-        self._kept = [p.detach().clone() for p in parameters]
+        self._kept = {number: parameters[number].detach().clone() for number in updates}
         try:
             for number, amount in updates.items():
                 parameters[number].detach().add_(amount)
@@ -351,18 +379,37 @@ class NodeOptimizer(ForwardOptimizer):
             self._take_back(0)
 
     def _take_back(self, step: int) -> None:
-        if self._kept is None:
+        if not self._kept:
             return
         with uninterrupted():
-            for parameter, old in zip(self.parameters, self._kept, strict=True):
-                parameter.detach().copy_(old)
-            self._kept = None
+            parameters = self.parameters
+            for number, old in self._kept.items():
+                parameters[number].detach().copy_(old)
+            self._kept = {}
+
+    def _probe_only(self, closure: Closure, before: Progress) -> Any:
+        loss = super()._probe_only(closure, before)
+        # The activities of which large steps are made may be written until the step is taken.
+        change: Any = self._pending
+        updates = {
+            number: amount.whole(self.parameters[number])
+            if isinstance(amount, LargeStep)
+            else amount
+            for number, amount in change.updates.items()
+        }
+        self._pending = change._replace(updates=updates)
+        return loss
 
     def _write(self, change: Any, commit: Callable[[], None]) -> None:
         parameters = self.parameters
         with uninterrupted():
             for number, amount in change.updates.items():
-                parameters[number].detach().add_(amount)
+                parameter = parameters[number].detach()
+                if isinstance(amount, LargeStep):
+                    for part, added in amount.parts(parameter):
+                        part.add_(added)
+                else:
+                    parameter.add_(amount)
             self._memory = change.memory
             commit()
 
@@ -383,7 +430,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def by_replica(self, x: Tensor) -> Tensor:
         """Sums over the weights of each replica, float64 `(R,)` on the CPU."""
-        return x.reshape(self._replicas or 1, -1).sum(1).cpu().double()
+        return x.reshape(self.replicas or 1, -1).sum(1).cpu().double()
 
     def _own(self, x: Tensor) -> Scalar:
         """Numbers in the form of this optimizer's losses: `(R,)` for a fleet, else a float."""

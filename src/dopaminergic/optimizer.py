@@ -9,7 +9,6 @@ What is perturbed, and how a change follows from outcomes, is the business of su
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -33,8 +32,6 @@ from dopaminergic.scalars import Scalar, as_tensor
 from dopaminergic.stateful import Stateful
 from dopaminergic.tracing import keep_tracers_out
 from dopaminergic.weights.interruption import room_on_the_stack, uninterrupted
-
-Listener = Callable[[Change], None]
 
 
 class ForwardOptimizer(Stateful):
@@ -141,28 +138,40 @@ class ForwardOptimizer(Stateful):
             or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return _hooked_step(self, closure)
-        work = self._apply_pending if closure is None else self._probe_and_update
-        return self._guarded(work, closure)
+        return self.step_unhooked(closure)
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  (tells torch not to wrap it again)
 
-    def _step(self, closure: Closure | None) -> Any:
+    def step_unhooked(self, closure: Closure | None) -> Any:
+        """`step`, of which neither hooks nor schedulers hear."""
+        if self._waiting:
+            closure = self._joined(closure)
         work = self._apply_pending if closure is None else self._probe_and_update
         return self._guarded(work, closure)
 
-    def probe(self, closure: Closure) -> Any:
+    def probe(self, closure: Closure, *, more: bool = False) -> Any:
         """First half of a step, for loops that call `step()` themselves.
 
         It evaluates the closure, and leaves the weights as they were.
 
         Args:
             closure: as for `step`.
+            more: whether more micro-batches of the same step are to come. The closure then waits,
+                and is evaluated together with the next ones, by a `probe` without `more` or by
+                `step`. The loss is the mean over the samples of all. `zero_grad` forgets what
+                waits.
 
         Returns:
-            The loss, as `step` does. A `probe` that no `step()` follows is forgotten by the next
-            one and by `state_dict`.
+            The loss, as `step` does; None with `more`. A `probe` that no `step()` follows is
+            forgotten by the next one and by `state_dict`.
+
+        Raises:
+            RuntimeError: a variable of a closure that waits was bound anew.
         """
-        return self._guarded(self._probe_only, closure)
+        if more:
+            self._wait(closure)
+            return None
+        return self._guarded(self._probe_only, self._joined(closure) if self._waiting else closure)
 
     def _guarded(self, work: Callable[[Any, Progress], Any], closure: Closure | None) -> Any:
         if self._thread is not None:
@@ -221,7 +230,7 @@ class ForwardOptimizer(Stateful):
             lr = group["lr"]
             plain_number = type(lr) is float or isinstance(lr, float | int)
             if not (plain_number and checks.usable(lr, group["sigma"], group["weight_decay"])):
-                group.update(checks.rates(self._rule_name, group, self._replicas))
+                group.update(checks.rates(self._rule_name, group, self.replicas))
 
     def _undo(self, before: Progress) -> None:
         self._leave()
@@ -236,17 +245,11 @@ class ForwardOptimizer(Stateful):
         return self._mean(losses)
 
     def _probe_only(self, closure: Closure, before: Progress) -> Any:
-        if self._pending is not None:
-            self._tell(
-                "probes",
-                f"{self._rule_name}: a second probe came before step(), so that what the first one "
-                "found is lost, as where a framework accumulates gradients; average the losses of "
-                "all micro-batches inside one closure",
-            )
-        self._pending = None
-        losses, self._pending = self._evaluated(closure, before)
+        self._forget_probe()
+        losses, change = self._evaluated(closure, before)
         self._take_back(before.step)
         self._buffers.end()
+        self._pending, self._waiting = change, ()
         return self._mean(losses)
 
     def _evaluated(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
@@ -327,6 +330,7 @@ class ForwardOptimizer(Stateful):
     def _apply(self, change: Change) -> None:
         def commit() -> None:
             self._pending = None  # not before: a step that is interrupted can be tried again
+            self._waiting = ()
             self._progress = change.after
             self._buffers.end()
             for listener in self._listeners:
@@ -337,24 +341,6 @@ class ForwardOptimizer(Stateful):
             return
         with uninterrupted():  # no step is done that nobody is told of
             self._write(change, commit)
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Be told of the change of each step that is done, as a journal is.
-
-        Args:
-            listener: called after the weights have changed; an exception in it reaches the caller
-                of `step`.
-
-        Returns:
-            A function that ends it.
-        """
-        self._listeners.append(listener)
-
-        def end() -> None:
-            with contextlib.suppress(ValueError):
-                self._listeners.remove(listener)
-
-        return end
 
     def _check(self, step: int) -> Check | None:
         """Makes the numbers that ranks compare in this step, if they do.
@@ -371,7 +357,7 @@ class ForwardOptimizer(Stateful):
             p for g in self.param_groups for p in g["params"] if p.requires_grad or not self._agreed
         ]
         return lambda: fingerprint(
-            [self._identity(), self.settings, groups, self._progress], parameters
+            [self.identity(), self.settings, groups, self._progress], parameters
         )
 
     def _skip(self, before: Progress, passes: int) -> Change:
@@ -394,5 +380,5 @@ class ForwardOptimizer(Stateful):
 
 # torch.set_grad_enabled is this and the making of a context manager that a step does not need.
 _set_grad_enabled = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
-_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer._step)  # pyright: ignore[reportPrivateUsage]
+_hooked_step = Optimizer.profile_hook_step(ForwardOptimizer.step_unhooked)  # pyright: ignore[reportPrivateUsage]
 keep_tracers_out(ForwardOptimizer.step, ForwardOptimizer.probe)

@@ -159,7 +159,7 @@ class Reading(NamedTuple):
 
 
 def read(returned: Any, rule: str, replicas: int | None = None) -> Reading:
-    """Read the losses in a closure's value. All other readers of losses come here.
+    """Read the losses in a closure's value.
 
     Args:
         returned: the closure's value. Of a fleet it is an `Outcome`, or a tensor (or a value that
@@ -200,8 +200,7 @@ def read(returned: Any, rule: str, replicas: int | None = None) -> Reading:
 
 
 def mean_loss(returned: Any, rule: str) -> float:
-    """The loss in the value of one model's closure; see `read`."""
-    # Check the common types first: to ask for all that are allowed takes a while.
+    """The mean of `read(returned, rule)` for one model, sooner for the most common values."""
     if isinstance(returned, float):
         return float(returned)
     if type(returned) is Tensor and returned.ndim == 0:
@@ -215,19 +214,6 @@ def mean_loss(returned: Any, rule: str) -> float:
                 return loss
     # Unlike float(losses), without a warning where a closure wants gradients.
     return float(read(returned, rule).means().item())
-
-
-def mean_losses(returned: Any, rule: str, replicas: int) -> Tensor:
-    """The losses in the value of a fleet's closure, float64 `(R,)` on the CPU; see `read`."""
-    return read(returned, rule, replicas).means()
-
-
-def mean_tensor(returned: Any, rule: str, replicas: int | None) -> Tensor:
-    """The losses in a closure's value, float64 `(R,)`, as a tensor that may be part of a batch."""
-    losses = returned.losses if isinstance(returned, Outcome) else returned
-    if replicas is None and not (isinstance(losses, Tensor) and losses.dtype in COUNTED):
-        return torch.tensor([mean_loss(returned, rule)], dtype=torch.float64, device="cpu")
-    return read(returned, rule, replicas).means().detach()
 
 
 def as_double(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.noise.reference import WITHOUT_DOUBLE
-from dopaminergic.outcomes import IGNORED, Outcome, as_double, mean_loss, mean_losses, readable
+from dopaminergic.outcomes import IGNORED, Outcome, Reading, as_double, read
 
 SOLVED = 0.1  # of the mean loss: samples below it are all alike
 
@@ -72,10 +72,11 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
         ValueError: it is a tensor of a shape that is not one, or an outcome whose loss is not
             known.
     """
-    returned = readable(returned, rule)
-    loss = _loss(returned, rule, replicas)
+    reading = read(returned, rule, replicas)
+    returned = reading.value
+    values = outcome_in(reading)
+    loss = _mean_in_double(reading.losses)
     if not isinstance(returned, Outcome):
-        values = read(returned, replicas or 1)
         samples = values.shape[1]
         bend = _black_box(values)
         slope = torch.full_like(values, 1.0 / samples)
@@ -86,7 +87,6 @@ def quadratic(returned: Any, rule: str, replicas: int | None) -> Quadratic:
             "squared_error, cross_entropy, "
             "or outcome(values, loss) with any loss that is a convex function of the values"
         )
-    values = read(returned, replicas or 1)
     samples = _samples(returned, replicas)
     slope, curve = KINDS[returned.kind](returned, values, samples)
     width = values.shape[1] // samples if values.shape[1] % samples == 0 else 0
@@ -106,16 +106,17 @@ def _samples(returned: Outcome, replicas: int | None) -> int:
     return returned.losses.numel() // (replicas or 1)
 
 
-def read(returned: Any, replicas: int) -> Tensor:
+def outcome_in(reading: Reading) -> Tensor:
     """The outcome o in a closure's value, shape `(R, n)`, in float32 or float64."""
-    if isinstance(returned, float):
-        returned = torch.tensor(returned, dtype=torch.float32, device="cpu")
-    values = returned.values if isinstance(returned, Outcome) else returned
-    if isinstance(returned, Outcome) and returned.kind == "cross_entropy":
+    value = reading.value
+    values = value.values if isinstance(value, Outcome) else value
+    if not isinstance(values, Tensor):
+        values = torch.tensor(values, dtype=torch.float32, device="cpu")
+    if isinstance(value, Outcome) and value.kind == "cross_entropy":
         # Positions that are not scored must not look like an outcome that has saturated.
-        values = values.masked_fill((returned.truth == IGNORED)[..., None], 0.0)
+        values = values.masked_fill((value.truth == IGNORED)[..., None], 0.0)
     # A copy, since the outcome may be a weight itself, which the next perturbation changes.
-    values = values.detach().reshape(replicas, -1).clone()
+    values = values.detach().reshape(len(reading.losses), -1).clone()
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float32)
 
 
@@ -126,12 +127,7 @@ def read_again(returned: Any, first: Tensor, rule: str, replicas: int | None) ->
         TypeError: it is not a loss.
         ValueError: it has another shape.
     """
-    returned = readable(returned, rule)
-    if replicas:
-        mean_losses(returned, rule, replicas)  # raises if it is no loss
-    elif not isinstance(returned, Outcome | Tensor):
-        mean_loss(returned, rule)
-    found = read(returned, replicas or 1)
+    found = outcome_in(read(returned, rule, replicas))
     if found.shape != first.shape:
         raise ValueError(
             f"{rule}: the closure returned {first.shape[1]} outcomes at first and "
@@ -141,18 +137,11 @@ def read_again(returned: Any, first: Tensor, rule: str, replicas: int | None) ->
     return found
 
 
-def _loss(returned: Any, rule: str, replicas: int | None) -> Tensor:
-    checked = mean_losses(returned, rule, replicas) if replicas else mean_loss(returned, rule)
-    losses = returned.losses if isinstance(returned, Outcome) else returned
-    if not isinstance(losses, Tensor):
-        return torch.tensor([checked], dtype=torch.float64, device="cpu")
-    # Improvements near the end are smaller than the resolution of a float32 mean.
-    losses = (
-        as_double(losses)
-        if losses.device.type in WITHOUT_DOUBLE
-        else losses.detach().to(torch.float64)
-    )
-    return losses.reshape(replicas or 1, -1).mean(1).cpu()
+def _mean_in_double(losses: Tensor) -> Tensor:
+    """The mean of each row, where improvements near the end are lost in that of float32."""
+    if losses.device.type in WITHOUT_DOUBLE:
+        return as_double(losses).mean(1)
+    return losses.detach().to(torch.float64).mean(1).cpu()
 
 
 def _black_box(losses: Tensor) -> Tensor:

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dopaminergic import checks, points, shortcut
+from dopaminergic import checks, points
 from dopaminergic.noise import Multiple
-from dopaminergic.outcomes import Closure, mean_loss, mean_losses, mean_tensor
+from dopaminergic.outcomes import Closure, mean_loss, read
 from dopaminergic.points import Plan, Point
 from dopaminergic.progress import Change, Progress
 from dopaminergic.rule import Decision, Group, Losses, can_be_ranked, choose, decay_factors
 from dopaminergic.scalars import Scalar, as_array, as_tensor, finite, select
-from dopaminergic.weight_optimizer import WeightOptimizer
+from dopaminergic.shortcut import ShortSteps
 from dopaminergic.weights.modes import random_states, rewind
 
 
-class ScalarRule(WeightOptimizer):
+class ScalarRule(ShortSteps):
     """Base of the rules that learn from losses; for its arguments see `ForwardOptimizer`.
 
     A subclass defines `rule`, and `start` and `points` where it needs other ones. `CONTRIBUTING.md`
@@ -88,12 +88,6 @@ class ScalarRule(WeightOptimizer):
         """
         return len(self.points())
 
-    def _probe_and_update(self, closure: Closure, before: Progress) -> Any:
-        plan = shortcut.plan_of(self, before)
-        if plan is not None:
-            return shortcut.step(self, closure, before, plan)
-        return super()._probe_and_update(closure, before)
-
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         plan = self.points()
         points.check(plan, self._rule_name)
@@ -150,7 +144,7 @@ class ScalarRule(WeightOptimizer):
     ) -> tuple[list[Point], list[Scalar], list[Group]]:
         """The points that all ranks have evaluated, the losses there, and the groups."""
         ranks: Any = self._ranks
-        replicas = self._replicas or 1
+        replicas = self.replicas or 1
         units = points.by_direction(plan)
         widest = max(map(len, units))
 
@@ -208,7 +202,7 @@ class ScalarRule(WeightOptimizer):
             losses, evaluations = self._batched(
                 self._weights,
                 closure,
-                lambda returned: mean_tensor(returned, self._rule_name, self._replicas),
+                lambda returned: read(returned, self._rule_name, self.replicas).means().detach(),
                 reference,
                 points.directions(some),
                 _multiples(groups, side),
@@ -221,7 +215,7 @@ class ScalarRule(WeightOptimizer):
 
     def _loss(self, closure: Closure) -> Scalar:
         if self._fleet:
-            return as_array(mean_losses(closure(), self._rule_name, len(self.settings["seed"])))
+            return as_array(read(closure(), self._rule_name, self.replicas).means())
         return mean_loss(closure(), self._rule_name)
 
     def _groups(self) -> list[Group]:

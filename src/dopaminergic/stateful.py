@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch.optim.optimizer import (
     ParamsT,  # pyright: ignore[reportPrivateUsage]
 )
 
-from dopaminergic import checks, states
+from dopaminergic import checks, micro_batches, states
 from dopaminergic.buffers import Buffers
 from dopaminergic.distributed import Ranks, ranks_of
+from dopaminergic.outcomes import Closure
 from dopaminergic.plain import plain
 from dopaminergic.progress import Change, Progress
 from dopaminergic.scalars import Scalar, as_array, as_tensor
@@ -26,6 +28,8 @@ Listener = Callable[[Change], None]
 
 class Stateful(Optimizer):
     """Base of `ForwardOptimizer`, which adds the step; for the arguments see there."""
+
+    takes_micro_batches = True
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class Stateful(Optimizer):
         if sigma is None:  # one for all groups: a rule goes farther in those with a larger one
             sigma = chosen = self._default_sigma(params)
         given = {"lr": lr, "sigma": sigma, "weight_decay": weight_decay}
-        super().__init__(params, checks.rates(rule, given, self._replicas))
+        super().__init__(params, checks.rates(rule, given, self.replicas))
         checks.some_trainable(rule, self.param_groups)
         skipped = (
             torch.zeros(len(self.settings["seed"]), dtype=torch.int64, device="cpu")
@@ -67,6 +71,7 @@ class Stateful(Optimizer):
         )
         self._progress = Progress(self.start(), skipped_steps=skipped, chosen_sigma=chosen)
         self._pending: Change | None = None
+        self._waiting: tuple[micro_batches.Waiting, ...] = ()  # micro-batches of the next step
         self._listeners: list[Listener] = []
         self._floor = self.settings.get("loss_floor", -math.inf)
         self._told_of: set[str] = set()  # warnings that are given once
@@ -119,7 +124,7 @@ class Stateful(Optimizer):
     # ---- a fleet or one model --------------------------------------------------------------------
 
     @property
-    def _replicas(self) -> int | None:
+    def replicas(self) -> int | None:
         """R of a fleet; None for one model."""
         return len(self.settings["seed"]) if self._fleet else None
 
@@ -128,6 +133,11 @@ class Stateful(Optimizer):
         return np.zeros(len(self.settings["seed"])) if self._fleet else 0.0
 
     # ---- what users read -------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """All counters and the rule's state, after the last step that was completed."""
+        return self._progress
 
     @property
     def forward_passes(self) -> int:
@@ -158,9 +168,96 @@ class Stateful(Optimizer):
             self._told_of.add(subject)
             warnings.warn(text, RuntimeWarning, stacklevel=checks.levels_up())
 
+    # ---- steps that are taken back ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Tell no listener of the steps made within, and forget them in the end.
+
+        Counters, the rule's state and the last probe are as before then. The caller takes back the
+        weights.
+        """
+        names = ("_progress", "_pending", "_waiting", "_listeners")
+        before = {name: self.__dict__[name] for name in names}
+        told = "skipped" in self._told_of
+        try:
+            self._waiting = ()
+            self._listeners = []
+            self._told_of.add("skipped")  # the caller looks for steps that were skipped
+            yield
+        finally:
+            self.__dict__.update(before)
+            if not told:
+                self._told_of.discard("skipped")
+
+    def continue_from(self, progress: Progress) -> None:
+        """Let the next step start with these counters and this state of the rule."""
+        self._progress = progress
+
+    # ---- what users do between steps ------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Be told of the change of each step that is done, as a journal is.
+
+        Args:
+            listener: called after the weights have changed; an exception in it reaches the caller
+                of `step`.
+
+        Returns:
+            A function that ends it.
+        """
+        self._listeners.append(listener)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return end
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, of which there are none, and micro-batches that wait for a step."""
+        self._waiting = ()
+        super().zero_grad(set_to_none)
+
+    def _wait(self, closure: Closure) -> None:
+        if not self.takes_micro_batches:
+            raise ValueError(
+                f"{self._rule_name}: probe(more=True) is not supported, since it must see all "
+                "samples of a step at once; evaluate one batch a step, without accumulation, or "
+                "take Dopamine2 or VectorDopamine"
+            )
+        self._refuse_within_a_step("probe")
+        self._forget_probe()
+        self._waiting = (*self._waiting, micro_batches.wait(closure, self._rule_name))
+
+    def _joined(self, closure: Closure | None) -> Closure:
+        """One closure for all micro-batches that wait, and for this one."""
+        if closure is not None and not callable(closure):
+            return closure  # the step says so
+        last = [] if closure is None else [closure]
+        try:
+            return micro_batches.join(self._waiting, last, self._rule_name, self.replicas)
+        except RuntimeError:
+            self._waiting = ()
+            raise
+
+    def _forget_probe(self) -> None:
+        if self._pending is not None:
+            self._tell(
+                "probes",
+                f"{self._rule_name}: a second probe came before step(), so that what the first one "
+                "found is lost, as where a framework accumulates gradients; call "
+                "opt.probe(closure, more=True) for all micro-batches but the last of a step",
+            )
+        self._pending = None
+
     # ---- saving and loading ----------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """The kind of optimizer, and the shapes and dtypes of its parameters.
+
+        A state or a journal of another kind, or of other parameters, does not fit.
+        """
         parameters = [p for group in self.param_groups for p in group["params"]]
         return {
             "optimizer": self._rule_name,
@@ -187,7 +284,7 @@ class Stateful(Optimizer):
             "rule": plain(memory),
             "progress": plain(progress),
         }
-        return {**self._identity(), **forward, **self._found_out()}
+        return {**self.identity(), **forward, **self._found_out()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another optimizer of the same kind and shapes stopped.
@@ -199,7 +296,7 @@ class Stateful(Optimizer):
         """
         self._refuse_within_a_step("load_state_dict")
         start = self.start()
-        loaded = self._read(state_dict)
+        loaded = self.check_state_dict(state_dict)
         before = self.__dict__.copy()
         try:
             self._load(state_dict, loaded, start)
@@ -208,10 +305,14 @@ class Stateful(Optimizer):
             self.__dict__.update(before)
             raise
 
-    def _read(self, state_dict: Any) -> states.Loaded:
-        """What `load_state_dict` would take; raise where it would, and change nothing."""
+    def check_state_dict(self, state_dict: Any) -> states.Loaded:
+        """Raise where `load_state_dict` would, and change nothing.
+
+        Returns:
+            All that `load_state_dict` would take.
+        """
         own = states.Own(
-            self._rule_name, self._forward(), self.param_groups, self.start(), self._replicas
+            self._rule_name, self._forward(), self.param_groups, self.start(), self.replicas
         )
         return states.read(state_dict, own)
 
@@ -220,7 +321,7 @@ class Stateful(Optimizer):
         known = {key: value for key, value in state_dict.items() if key != "forward"}
         super().load_state_dict({**known, "param_groups": loaded.groups})
         for group in self.param_groups:  # once more, since a hook may have exchanged them
-            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self._replicas))
+            group.update(checks.rates(f"{self._rule_name}.load_state_dict", group, self.replicas))
         self.settings = loaded.settings
         rule = loaded.rule
         if rule is not None and isinstance(start[0], np.ndarray):
@@ -228,19 +329,21 @@ class Stateful(Optimizer):
         self._progress = Progress(None if rule is None else type(start)(*rule), **loaded.progress)
         self._floor = self.settings.get("loss_floor", -math.inf)
         self._pending = None
+        self._waiting = ()
         self._agreed = False
         self._prepare(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers and addresses belong to this process and these tensors, the `step` that a
         # scheduler puts here and its listeners; a copy makes its own.
-        own = ("_weights", "_pending", "_listeners", "_thread", "step")
+        own = ("_weights", "_pending", "_waiting", "_listeners", "_thread", "step")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "settings" in self.__dict__:
             self._pending = None
+            self._waiting = ()
             # `load_state_dict` comes here too, and has some.
             self.__dict__.setdefault("_listeners", [])
 
@@ -250,7 +353,7 @@ class Stateful(Optimizer):
         before = len(self.param_groups)
         try:
             super().add_param_group(param_group)
-            checks.group(self._rule_name, self.param_groups[-1], self._replicas)
+            checks.group(self._rule_name, self.param_groups[-1], self.replicas)
             checks.apart(self._rule_name, self.param_groups)
             if self._ranks is not None:
                 self._ranks.check(self._rule_name, self.param_groups[-1]["params"])

@@ -165,13 +165,13 @@ class VectorDopamine(WeightOptimizer):
         A closure that reads weights past torch may take one more, until a batch has been checked.
         """
         trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        size = sum(p.numel() for p in trainable) // (self._replicas or 1)
+        size = sum(p.numel() for p in trainable) // (self.replicas or 1)
         unchecked = not (self._batched.checked or self._batched.refused)
         return self._count(self._progress.step, size, 1 << 60, 1) + 2 + unchecked
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
         tensors = checks.tensors(params)
-        size = sum(p.numel() for p in tensors if p.requires_grad) / (self._replicas or 1)
+        size = sum(p.numel() for p in tensors if p.requires_grad) / (self.replicas or 1)
         return default_length(size, {*casts, *(p.dtype for p in tensors)}, *self.default_sigmas)
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:
@@ -186,7 +186,7 @@ class VectorDopamine(WeightOptimizer):
 
     def start(self) -> VectorState:
         """The first state, in which nothing is known: all 0 but lambda, eta = 1/2 and reach = 1."""
-        zero = torch.zeros(self._replicas or 1, dtype=torch.float64, device="cpu")
+        zero = torch.zeros(self.replicas or 1, dtype=torch.float64, device="cpu")
         return VectorState(*[zero] * len(VectorState._fields))._replace(
             damping=zero + self.settings["damping"], gain=zero + 0.5, reach=zero + 1.0
         )
@@ -194,7 +194,7 @@ class VectorDopamine(WeightOptimizer):
     def _evaluate(self, closure: Closure, before: Progress) -> tuple[Losses, Change]:
         weights = self._weights
         ranks = self._ranks
-        replicas = self._replicas or 1
+        replicas = self.replicas or 1
         evaluations = Evaluations(
             closure,
             weights,
@@ -202,7 +202,7 @@ class VectorDopamine(WeightOptimizer):
             ranks,
             rule=self._rule_name,
             seed=self.settings["seed"],
-            replicas=self._replicas,
+            replicas=self.replicas,
             step=before.step,
         )
         check = None if ranks is None else self._check(before.step)

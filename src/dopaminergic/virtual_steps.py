@@ -88,21 +88,15 @@ def _undone(
     optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]
 ) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
-    kept = {key: optimizer.__dict__[key] for key in ("_progress", "_pending", "_listeners")}
     decays = [group["weight_decay"] for group in optimizer.param_groups]
-    told = "skipped" in optimizer._told_of
     old = [p.detach().clone() for _, _, p in members]
     try:
-        optimizer._listeners = []  # a journal must not hear of virtual steps
-        optimizer._told_of.add("skipped")  # a loss that is not finite is an error here
-        for group in optimizer.param_groups:
-            group["weight_decay"] = 0.0
-        yield old
+        with optimizer.unheard():
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.0
+            yield old
     finally:
         _put_back(members, old)
-        optimizer.__dict__.update(kept)
-        if not told:
-            optimizer._told_of.discard("skipped")
         for group, decay in zip(optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
 
@@ -181,13 +175,13 @@ def _observed(
     optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor], probes: int
 ) -> Observed:
     mean = torch.zeros_like(model.gradient)
-    start = optimizer._progress = _settled(optimizer, closure, model, old)
+    start = _settled(optimizer, closure, model, old)
     rates: list[list[float]] = []
     optimizer.listen(lambda change: rates.append([float(rate) for rate in change.rates]))
     updates: list[tuple[Tensor, float]] = []
     linear: list[tuple[Tensor, float]] = []
     for step in range(start.step, start.step + probes):
-        optimizer._progress = start._replace(step=step)
+        optimizer.continue_from(start._replace(step=step))
         update = _virtual_step(optimizer, closure, model.members, old)
         mean += update / probes
         updates.append(_projected(update, optimizer, model))
@@ -202,9 +196,9 @@ def _observed(
 
 
 def _settled(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
-    for _ in range(0 if optimizer._progress.rule is None else SETTLING):
+    for _ in range(0 if optimizer.progress.rule is None else SETTLING):
         _virtual_step(optimizer, closure, model.members, old)
-    return optimizer._progress
+    return optimizer.progress
 
 
 def _virtual_step(
@@ -216,7 +210,7 @@ def _virtual_step(
     """Make a step, and take it back: the change of the weights."""
     skipped = optimizer.skipped_steps
     with _same_random_numbers(members):
-        optimizer._step(closure)  # not `step`, so that neither hooks nor schedulers hear of it
+        optimizer.step_unhooked(closure)
     if optimizer.skipped_steps != skipped:
         raise ValueError(
             "check_estimator: the loss is not finite at perturbed weights; take a smaller sigma or "

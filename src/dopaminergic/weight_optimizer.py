@@ -25,6 +25,11 @@ class WeightOptimizer(ForwardOptimizer):
     shares_sigma = False  # `sigma` is the length of a perturbation of all weights together
     default_sigmas = (1e-3, 1e-2)  # without and with 16-bit weights
 
+    @property
+    def weights(self) -> Weights:
+        """The weights as steps move them, for journals; new ones after a state was loaded."""
+        return self._weights
+
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._unchanged = False  # the weights lie as the last step saw them
         self._chosen_casts: set[torch.dtype] | None = None  # those that sigma was chosen for
@@ -74,7 +79,7 @@ class WeightOptimizer(ForwardOptimizer):
             keep_copies=keep,
             found_out=self._found_on_use,
             rule=self._rule_name,
-            replicas=self._replicas,
+            replicas=self.replicas,
         )
 
     def _make_batched(self, *, checked: bool = False, refused: bool = False) -> Batched:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dopaminergic import NodeDopamine, cross_entropy, squared_error
 from dopaminergic.activities.credit import DOUBT, learn, parts_of
-from dopaminergic.activities.estimates import estimates
 from dopaminergic.node import node_credits
 from dopaminergic.node_optimizer import NodeChange, Trial
 from dopaminergic.progress import Progress
@@ -28,14 +27,8 @@ class Listening(NodeDopamine):
         slope = record.loss.slope.view(record.shape)
         parts = parts_of(trial.found, trial.memory, record.shape, self.settings["span"], slope)
         credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), 1.0)
-        self.estimates = estimates(
-            record.tape.nodes,
-            node_credits(record, credit),
-            self.parameters,
-            record.tape.derived,
-            trial.trainable,
-            None,
-        ).gradients
+        found = self._estimates(trial, node_credits(record, credit))
+        self.estimates = {one.number: one.gradient for one in found}
         return super()._decide(before, trial)
 
 

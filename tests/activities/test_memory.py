@@ -88,11 +88,15 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no tensor as feedback": lambda forward: _change(forward, "feedback", lambda value: [1.0]),
     "another name": lambda forward: _rename(forward, "", "of an older version"),
     "a name of another parameter": lambda forward: forward["memory"].update(
-        {"mean of 9": torch.zeros(1, 2)}
+        {"square of 9": torch.zeros(1, 2)}
     ),
     "doubt of another shape": lambda forward: _change(forward, "doubt", lambda value: value[0]),
     "doubt below 0": lambda forward: _change(forward, "doubt", lambda value: -1.0 - value),
-    "a mean of another shape": lambda forward: _change(forward, "mean", lambda value: value[:, 1:]),
+    "rows of another shape": lambda forward: _change(forward, "rows", lambda value: value[:, 1:]),
+    "columns of another shape": lambda forward: _change(
+        forward, "columns", lambda value: value[:, 1:]
+    ),
+    "rows below 0": lambda forward: _change(forward, "rows", lambda value: -1.0 - value),
     "squares of another shape": lambda forward: _change(
         forward, "square", lambda value: value[:, 1:]
     ),

@@ -7,16 +7,19 @@ The credit of a sum is the credit of all that it adds up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.nodes import Derived, Node, Place, Weight
+from dopaminergic.activities.nodes import Derived, Node, Place
 from dopaminergic.activities.synapses import Synapse, summed_to
 
 WIDEST = 512  # columns whose products are worth their memory
+LARGE = WIDEST**2  # weights of a matrix whose estimate is worth no memory of its own
+
+Calls = list[tuple[Synapse, Tensor]]
 
 
 class Sides(NamedTuple):
@@ -31,16 +34,34 @@ class Sides(NamedTuple):
     right: Tensor
 
 
-class Estimates(NamedTuple):
-    """Estimates of the gradient.
+class Product(NamedTuple):
+    """The estimate for a large matrix, not multiplied out.
 
     Attributes:
-        gradients: for each parameter, by its number and in its shape; in float32 at least.
-        sides: for those that are a whole matrix.
+        left: `(n, rows)`, times the factor.
+        right: `(n, columns)`.
     """
 
-    gradients: dict[int, Tensor]
-    sides: dict[int, Sides]
+    left: Tensor
+    right: Tensor
+
+    def whole(self) -> Tensor:
+        """The estimate, `(rows, columns)`."""
+        return self.left.mT @ self.right
+
+
+class Estimate(NamedTuple):
+    """An estimate of the gradient.
+
+    Attributes:
+        number: of the parameter.
+        gradient: in the parameter's shape; in float32 at least. Or a product.
+        sides: of a whole matrix, else None.
+    """
+
+    number: int
+    gradient: Tensor | Product
+    sides: Sides | None
 
 
 def estimates(
@@ -50,8 +71,8 @@ def estimates(
     derived: list[Derived],
     trainable: set[int],
     replicas: int | None,
-) -> Estimates:
-    """The estimate for each trainable parameter.
+) -> Iterator[Estimate]:
+    """The estimates for all trainable parameters, one after another to hold only one.
 
     Args:
         nodes: of an evaluation, in its order.
@@ -61,31 +82,84 @@ def estimates(
         trainable: numbers of weights that may change, derived ones too.
         replicas: R, or None for one model.
     """
-    products: dict[int, Sides] = {}
-    groups: dict[tuple[Any, ...], list[tuple[Synapse, Tensor]]] = {}
+    groups: dict[int, dict[tuple[Any, ...], Calls]] = {}
     for node, credit in _spread(nodes, credits):
         for synapse in node.synapses:
             if synapse.weight.number in trainable:
                 key = (synapse.weight, synapse.kind, synapse.turned, synapse.factor)
-                groups.setdefault(key, []).append((synapse, credit))
-    memory: dict[int, Tensor] = {}
-    for (weight, *_), calls in groups.items():
-        found = _estimate(calls)
-        if weight.number < len(parameters):
-            sides = _sides(weight, calls, tuple(parameters[weight.number].shape), replicas)
-            if sides is not None:
-                products[weight.number] = sides
-        add_to(_memory(weight, memory, parameters, derived, found), weight.place, found)
-    for number in range(len(parameters) + len(derived) - 1, len(parameters) - 1, -1):
+                mine = groups.setdefault(synapse.weight.number, {})
+                mine.setdefault(key, []).append((synapse, credit))
+    memory: dict[int, Tensor] = {}  # of weights of which others were made
+    places = [*map(Place.of, parameters), *(one.place for one in derived)]
+    for number in range(len(places) - 1, -1, -1):
+        calls = groups.pop(number, {})
+        found = memory.pop(number, None)
+        if not calls and found is None:
+            continue
+        if number < len(parameters):
+            yield _for_parameter(number, calls, found, parameters[number], replicas)
+            continue
         one = derived[number - len(parameters)]
-        if number in memory:
-            found = one.place.within(memory.pop(number)) * one.factor
-            there = _memory(one.weight, memory, parameters, derived, found)
-            add_to(there, one.weight.place, found)
-    gradients = {
-        number: Place.of(parameters[number]).within(found) for number, found in memory.items()
-    }
-    return Estimates(gradients, products)
+        whole = _gathered(calls, found, places[number])
+        made = places[number].within(whole) * one.factor
+        source = one.weight.number
+        if source not in memory:
+            memory[source] = made.new_zeros(places[source].span)
+        add_to(memory[source], one.weight.place, made)
+
+
+def _for_parameter(
+    number: int,
+    groups: dict[tuple[Any, ...], Calls],
+    found: Tensor | None,
+    parameter: Tensor,
+    replicas: int | None,
+) -> Estimate:
+    place = Place.of(parameter)
+    if found is None and len(groups) == 1 and replicas is None:
+        product = _product_of(next(iter(groups.values())), place)
+        if product is not None:
+            inward, outward = (products_of_columns(x[None]) for x in product)
+            return Estimate(number, product, Sides(inward, outward))
+    sides = None
+    for calls in groups.values():
+        sides = _sides(calls, place, replicas) or sides
+    return Estimate(number, place.within(_gathered(groups, found, place)), sides)
+
+
+def _gathered(groups: dict[tuple[Any, ...], Calls], found: Tensor | None, place: Place) -> Tensor:
+    """The sum of what all calls say of a weight, in its memory."""
+    for calls in groups.values():
+        one = _estimate(calls)
+        if found is None:
+            found = one.new_zeros(place.span)
+        add_to(found, calls[0][0].weight.place, one)
+    assert found is not None
+    return found
+
+
+def _product_of(calls: Calls, whole: Place) -> Product | None:
+    """The estimate for a large matrix, where its factors are smaller than itself; else None."""
+    if calls[0][0].kind != "matrix" or len(whole.shape) != 2:
+        return None
+    rows, columns = whole.shape
+    turned = _is_turned(calls, whole)
+    if turned is None or rows * columns <= LARGE:
+        return None
+    inputs, credits = _stacked(calls)
+    if inputs.ndim != 2 or credits.ndim != 2 or len(inputs) * (rows + columns) > rows * columns:
+        return None
+    left, right = (credits, inputs) if turned else (inputs, credits)
+    return Product(calls[0][0].factor * left, right)
+
+
+def _is_turned(calls: Calls, whole: Place) -> bool | None:
+    """Whether the products are taken with the transposed matrix; None: with parts of it."""
+    place = calls[0][0].weight.place
+    if place == whole:
+        return False
+    shape, stride = ((*x[:-2], x[-1], x[-2]) for x in (whole.shape, whole.stride))
+    return True if place == (shape, stride, whole.offset) else None
 
 
 def _spread(nodes: list[Node], credits: dict[Node, Tensor]) -> Iterable[tuple[Node, Tensor]]:
@@ -107,28 +181,13 @@ def _spread(nodes: list[Node], credits: dict[Node, Tensor]) -> Iterable[tuple[No
             add_to(memory[operand], place, factor * credit)
 
 
-def _memory(
-    weight: Weight,
-    memory: dict[int, Tensor],
-    parameters: list[Tensor],
-    derived: list[Derived],
-    like: Tensor,
-) -> Tensor:
-    number = weight.number
-    if number not in memory:
-        known = number < len(parameters)
-        place = Place.of(parameters[number]) if known else derived[number - len(parameters)].place
-        memory[number] = like.new_zeros(place.span)
-    return memory[number]
-
-
 def add_to(memory: Tensor, place: Place, found: Tensor) -> None:
     """Add an estimate for a view of a weight, which may be expanded, to that of the whole."""
     shape = tuple(1 if s == 0 else n for n, s in zip(place.shape, place.stride, strict=True))
     place._replace(shape=shape).within(memory).add_(summed_to(found, shape))
 
 
-def _estimate(calls: list[tuple[Synapse, Tensor]]) -> Tensor:
+def _estimate(calls: Calls) -> Tensor:
     """The estimate for one view of a weight, from all calls in which it takes part."""
     first = calls[0][0]
     if first.kind == "matrix":
@@ -139,31 +198,26 @@ def _estimate(calls: list[tuple[Synapse, Tensor]]) -> Tensor:
 
 def _one(synapse: Synapse, credit: Tensor) -> Tensor:
     if synapse.estimate is not None:
-        return wide(synapse.estimate(credit.to(_dtype_of(synapse, credit))))
+        return wide(synapse.estimate(synapse.inputs, credit.to(_dtype_of(synapse, credit))))
     if synapse.inputs is not None:
         credit = credit * wide(synapse.inputs)
     return summed_to(credit, synapse.weight.place.shape)
 
 
-def _sides(
-    weight: Weight,
-    calls: list[tuple[Synapse, Tensor]],
-    shape: tuple[int, ...],
-    replicas: int | None,
-) -> Sides | None:
+def _sides(calls: Calls, whole: Place, replicas: int | None) -> Sides | None:
     """Products of activities, and of credits, for a whole matrix of weights."""
     lead = () if replicas is None else (replicas,)
-    if calls[0][0].kind != "matrix" or len(shape) != len(lead) + 2:
+    if calls[0][0].kind != "matrix" or len(whole.shape) != len(lead) + 2:
+        return None
+    turned = _is_turned(calls, whole)
+    if turned is None:
         return None
     rows, credits = _stacked(calls)
     rows = rows.reshape(replicas or 1, -1, rows.shape[-1])
     credits = credits.reshape(replicas or 1, -1, credits.shape[-1])
     inward = products_of_columns(rows)
     outward = products_of_columns(credits)
-    place = weight.place.shape[-2:]
-    if place == shape[-2:]:
-        return Sides(inward, outward)
-    return Sides(outward, inward) if place[::-1] == shape[-2:] else None
+    return Sides(outward, inward) if turned else Sides(inward, outward)
 
 
 def products_of_columns(x: Tensor) -> Tensor:
@@ -181,12 +235,12 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
 
 
-def _product(calls: list[tuple[Synapse, Tensor]]) -> Tensor:
+def _product(calls: Calls) -> Tensor:
     v, e = _stacked(calls)
     return v.mT @ e
 
 
-def _stacked(calls: list[tuple[Synapse, Tensor]]) -> tuple[Tensor, Tensor]:
+def _stacked(calls: Calls) -> tuple[Tensor, Tensor]:
     """Inputs `(..., rows, P)` and credits `(..., rows, U)` of all calls."""
     rows: list[Tensor] = []
     credits: list[Tensor] = []

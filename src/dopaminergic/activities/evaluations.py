@@ -54,6 +54,7 @@ class Evaluations:
         rule: the optimizer's name, for errors.
         replicas: R of a fleet; None for one model.
         generators: of torch, on the devices of the parameters.
+        copies: inputs of sites are copied.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Evaluations:
         rule: str,
         replicas: int | None,
         generators: list[torch.Generator],
+        copies: bool = False,
     ) -> None:
         self._closure = closure
         self._parameters = parameters
@@ -73,13 +75,14 @@ class Evaluations:
         self._replicas = replicas
         self._states = random_states(generators)
         self._in_parts: set[str] = set()
+        self._copies = copies
         self.count = 0
         self.limit = 0  # of the count, for trials of layouts
 
     def record(self) -> Record:
         """Evaluate the network as it is."""
         while True:
-            tape = Tape(self._parameters, self._sigma)
+            tape = Tape(self._parameters, self._sigma, self._copies)
             try:
                 with self._unfused(), tape:
                     returned = self._closure()

@@ -4,8 +4,9 @@ layout of NAME SxUxT      (2,): the layout, and the lag, -1 for none
 feedback of NAME AxB...   (R, A, B, ...): K
 doubt, level, pull        (R,), and first squares
 looks                     (): a number of steps
+copies                    (): 1 where inputs of sites are copied, since closures write over them
 curvature                 (R, d, d)
-mean, square, left, right, basis left, basis right of NUMBER: of a parameter
+square, rows, columns, left, right, basis left, basis right of NUMBER: of a parameter
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from dopaminergic.activities.jacobian import MOST
 from dopaminergic.activities.separation import OPEN
 from dopaminergic.plain import brief
 
+COPIES = "copies"
 LAYOUT = re.compile(r"layout of .+ \d+x\d+x\d+", re.DOTALL)
 FEEDBACK = re.compile(r"feedback of .+ (\d+(?:x\d+)+)", re.DOTALL)
-OF_PARAMETER = re.compile(r"(mean|square|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
+OF_PARAMETER = re.compile(r"(square|rows|columns|(?:basis )?(?:left|right)) of (0|[1-9]\d*)")
 SCALARS = ("doubt", "level", "pull", "first squares")
-SIGNED = re.compile(r"level|(feedback|mean|basis (left|right)|left|right) of .+", re.DOTALL)
+SIGNED = re.compile(r"level|(feedback|basis (left|right)|left|right) of .+", re.DOTALL)
 
 
 def check_memory(memory: Any, parameters: list[Tensor], replicas: int | None, place: str) -> None:
@@ -75,7 +77,7 @@ def _wrong(name: Any, value: Any, shapes: list[tuple[int, ...]]) -> str | None:
         fits = value.dtype == torch.int64 and value.shape == (2,)
         right = fits and int(value[0]) >= 0 and int(value[1]) >= -1
         return None if right else "int64 layouts of shape (2,), >= 0 and >= -1"
-    if name in ("looks", OPEN):
+    if name in ("looks", OPEN, COPIES):
         right = value.dtype == torch.int64 and value.ndim == 0 and int(value) >= 0
         return None if right else f"one int64 >= 0 as {name}"
     if not _is_known(name, len(shapes)):
@@ -115,14 +117,14 @@ def _wrong_shape(name: str, shape: tuple[int, ...], shapes: list[tuple[int, ...]
 
 def _of_parameter(kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of something that is kept for a parameter; None where nothing is."""
-    if kind == "mean":
-        return shape
     if len(shape) < 3:
         return shape if kind == "square" else None
-    replicas, *sides = (*shape[:2], math.prod(shape[2:]))
+    replicas, rows, columns = (*shape[:2], math.prod(shape[2:]))
     if kind == "square":
-        return (replicas, *sides)
-    size = sides["right" in kind]
+        return None
+    size = rows if kind == "rows" or kind.endswith("left") else columns
+    if kind in ("rows", "columns"):
+        return (replicas, size)
     return (replicas, size, size) if 1 < size <= WIDEST else None
 
 

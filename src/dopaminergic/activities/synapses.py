@@ -39,7 +39,7 @@ class Synapse(NamedTuple):
         inputs: v of a matrix, `(..., rows, P)`; of a kernel its images; x of a factor, or None for
             ones; the rows' numbers.
         turned: the result of a matrix product is transposed, `(..., U, rows)`.
-        estimate: of a kernel or rows: maps credit to the estimate for the weight.
+        estimate: of a kernel or rows: maps inputs and credit to the estimate for the weight.
     """
 
     weight: Weight
@@ -47,7 +47,7 @@ class Synapse(NamedTuple):
     factor: float = 1.0
     inputs: Any = None
     turned: bool = False
-    estimate: Callable[[Tensor], Tensor] | None = None
+    estimate: Callable[[Any, Tensor], Tensor] | None = None
 
 
 class Site(NamedTuple):
@@ -55,7 +55,7 @@ class Site(NamedTuple):
 
     Attributes:
         synapses: its weights, or a function of its result that tells them.
-        read: activities that it reads other than by adding them.
+        read: activities, and numbers of rows, that it reads other than by adding them.
         added: tensors that it adds, each with its factor.
     """
 
@@ -94,10 +94,10 @@ def _product(tape: Tape, left: Tensor, right: Tensor, factor: float) -> tuple[An
             place = second.place
             place = place._replace(shape=(*place.shape, 1), stride=(*place.stride, 1))
             second = second._replace(place=place)
-        return Synapse(second, "matrix", factor, left.detach()), left
+        return Synapse(second, "matrix", factor, left), left
     if first is not None and second is None:
         first = first._replace(place=_transposed(first.place))
-        inputs = right.detach()
+        inputs = right
         inputs = inputs[:, None].mT if inputs.ndim == 1 else inputs.mT
         return Synapse(first, "matrix", factor, inputs, turned=True), right
     return None, None
@@ -147,7 +147,7 @@ def _scale(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     if (first is None) == (second is None) or not isinstance(right, Tensor):
         return None
     weight, inputs = (first, right) if first is not None else (second, left)
-    return Site([Synapse(weight, "factor", 1.0, inputs.detach())], [inputs], [])  # pyright: ignore[reportArgumentType]
+    return Site([Synapse(weight, "factor", 1.0, inputs)], [inputs], [])  # pyright: ignore[reportArgumentType]
 
 
 def _scale_in_place(tape: Tape, args: Any, kwargs: Any) -> Site | None:
@@ -175,10 +175,9 @@ def _convolve(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     shift = None if bias is None else tape.weight(bias)
     if weight is None or tape.weight(images) is not None:
         return None
-    images = images.detach()
     shape = tuple(kernel.shape)
 
-    def estimate(credit: Tensor) -> Tensor:
+    def estimate(images: Tensor, credit: Tensor) -> Tensor:
         like = credit.new_empty(1).expand(shape)
         return aten.convolution_backward(credit, images, like, None, *how, [False, True, False])[1]
 
@@ -195,7 +194,7 @@ def _convolve(tape: Tape, args: Any, kwargs: Any) -> Site | None:
 def _embed(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     table, numbers = args[:2]
     padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else -1)
-    return _rows(tape, table, 0, numbers.detach(), padding)
+    return _rows(tape, table, 0, numbers, padding)
 
 
 def _rows(tape: Tape, table: Any, dim: int, numbers: Tensor, padding: int = -1) -> Site | None:
@@ -204,19 +203,19 @@ def _rows(tape: Tape, table: Any, dim: int, numbers: Tensor, padding: int = -1) 
         return None
     shape = tuple(table.shape)
 
-    def estimate(credit: Tensor) -> Tensor:
+    def estimate(numbers: Any, credit: Tensor) -> Tensor:
         found = credit.new_zeros(shape)
         found.index_add_(dim, numbers.flatten(), credit.flatten(dim, dim + numbers.ndim - 1))
         if padding >= 0:
             found.select(dim, padding).zero_()
         return found
 
-    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [], [])
+    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [numbers], [])
 
 
 def _select(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     table, dim, numbers = args[:3]
-    return _rows(tape, table, dim % table.ndim, numbers.detach())
+    return _rows(tape, table, dim % table.ndim, numbers)
 
 
 def _index(tape: Tape, args: Any, kwargs: Any) -> Site | None:
@@ -225,12 +224,12 @@ def _index(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     if weight is None:
         return None
     shape = tuple(table.shape)
-    numbers = [None if one is None else one.detach() for one in numbers]
 
-    def estimate(credit: Tensor) -> Tensor:
+    def estimate(numbers: Any, credit: Tensor) -> Tensor:
         return aten.index_put_(credit.new_zeros(shape), numbers, credit, True)
 
-    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [], [])
+    read = [one for one in numbers if one is not None]
+    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], read, [])
 
 
 def _gather(tape: Tape, args: Any, kwargs: Any) -> Site | None:
@@ -239,12 +238,11 @@ def _gather(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     if weight is None:
         return None
     shape = tuple(table.shape)
-    numbers = numbers.detach()
 
-    def estimate(credit: Tensor) -> Tensor:
+    def estimate(numbers: Any, credit: Tensor) -> Tensor:
         return credit.new_zeros(shape).scatter_add_(dim, numbers, credit)
 
-    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [], [])
+    return Site([Synapse(weight, "rows", 1.0, numbers, estimate=estimate)], [numbers], [])
 
 
 def _norm_of(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -284,7 +282,6 @@ def _affine(tape: Tape, scale: Any, shift: Any, shape: tuple[int, ...], normal: 
 
 def _layer_norm(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     x, shape, scale, shift = args[:4]
-    x = x.detach()
     synapses = _affine(
         tape, scale, shift, tuple(shape), lambda result: _norm_of(x, result[1], result[2])
     )
@@ -293,7 +290,6 @@ def _layer_norm(tape: Tape, args: Any, kwargs: Any) -> Site | None:
 
 def _batch_norm(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     x, scale, shift, mean, variance, training, _, epsilon = args[:8]
-    x = x.detach()
     shape = (x.shape[1], *(1,) * (x.ndim - 2))
     known = None
     if not training:
@@ -309,7 +305,6 @@ def _batch_norm(tape: Tape, args: Any, kwargs: Any) -> Site | None:
 
 def _group_norm(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     x, scale, shift, count, channels, _, groups, _ = args[:8]
-    x = x.detach()
     shape = (channels, *(1,) * (x.ndim - 2))
 
     def normal(result: Any) -> Tensor:
@@ -326,7 +321,7 @@ def _negative_slope(tape: Tape, args: Any, kwargs: Any) -> Site | None:
     weight = tape.weight(slope)
     if weight is None or tape.weight(x) is not None:
         return None
-    return Site([Synapse(weight, "factor", 1.0, x.detach().clamp(max=0.0))], [x], [])
+    return Site([Synapse(weight, "factor", 1.0, x.clamp(max=0.0))], [x], [])
 
 
 Reader = Callable[["Tape", Any, Any], Site | None]

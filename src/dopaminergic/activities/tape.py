@@ -55,6 +55,7 @@ class Tape(TorchDispatchMode):
     Args:
         parameters: all of the model, trainable or not.
         sigma: how far activations are probed to either side.
+        copies: inputs of sites are copied, since the evaluation writes over them.
 
     Attributes:
         nodes: in the order of the evaluation.
@@ -63,7 +64,7 @@ class Tape(TorchDispatchMode):
         derived: weights that the evaluation made of others, numbered after the parameters.
     """
 
-    def __init__(self, parameters: list[Tensor], sigma: float) -> None:
+    def __init__(self, parameters: list[Tensor], sigma: float, copies: bool = False) -> None:
         super().__init__()
         self.parameters: dict[int, list[int]] = {}
         for number, parameter in enumerate(parameters):
@@ -77,6 +78,8 @@ class Tape(TorchDispatchMode):
         # By storage: views of it in the order of their making, with the node or probe that each is.
         self._known: dict[int, list[tuple[Place, Node | Probe | None]]] = {}
         self._held: list[StorageWeakRef] = []
+        self._copies = copies
+        self._stored: list[tuple[Tensor, int]] = []  # inputs, and how often they were written
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -142,6 +145,9 @@ class Tape(TorchDispatchMode):
         synapses: Any = site.synapses
         if callable(synapses):
             synapses = synapses(result)
+        elif not self._copies:
+            kept = {_storage_id(x) for s in synapses for x in _tensors((s.inputs,), {})}
+            self._stored.extend((x, _writes(x)) for x in site.read if _storage_id(x) in kept)
         self._add(func, first, synapses, self._operands(site.added, first.shape))
         return result
 
@@ -166,6 +172,8 @@ class Tape(TorchDispatchMode):
         return operands
 
     def _add(self, func: Any, result: Tensor, synapses: list[Synapse], operands: Any) -> None:
+        if self._copies:
+            synapses = [synapse._replace(inputs=_copy(synapse.inputs)) for synapse in synapses]
         place = Place.of(result)
         number = len(self.operations)
         node = Node(number, func, place, synapses, operands, result.dtype, result.device)
@@ -280,6 +288,11 @@ class Tape(TorchDispatchMode):
         outcome.consumed = True
         return outcome
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether all inputs of sites are still as they were when they were read."""
+        return all(_writes(tensor) == writes for tensor, writes in self._stored)
+
 
 class Perturbed(TorchDispatchMode):
     """Adds noise to the results of some operations of an evaluation.
@@ -319,6 +332,17 @@ class Perturbed(TorchDispatchMode):
 
 class OtherPath(Exception):  # noqa: N818  (told in other words)
     """The perturbed evaluation runs other operations than the one before."""
+
+
+def _writes(x: Tensor) -> int:
+    """How often a tensor has been written in place; inference tensors cannot be."""
+    return 0 if x.is_inference() else x._version
+
+
+def _copy(inputs: Any) -> Any:
+    if isinstance(inputs, list):
+        return [_copy(one) for one in inputs]
+    return inputs.clone() if isinstance(inputs, Tensor) else inputs
 
 
 def _size(x: Tensor) -> float:

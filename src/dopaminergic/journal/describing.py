@@ -28,7 +28,7 @@ def sigmas(optimizer: WeightOptimizer) -> list[float]:
 
 def codec(optimizer: WeightOptimizer) -> Codec:
     """For the steps of the optimizer with the groups that it has."""
-    return Codec(len(optimizer.param_groups), optimizer._replicas)
+    return Codec(len(optimizer.param_groups), optimizer.replicas)
 
 
 def groups(optimizer: WeightOptimizer) -> list[dict[str, Any]]:
@@ -64,15 +64,15 @@ def header(optimizer: WeightOptimizer, weights: str, step: int) -> bytes:
     described = zip(sigmas(optimizer), groups(optimizer), strict=True)
     found = Header(
         __version__,
-        optimizer._rule_name,
+        optimizer.identity()["optimizer"],
         optimizer.settings,
         step,
         [{"sigma": sigma, **group} for sigma, group in described],
         weights,
         {
-            name: getattr(optimizer._weights, name)
+            name: getattr(optimizer.weights, name)
             for name in PERTURBATION
-            if hasattr(optimizer._weights, name)
+            if hasattr(optimizer.weights, name)
         },
     )
     return to_json(found._asdict())
@@ -91,7 +91,7 @@ def snapshot(optimizer: WeightOptimizer, weights: str) -> bytes:
 
 def check_same(optimizer: WeightOptimizer, path: Path, theirs: Header) -> None:
     """Raise unless a journal is of such an optimizer, over parameters of the same shapes."""
-    own = optimizer._identity()
+    own = optimizer.identity()
     recorded = {
         "optimizer": theirs.optimizer,
         "shapes": [p["shape"] for p in theirs.parameters],
@@ -127,7 +127,7 @@ def state_at(optimizer: WeightOptimizer, contents: Contents, at: Snapshot) -> di
             {**o, **g, "params": o["params"]} for o, g in zip(own, theirs, strict=True)
         ]
         state["forward"].update(saved, settings=at.header.settings)
-        optimizer._read(state)
+        optimizer.check_state_dict(state)
     except JournalError:
         raise
     except (KeyError, TypeError) as error:

@@ -170,7 +170,7 @@ class Journal:
         """
         if os.path.lexists(self.path):
             raise self._exists()
-        header = describing.header(self.optimizer, self._digest(), self.optimizer._progress.step)
+        header = describing.header(self.optimizer, self._digest(), self.optimizer.progress.step)
         self._note_groups()
         discard_leftovers(self.path.parent, self.path.name)
         try:
@@ -239,15 +239,15 @@ class Journal:
 
     def _watch(self) -> None:
         """Remember the things that the optimizer must not change unnoticed."""
-        step = self.optimizer._progress.step
+        step = self.optimizer.progress.step
         self._first = step - self.steps
-        self._weights = self.optimizer._weights
+        self._weights = self.optimizer.weights
         self._blocks = None
         self._weights.trace_to(self._traces)
 
     def _follows(self, step: int) -> bool:
         """Whether the weights are those that the journal leads to, as far as is known."""
-        return self.optimizer._weights is self._weights and self.optimizer._progress.step == step
+        return self.optimizer.weights is self._weights and self.optimizer.progress.step == step
 
     def _record(self, change: Change) -> None:
         weights = self._weights
@@ -313,7 +313,7 @@ class Journal:
         self._codec = describing.codec(self.optimizer)
 
     def _snapshot(self) -> None:
-        self._note_settings(self.optimizer._progress.step, True)
+        self._note_settings(self.optimizer.progress.step, True)
         self._output.put(SNAPSHOT, describing.snapshot(self.optimizer, self._digest()))
         self._codec.displacement = b""
         self._since = 0

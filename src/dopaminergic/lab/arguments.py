@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dopaminergic import __version__
-from dopaminergic.lab.terminal import clean
+from dopaminergic._version import __version__
+from dopaminergic.lab import given
+from dopaminergic.lab.terminal import clean, columns, fill
 
-EXAMPLES = """examples:
-  dopaminergic reproduce                      both experiments of the paper, and a report
-  dopaminergic reproduce --quick              a look, in under a minute
-  dopaminergic reproduce xor --full           the XOR experiments of record
-  dopaminergic train --task lorenz --optimizer vector
-  dopaminergic train --csv sales.csv --column units
-  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam
-  dopaminergic report runs/reproduce
-  dopaminergic tasks
-  dopaminergic journal show run.journal
-"""
+# A command, and a word on it; "" where the command says it all.
+EXAMPLES = (
+    ("dopaminergic reproduce --quick", "a look, in a minute"),
+    ("dopaminergic reproduce", "both experiments of the paper"),
+    ("dopaminergic compare --task lorenz", "which optimizer is better"),
+    ("dopaminergic train --csv sales.csv --column units", "a model of your data"),
+    ("dopaminergic forecast runs/sales --steps 28", "what comes next"),
+    ("dopaminergic report runs/reproduce", "a page with figures"),
+    ("dopaminergic tasks", "what there is"),
+    ("dopaminergic journal show run.journal", "the log of a run"),
+)
 
 Command = Callable[[argparse.Namespace], int]
+Examples = Sequence[tuple[str, str]]
 # A command: its name, its action, examples.
-Add = Callable[[str, str, str], argparse.ArgumentParser]
+Add = Callable[[str, str, Examples], argparse.ArgumentParser]
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,41 +44,73 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     Args:
         commands: the function of each command, by its name.
     """
-    keep = argparse.RawDescriptionHelpFormatter
     whole = Parser(
         prog="dopaminergic",
-        description=(
+        description=fill(
             "Train neural networks with nothing but forward passes, and see how that compares."
         ),
-        epilog=EXAMPLES,
-        formatter_class=keep,
+        epilog=_shown(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"dopaminergic {__version__}")
-    listed = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    whole.set_defaults(run=lambda options: whole.print_help() or 0)
+    listed = whole.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str, examples: Examples) -> argparse.ArgumentParser:
         sub = listed.add_parser(
             name,
             help=text,
-            description=text[:1].upper() + text[1:] + ".",
-            epilog=f"examples:\n{examples}",
-            formatter_class=keep,
+            description=fill(text[:1].upper() + text[1:] + "."),
+            epilog=_shown(examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=commands[name])
         return sub
 
-    for describe in (_reproduce, _train, _compare, _report, _tasks, _journal):
+    for describe in (_reproduce, _train, _forecast, _compare, _report, _tasks, _journal):
         describe(add)
     return whole
+
+
+def _shown(examples: Examples) -> str:
+    """The examples in the width of the terminal, a long command on lines that can be copied."""
+    width = columns() - 2
+    room = max((len(command) for command, _ in examples), default=0)
+    beside = all(room + 3 + len(word) <= width for _, word in examples)
+    lines = ["examples:"]
+    for command, word in examples:
+        if beside and word:
+            lines.append(f"  {command:{room}}   {word}")
+            continue
+        lines += [f"  # {word}"] if word else []
+        lines += [f"  {line}" for line in _folded(command, width)]
+    return "\n".join(lines)
+
+
+def _folded(command: str, width: int) -> list[str]:
+    """A command on one line, or on several that a shell joins."""
+    if len(command) <= width:
+        return [command]
+    first, *options = command.replace(" --", "\0--").split("\0")
+    lines = [first]
+    for option in options:
+        longer = f"{lines[-1]} {option}"
+        if len(longer) + 2 <= width:
+            lines[-1] = longer
+        else:
+            lines.append(f"  {option}")
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _reproduce(add: Add) -> None:
     sub = add(
         "reproduce",
         "run the paper's two experiments and write a report",
-        "  dopaminergic reproduce\n"
-        "  dopaminergic reproduce chaos --out runs/chaos\n"
-        "  dopaminergic reproduce --quick --json",
+        (
+            ("dopaminergic reproduce", ""),
+            ("dopaminergic reproduce chaos --out runs/chaos", ""),
+            ("dopaminergic reproduce --quick --json", ""),
+        ),
     )
     sub.add_argument(
         "part",
@@ -93,7 +125,7 @@ def _reproduce(add: Add) -> None:
         action="store_const",
         const="quick",
         dest="size",
-        help="a look, in under a minute",
+        help="a look, in about a minute",
     )
     size.add_argument(
         "--full",
@@ -106,7 +138,8 @@ def _reproduce(add: Add) -> None:
     sub.add_argument(
         "--out",
         type=Path,
-        help="folder for records and report (runs/reproduce, with -quick or -full)",
+        help="folder for records and report (runs/reproduce, runs/reproduce-quick or "
+        "runs/reproduce-full)",
     )
     _add_workers(sub)
     _add_json(sub)
@@ -115,11 +148,13 @@ def _reproduce(add: Add) -> None:
 def _train(add: Add) -> None:
     sub = add(
         "train",
-        "train one network on one task",
-        "  dopaminergic train --task lorenz --optimizer vector --set hidden=32\n"
-        "  dopaminergic train --csv sales.csv --column units --budget 5000\n"
-        "  dopaminergic train --task rossler-vpt --optimizer vector --set forcing=0.5\n"
-        "  dopaminergic train --task digits --optimizer adam --lr 0.003 --out runs/digits --resume",
+        "train one network, keep it, and draw its forecast",
+        (
+            ("dopaminergic train --csv sales.csv --column units", ""),
+            ("dopaminergic train --csv sales.csv --targets units --inputs price --horizon 7", ""),
+            ("dopaminergic train --task lorenz --optimizer vector --set hidden=32", ""),
+            ("dopaminergic train --task digits --optimizer adam --lr 0.003 --resume", ""),
+        ),
     )
     _add_task(sub)
     sub.add_argument(
@@ -127,13 +162,17 @@ def _train(add: Add) -> None:
     )
     sub.add_argument(
         "--lr",
-        type=_rate,
+        type=given.rate,
         help="learning rate (the optimizer's default, or the middle of its grid)",
     )
-    sub.add_argument("--seed", type=_seed, default=0, help="of weights, batches and directions (0)")
+    sub.add_argument(
+        "--seed", type=given.seed, default=0, help="of weights, batches and directions (0)"
+    )
     _add_budget(sub)
     sub.add_argument(
-        "--out", type=Path, help="folder for record and checkpoint (runs/train-TASK-OPTIMIZER)"
+        "--out",
+        type=Path,
+        help="folder for model, record and checkpoint (runs/train-TASK-OPTIMIZER)",
     )
     sub.add_argument(
         "--resume",
@@ -143,23 +182,52 @@ def _train(add: Add) -> None:
     _add_json(sub)
 
 
+def _forecast(add: Add) -> None:
+    sub = add(
+        "forecast",
+        "forecast with a network that `train --csv` has kept",
+        (
+            ("dopaminergic forecast runs/train-series-node --out next.csv", ""),
+            ("dopaminergic forecast runs/sales --csv new.csv --steps 28 --out next.csv", ""),
+        ),
+    )
+    sub.add_argument("folder", metavar="RUN", type=Path, help="a folder that train wrote")
+    sub.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="newer rows of the same columns (the end of the file that was trained on)",
+    )
+    sub.add_argument("--steps", type=given.count, help="rows to forecast (the horizon of training)")
+    sub.add_argument(
+        "--interval",
+        type=int,
+        choices=(50, 80, 90, 95),
+        default=90,
+        help="of so many percent (90)",
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE.csv", help="where to write it (printed)")
+    _add_json(sub)
+
+
 def _compare(add: Add) -> None:
     sub = add(
         "compare",
         "tune and compare several optimizers on one task",
-        "  dopaminergic compare --task continuous-xor --optimizers vector,dopamine,adam --seeds 5\n"
-        "  dopaminergic compare --csv sales.csv --column units --budget 5000",
+        (
+            ("dopaminergic compare --task lorenz --optimizers node,vector,adam --seeds 5", ""),
+            ("dopaminergic compare --csv sales.csv --column units --budget 5000", ""),
+        ),
     )
     _add_task(sub)
     sub.add_argument(
         "--optimizers",
-        default="dopamine,dopamine2,vector,node,wp,sgd,adam",
-        help="names, separated by commas (all but spsa, es)",
+        help="names, separated by commas (all but spsa, es; on tasks that run free, as "
+        "lorenz-vpt, all but node too)",
     )
-    sub.add_argument("--seeds", type=_count, default=5, help="reported runs of each (5)")
+    sub.add_argument("--seeds", type=given.count, default=5, help="reported runs of each (5)")
     sub.add_argument(
         "--tuning-seeds",
-        type=_count,
+        type=given.count,
         default=2,
         help="runs of each of the seven learning rates (2)",
     )
@@ -171,7 +239,9 @@ def _compare(add: Add) -> None:
 
 def _report(add: Add) -> None:
     sub = add(
-        "report", "write the report of a folder again", "  dopaminergic report runs/reproduce"
+        "report",
+        "write the report of a folder again",
+        (("dopaminergic report runs/reproduce", ""),),
     )
     sub.add_argument("folder", type=Path, help="a folder that reproduce, compare or train wrote")
     sub.add_argument("--out", type=Path, help="where to put the report (the same folder)")
@@ -179,22 +249,27 @@ def _report(add: Add) -> None:
 
 
 def _tasks(add: Add) -> None:
-    sub = add("tasks", "list tasks and optimizers", "  dopaminergic tasks --json")
+    sub = add("tasks", "list tasks and optimizers", (("dopaminergic tasks --json", ""),))
     _add_json(sub)
 
 
 def _journal(add: Add) -> None:
+    replay = "dopaminergic journal replay run.journal --base initial.pt"
     sub = add(
         "journal",
         "look at a journal, check it, or rebuild the weights of a step from it",
-        "  dopaminergic journal show run.journal\n"
-        "  dopaminergic journal verify run.journal          exit status 1 if it is damaged\n"
-        "  dopaminergic journal replay run.journal --base initial.pt --out trained.pt\n"
-        "  dopaminergic journal replay run.journal --base initial.pt --out earlier.pt --upto 500",
+        (
+            ("dopaminergic journal show run.journal", ""),
+            ("dopaminergic journal verify run.journal", "status 1 if damaged"),
+            (f"{replay} --out trained.pt", ""),
+            (f"{replay} --out earlier.pt --upto 500", ""),
+        ),
     )
     sub.add_argument("action", choices=("show", "verify", "replay"), help="what to do")
     sub.add_argument("file", type=Path, help="a file that Journal wrote")
-    sub.add_argument("--last", type=_count, default=5, help="show: so many of the last steps (5)")
+    sub.add_argument(
+        "--last", type=given.count, default=5, help="show: so many of the last steps (5)"
+    )
     sub.add_argument(
         "--base",
         type=Path,
@@ -206,7 +281,7 @@ def _journal(add: Add) -> None:
     )
     sub.add_argument(
         "--upto",
-        type=_number,
+        type=given.number,
         metavar="N",
         help="replay: steps from the start of the journal (all)",
     )
@@ -219,68 +294,52 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=_count, default=os.cpu_count() or 1, help="parallel processes (all cores)"
+        "--workers",
+        type=given.count,
+        default=os.cpu_count() or 1,
+        help="parallel processes (all cores)",
     )
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=_count, help="forward passes (the task's)")
+    parser.add_argument("--budget", type=given.count, help="forward passes (the task's)")
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="see `dopaminergic tasks`")
     parser.add_argument(
-        "--csv", metavar="FILE", help="your own series, CSV (also compressed) or Parquet"
-    )
-    parser.add_argument(
-        "--column",
-        action="append",
-        help="a column of that file, if it has more; repeat for several",
-    )
-    parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task"
     )
-
-
-MOST = (1 << 32) - 1  # steps, and so passes, are counted in 32 bits
-MOST_SEED = (1 << 63) - 1
-WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*(\.[0-9]*)?([eE]\+?[0-9]{1,3})?")
-
-
-def _number(text: str) -> int:
-    """A whole number as people write it: 10000, 10_000 or 1e4."""
-    value = float(text) if WHOLE.fullmatch(text.strip()) else math.nan
-    if not math.isfinite(value) or value != int(value):
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number, such as 10000 or 1e4, got {text[:40]!r}"
-        )
-    plain = text.strip().replace("_", "")
-    return int(plain) if plain.lstrip("+-").isdigit() else int(value)
-
-
-def _count(text: str) -> int:
-    value = _number(text)
-    if not 1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(
-            f"must be {'>= 1' if value < 1 else f'<= {MOST}'}, got {text[:40]}; try 10000"
-        )
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _number(text)
-    if not 0 <= value <= MOST_SEED:
-        raise argparse.ArgumentTypeError(f"must be >= 0 and below 2^63, got {text[:40]}; try 0")
-    return value
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"expected a finite number >= 0, such as 0.01, got {text[:40]!r}"
-        )
-    return value
+    own = parser.add_argument_group("your own series")
+    own.add_argument("--csv", metavar="FILE", help="a file, CSV (also compressed) or Parquet")
+    own.add_argument(
+        "--column",
+        action="append",
+        help="a column to forecast, if the file has more; repeat for several",
+    )
+    own.add_argument(
+        "--targets", type=given.names, metavar="A,B", help="the same, several names at once"
+    )
+    own.add_argument(
+        "--inputs",
+        type=given.names,
+        metavar="A,B",
+        help="columns that are known ahead, such as a price or a weekday; they are not forecast",
+    )
+    own.add_argument("--time", metavar="NAME", help="the column of dates, or of increasing numbers")
+    own.add_argument(
+        "--horizon", type=given.count, metavar="N", help="rows ahead to forecast and to judge (1)"
+    )
+    own.add_argument(
+        "--validation",
+        type=given.share,
+        metavar="SHARE",
+        help="of the rows, before the last 30 %%: the weights that err least there are kept",
+    )
+    own.add_argument(
+        "--patience",
+        type=given.count,
+        metavar="N",
+        help="stop after so many forward passes without a smaller error there (a quarter of the "
+        "budget)",
+    )

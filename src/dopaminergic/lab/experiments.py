@@ -69,59 +69,69 @@ def studies(part: str, size: str) -> list[Study]:
         size: `"quick"` (a look, under a minute), `"default"` (a few minutes) or `"full"` (the run
             of record).
     """
-    chaos_tasks = ("lorenz", "rossler", "mackey-glass")
-    # Training on true states alone takes a tenth of the time, but a network may run off.
-    forced = {"forcing": 1}
-    few = ("dopamine", "dopamine2", "vector", "node", "wp", "sgd", "adam")
+    xor, chaos = {"quick": _quick, "default": _default, "full": _full}[size]()
+    return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
+
+
+CHAOS_TASKS = ("lorenz", "rossler", "mackey-glass")
+# Training on true states alone takes a tenth of the time, but a network may run off.
+FORCED = {"forcing": 1}
+FEW = ("dopamine", "dopamine2", "vector", "node", "wp", "sgd", "adam")
+
+
+def _quick() -> tuple[list[Study], list[Study]]:
+    xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
+    return xor, [Study("lorenz", {}, 2000, 1, 3, FEW)]
+
+
+def _default() -> tuple[list[Study], list[Study]]:
+    xor = [
+        Study("xor-2-2-1", {}, 5000, 10, 100),
+        Study("xor-2-8-1", {}, 5000, 5, 50),
+        Study("continuous-xor", {}, 6000, 3, 10),
+        Study("cluster-xor", {}, 3000, 3, 10),
+    ]
     # A pass of NodeDopamine takes half a second and more on the long batches of free runs.
     free = ("dopamine2", "vector", "wp", "sgd", "adam")
-    if size == "quick":
-        xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
-        chaos = [Study("lorenz", {}, 2000, 1, 3, few)]
-    elif size == "default":
-        xor = [
-            Study("xor-2-2-1", {}, 5000, 10, 100),
-            Study("xor-2-8-1", {}, 5000, 5, 50),
-            Study("continuous-xor", {}, 6000, 3, 10),
-            Study("cluster-xor", {}, 3000, 3, 10),
-        ]
-        chaos = [Study("lorenz", {}, 20_000, 2, 5)]
-        chaos += [Study(task, {}, 5000, 1, 5) for task in chaos_tasks[1:]]
-        chaos += [Study("lorenz-vpt", forced, 1500, 1, 1, free)]
-    else:
-        xor = [
-            Study("xor-2-2-1", {}, 5000, 40, 500),
-            Study("xor-2-2-1", {"loss": "bce"}, 5000, 20, 200),
-            Study("xor-2-8-1", {}, 5000, 20, 200),
-            Study("xor-2-8-1", {"loss": "bce"}, 5000, 20, 200),
-            Study("continuous-xor", {}, 20_000, 5, 20),
-            Study("cluster-xor", {}, 5000, 5, 40),
-            Study("temporal-xor", {}, 10_000, 3, 20),
-        ]
-        chaos = [Study(task, {}, 20_000, 3, 20) for task in chaos_tasks]
-        chaos += [Study("sunspots", {}, 10_000, 3, 20), Study("digits", {}, 10_000, 1, 5)]
-        against = ("vector", "node", "wp", "adam")
-        scalar = ("dopamine", "dopamine2", "wp", "sgd")
-        chaos += [Study("lorenz", {"hidden": 32}, 20_000, 3, 20, against)]
-        chaos += [
-            Study("digits", {}, 30_000, 3, 20, ("vector", "node", "adam")),
-            Study("digits-conv", {}, 10_000, 1, 5, few),
-        ]
-        chaos += [
-            Study("markov-transformer", {}, 12_000, 1, 5, few),
-            Study("mnist1d", {}, 6000, 1, 5, few),
-            Study("threshold-digits", {}, 6000, 1, 5, few),
-            Study("lorenz-vpt", forced, 12_000, 1, 3, scalar),
-        ]
-        for how in ({}, forced):
-            chaos += [
-                Study(f"{task}-vpt", how, 12_000, 1, 20, ("vector", "adam")) for task in chaos_tasks
-            ]
-        chaos += [
-            Study("lorenz-vpt", forced, 1200, 1, 3, ("node",)),
-            Study("lorenz-vpt", forced, 200_000, 1, 1, ("vector",)),
-        ]
-    return {"xor": xor, "chaos": chaos, "all": xor + chaos}[part]
+    chaos = [
+        Study("lorenz", {}, 20_000, 2, 5),
+        *(Study(task, {}, 5000, 1, 5) for task in CHAOS_TASKS[1:]),
+        Study("lorenz-vpt", FORCED, 1500, 1, 1, free),
+    ]
+    return xor, chaos
+
+
+def _full() -> tuple[list[Study], list[Study]]:
+    xor = [
+        Study("xor-2-2-1", {}, 5000, 40, 500),
+        Study("xor-2-2-1", {"loss": "bce"}, 5000, 20, 200),
+        Study("xor-2-8-1", {}, 5000, 20, 200),
+        Study("xor-2-8-1", {"loss": "bce"}, 5000, 20, 200),
+        Study("continuous-xor", {}, 20_000, 5, 20),
+        Study("cluster-xor", {}, 5000, 5, 40),
+        Study("temporal-xor", {}, 10_000, 3, 20),
+    ]
+    scalar = ("dopamine", "dopamine2", "wp", "sgd")
+    chaos = [
+        *(Study(task, {}, 20_000, 3, 20) for task in CHAOS_TASKS),
+        Study("sunspots", {}, 10_000, 3, 20),
+        Study("digits", {}, 10_000, 1, 5),
+        Study("lorenz", {"hidden": 32}, 20_000, 3, 20, ("vector", "node", "wp", "adam")),
+        Study("digits", {}, 30_000, 3, 20, ("vector", "node", "adam")),
+        Study("digits-conv", {}, 10_000, 1, 5, FEW),
+        Study("markov-transformer", {}, 12_000, 1, 5, FEW),
+        Study("mnist1d", {}, 6000, 1, 5, FEW),
+        Study("threshold-digits", {}, 6000, 1, 5, FEW),
+        Study("lorenz-vpt", FORCED, 12_000, 1, 3, scalar),
+        *(
+            Study(f"{task}-vpt", how, 12_000, 1, 20, ("vector", "adam"))
+            for how in ({}, FORCED)
+            for task in CHAOS_TASKS
+        ),
+        Study("lorenz-vpt", FORCED, 1200, 1, 3, ("node",)),
+        Study("lorenz-vpt", FORCED, 200_000, 1, 1, ("vector",)),
+    ]
+    return xor, chaos
 
 
 def run_studies(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dopaminergic.files import open_file, shown
+from dopaminergic.lab.best import Best
 from dopaminergic.lab.form import difference, is_like
 from dopaminergic.lab.optimizers import find_method
 from dopaminergic.lab.records import write_whole
@@ -70,6 +71,7 @@ class Fleet:
         self.traces: list[tuple[int, float, float]] = []
         self.solved_at = torch.full((len(seeds),), math.inf, dtype=torch.float64)
         self._seeds = torch.tensor(seeds)
+        self.best: Best | None = None
         self._evaluate(0)
 
     @property
@@ -79,7 +81,9 @@ class Fleet:
 
     @property
     def done(self) -> bool:
-        """Whether another step might go over the budget."""
+        """Whether another step might go over the budget, or none has helped for long."""
+        if self.best is not None and self.best.is_tired(self.passes, self.task.patience):
+            return True
         return self.passes + self.optimizer.next_passes > self.budget
 
     def run(self, seconds: float = 0.25) -> Iterator[int]:
@@ -94,6 +98,10 @@ class Fleet:
                 yielded = time.monotonic()
                 yield self.passes
         if self.kept < self.passes:
+            self._evaluate(self.passes, keep=True)
+        if self.best is not None:
+            self.best.put_back(self.model)
+            self.curve.pop()
             self._evaluate(self.passes, keep=True)
 
     def step(self) -> Tensor:
@@ -116,6 +124,10 @@ class Fleet:
     def _evaluate(self, passes: int, keep: bool = False) -> None:
         self.evaluated = passes
         error = self.task.evaluate(self.model)[self.task.metric]
+        chosen_by = self.task.validate(self.model)
+        if chosen_by is not None:
+            self.best = self.best or Best(self.model, len(self.seeds))
+            self.best.see(self.model, chosen_by, passes)
         if self.task.threshold is not None:
             now = (error < self.task.threshold) & self.solved_at.isinf()
             self.solved_at = torch.where(now, float(passes), self.solved_at)
@@ -159,6 +171,8 @@ class Fleet:
         self.model.load_state_dict(dict(state["model"]))
         for name in (*COUNTS, "solved_at"):
             setattr(self, name, state[name])
+        if self.best is not None:
+            self.best.load(state["best"])
         self.curve = [(passes, errors) for passes, errors in state["curve"]]
         self.traces = [(passes, rpe, rate) for passes, rpe, rate in state["traces"]]
 
@@ -189,6 +203,7 @@ class Fleet:
             "solved_at": is_like(state.get("solved_at"), self.solved_at),
             "optimizer": _has_same_settings(state.get("optimizer"), self.optimizer.state_dict()),
             "model": not difference(state.get("model"), dict(self.model.state_dict())),
+            "best": self.best is None or self.best.is_like(state.get("best")),
         }
         for name, well in sound.items():
             if not well:
@@ -211,10 +226,11 @@ class Fleet:
 
     def _own(self) -> dict[str, Any]:
         names = ("seeds", "steps", "evaluated", "kept", "traced", "solved_at", "curve", "traces")
-        return {
+        own = {
             "task": [self.task.name, self.task.settings],
             **{name: getattr(self, name) for name in names},
         }
+        return own if self.best is None else own | {"best": self.best.state()}
 
 
 def with_header(body: bytes) -> bytes:

@@ -22,7 +22,7 @@ from dopaminergic.dopamine import Dopamine, Dopamine2
 from dopaminergic.lab.form import difference
 from dopaminergic.node import NodeDopamine
 from dopaminergic.optimizer import ForwardOptimizer
-from dopaminergic.outcomes import mean_losses
+from dopaminergic.outcomes import read
 from dopaminergic.plain import brief
 from dopaminergic.subspace import MOST_DIRECTIONS
 from dopaminergic.vector import VectorDopamine
@@ -64,7 +64,7 @@ class Backpropagation:
 
         Returns the losses before the update, float64 of shape `(R,)`.
         """
-        losses = mean_losses(closure(), type(self.inner).__name__, len(self.lr))
+        losses = read(closure(), type(self.inner).__name__, len(self.lr)).means()
         gradients = torch.autograd.grad(losses.sum(), self.parameters)
         with torch.no_grad():
             for proxy, gradient in zip(self.proxies, gradients, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dopaminergic.lab.terminal import clean
+from dopaminergic.lab.findings import NOT_MEASURED
+from dopaminergic.lab.terminal import clean, columns
 
 LINE_EVERY = 15.0  # seconds between lines where the output is not a terminal
 
@@ -96,12 +98,15 @@ def print_tasks(listing: dict[str, Any]) -> None:
 
 
 def print_summary(summary: dict[str, Any], page: Path) -> None:
-    """Print the verdicts and where the report is."""
-    rows = [
-        [f"{claim['claim']} {claim['title']}", str(claim["verdict"]), str(claim["evidence"])]
-        for claim in summary.get("claims", [])
+    """Print the claims that were measured, and where the report is."""
+    measured = [
+        claim for claim in summary.get("claims", []) if str(claim["verdict"]) != NOT_MEASURED
     ]
-    _print_table("The claims", ["claim", "verdict", "evidence"], rows)
+    if measured:
+        print("\nClaims of the paper (C) and of this library (V), judged by these runs")
+    for claim in measured:
+        first = f"{claim['claim']} {claim['verdict']}: {claim['title']}"
+        print(textwrap.fill(clean(first), columns(), subsequent_indent="   "))
     print(f"\nreport: {clean(str(page))}")
 
 

@@ -47,6 +47,7 @@ from dopaminergic.lab.results import (
     solved_at,
     unique,
 )
+from dopaminergic.lab.standings import as_json, standings
 from dopaminergic.lab.tables import first_of, rank_of, solved_share, tables
 
 
@@ -105,6 +106,7 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
         records: any; those of role "report" count.
         verdicts: from `judge`.
     """
+    records = list(records)
     rows = []
     for title, cells in by_task(records).items():
         timed = has_threshold(run for runs in cells.values() for run in runs)
@@ -142,7 +144,14 @@ def summarise(records: Iterable[Record], verdicts: Iterable[Verdict]) -> dict[st
         }
         for each in verdicts
     ]
-    return {"schema": 1, "claims": claims, "results": rows}
+    ranked = as_json(standings(records))
+    # Claims of the paper are judged where tasks of its kinds have run.
+    return {
+        "schema": 1,
+        "standings": ranked,
+        "claims": claims if of_paper(records) else [],
+        "results": rows,
+    }
 
 
 # --- words ---

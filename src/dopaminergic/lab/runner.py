@@ -27,6 +27,7 @@ from dopaminergic.lab.allocator import keep_memory
 from dopaminergic.lab.fleet import CheckpointError, Fleet
 from dopaminergic.lab.records import SCHEMA, append_records, read_records, within
 from dopaminergic.lab.tasks import make_task
+from dopaminergic.lab.tasks.task import Model
 
 CHECKPOINT_SECONDS = float(os.environ.get("DOPAMINERGIC_CHECKPOINT_SECONDS", "15"))
 TRACED = ("dopamine", "dopamine2", "vector", "node")
@@ -139,6 +140,7 @@ def run_job(
     report: Callable[[int], None],
     stop: Callable[[], bool],
     seconds: float = 0.25,
+    at_end: Callable[[Fleet], None] | None = None,
 ) -> Finished | None:
     """Run one fleet from its checkpoint, if it has one.
 
@@ -149,6 +151,7 @@ def run_job(
         report: called every so often with the forward passes so far.
         stop: asked every so often; if true, save and return.
         seconds: how often that is; 0: after every step.
+        at_end: called with the trained fleet before the lines are returned.
 
     Returns:
         The lines to keep, or None if it was stopped.
@@ -173,6 +176,8 @@ def run_job(
             saved = time.monotonic()
         if stopping:
             return None
+    if at_end is not None:
+        at_end(fleet)
     pictures = _pictures(job, fleet) if job.picture else []
     return Finished(_records(job, fleet, time.monotonic() - began), pictures)
 
@@ -224,6 +229,13 @@ def _pictures(job: Job, fleet: Fleet) -> list[dict[str, Any]]:
     return [{**label, **picture} for picture in fleet.task.picture(alone)]
 
 
+def first_network(fleet: Fleet) -> Model:
+    """The network of the first replica, as a plain one."""
+    alone = fleet.task.build(fleet.seeds[0])
+    alone.load_state_dict({name: value[0] for name, value in fleet.model.state_dict().items()})
+    return alone
+
+
 def _traces(fleet: Fleet) -> dict[str, list[float]]:
     passes, rpes, rates = zip(*fleet.traces, strict=True) if fleet.traces else ((), (), ())
     return {"passes": list(passes), "rpe": _short(rpes), "learning_rate": _short(rates)}
@@ -254,6 +266,11 @@ def _keys(job: Job) -> list[str]:
         "budget": job.budget,
     }
     return [_key({**common, **r._asdict(), "settings": {"lr": r.lr}}) for r in job.replicas]
+
+
+def keys_of(job: Job) -> list[str]:
+    """The keys of the records of a job, as in `recorded`."""
+    return _keys(job)
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:

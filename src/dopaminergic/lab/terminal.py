@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import shutil
 import sys
+import textwrap
 import unicodedata
 
 from dopaminergic.files import shown
@@ -28,6 +30,21 @@ def clean(text: str) -> str:
     \x1b[2J
     """
     return shown(text.replace("\r\n", " ").replace("\n", " "))
+
+
+def columns() -> int:
+    """The width of the terminal, from 20 to 100; 80 where there is none."""
+    return min(100, max(20, shutil.get_terminal_size((80, 24)).columns))
+
+
+def fill(text: str) -> str:
+    """The text in lines of the terminal's width."""
+    return textwrap.fill(clean(text), columns(), break_on_hyphens=False)
+
+
+def say(text: str) -> None:
+    """Print a line on standard error at once."""
+    print(f"dopaminergic: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def show_all_signs() -> None:

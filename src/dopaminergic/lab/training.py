@@ -10,14 +10,28 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from dopaminergic.lab import saved
+from dopaminergic.lab.fleet import Fleet
+from dopaminergic.lab.forecaster import series_model
 from dopaminergic.lab.optimizers import find_method, grid_of
 from dopaminergic.lab.records import read_records
-from dopaminergic.lab.runner import Finished, Job, Replica, checkpoint_folder, record_of, run_job
+from dopaminergic.lab.runner import (
+    Finished,
+    Job,
+    Replica,
+    checkpoint_folder,
+    first_network,
+    keys_of,
+    record_of,
+    run_job,
+)
+from dopaminergic.lab.saved import task_model
 from dopaminergic.lab.tasks import Task, make_task
+from dopaminergic.lab.tasks.own_series import UserSeries
 
 
 def default_optimizer(task: str) -> str:
@@ -60,8 +74,9 @@ def train(
     folder: Callable[[], Path],
     resume: bool,
     progress: Callable[[str, int, int, list[str]], None],
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Train one network and append its record.
+    """Train one network, keep it as `model.pt`, and append its record.
 
     Args:
         task: name in `TASKS`.
@@ -74,6 +89,7 @@ def train(
         resume: continue from the checkpoint there, if there is one, and run nothing again that has
             a record there. If it is false, a checkpoint there is an error.
         progress: called with a title, the passes done and in all, and details.
+        before: called before the first step.
 
     Returns:
         The record.
@@ -91,22 +107,49 @@ def train(
             f"{path} holds an unfinished run of this kind: continue it with --resume, or delete it"
         )
     done = record_of(job, out) if resume else None
-    if done is not None:
+    if done is not None and _kept_run(out) == job.name:
         path.unlink(missing_ok=True)
         return done
     if resume and _has_other_contents(out, task, built):
         logging.getLogger(__name__).warning(
             "the data have changed since the runs in %s; this one starts from the beginning", out
         )
+    before()
     title = f"{built.title}, {find_method(optimizer).label}"
-    finished = _run(job, path, partial(progress, title))
-    finished.keep(out)
+    finished = _run(job, path, partial(progress, title), partial(_keep_model, out, job))
+    finished.keep(out, () if done is None else keys_of(job))
     path.unlink(missing_ok=True)
     progress(title, job.budget, job.budget, [])
-    return finished.records[0]
+    return finished.records[0] if done is None else done
 
 
-def _run(job: Job, path: Path, progress: Callable[[int, int, list[str]], None]) -> Finished:
+def _keep_model(folder: Path, job: Job, fleet: Fleet) -> None:
+    """Write the trained network; before its record, so that a record is never without it."""
+    about = {
+        "optimizer": job.optimizer,
+        "learning_rate": job.replicas[0].lr,
+        "seed": job.replicas[0].seed,
+        "forward_passes": fleet.passes,
+        "metrics": {name: values[0] for name, values in fleet.metrics().items()},
+    }
+    make = series_model if isinstance(fleet.task, UserSeries) else task_model
+    saved.write(folder, make(cast(Any, fleet.task), first_network(fleet), job.name, about))
+
+
+def _kept_run(folder: Path) -> str:
+    """The name of the job whose network lies in a folder, "" if there is none that can be read."""
+    try:
+        return saved.read(folder)["run"]
+    except (OSError, ValueError):
+        return ""
+
+
+def _run(
+    job: Job,
+    path: Path,
+    progress: Callable[[int, int, list[str]], None],
+    at_end: Callable[[Fleet], None],
+) -> Finished:
     """Run the job from its checkpoint, if there is one, to its end.
 
     Raises:
@@ -120,7 +163,7 @@ def _run(job: Job, path: Path, progress: Callable[[int, int, list[str]], None]) 
         progress(passes, job.budget, [f"{rate:,.0f} passes/s"])
 
     with _asked_to_stop() as asked:
-        finished = run_job(job, path.parent, report, stop=lambda: bool(asked))
+        finished = run_job(job, path.parent, report, stop=lambda: bool(asked), at_end=at_end)
     if finished is None:
         raise KeyboardInterrupt(path)
     return finished

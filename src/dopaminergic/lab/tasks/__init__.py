@@ -13,7 +13,8 @@ from dopaminergic.lab.tasks.forecasting import QuickForecasting
 from dopaminergic.lab.tasks.free_running import LongForecasting
 from dopaminergic.lab.tasks.markov import Markov
 from dopaminergic.lab.tasks.mnist1d import Mnist1d
-from dopaminergic.lab.tasks.real import Sunspots, UserSeries
+from dopaminergic.lab.tasks.own_series import UserSeries
+from dopaminergic.lab.tasks.real import Sunspots
 from dopaminergic.lab.tasks.task import Task
 from dopaminergic.lab.tasks.xor import ClusterXor, ContinuousXor, TemporalXor, Xor
 

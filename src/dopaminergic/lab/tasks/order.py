@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,8 @@ def check_order(
         _check_totals(where, name, cells, lines)
     clocks = [name for name in others if CLOCKS.fullmatch(name)]
     for name, cells in others.items():
-        if _are_dates(cells):
-            keys = _read_dates(where, name, cells, lines)
+        if are_dates(cells):
+            keys = [each.keys for each in read_dates(where, name, cells, lines)]
             alone = not [clock for clock in clocks if clock != name]
             return _direction(
                 f"{where}: the dates of column {name[:40]!r}", keys, cells, lines, alone, notes
@@ -79,7 +79,8 @@ def _check_totals(where: str, name: str, cells: Sequence[Any], lines: Sequence[i
             )
 
 
-def _are_dates(cells: Sequence[Any]) -> bool:
+def are_dates(cells: Sequence[Any]) -> bool:
+    """Whether a column holds dates, as text or as dates of pandas."""
     import pandas
 
     if not len(cells):
@@ -91,15 +92,26 @@ def _are_dates(cells: Sequence[Any]) -> bool:
     return (
         bool(dates)
         and 10 * len(dates) >= 9 * len(some)
-        and _parsed(dates[:1], False)[0] is not None
+        and _parsed(dates[:1], False).keys is not None
     )
 
 
-def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
-    """Numbers in the order of time, or None and the first row that is no date.
+class Parsed(NamedTuple):
+    """Dates as numbers in the order of time, or None and the first row that is no date.
 
-    Half of one format is no date either.
+    `per_second` is how many of their units a second has.
     """
+
+    keys: Keys | None
+    row: int
+    per_second: int
+
+
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _parsed(cells: Sequence[Any], day_first: bool) -> Parsed:
+    """The dates as numbers; half of one format is no date either."""
     import pandas
 
     with warnings.catch_warnings():
@@ -111,21 +123,21 @@ def _parsed(cells: Sequence[Any], day_first: bool) -> tuple[Keys | None, int]:
                 )
             )
         except (ValueError, OverflowError, TypeError):
-            return None, 0
+            return Parsed(None, 0, 1)
     lost = found.isna().to_numpy()
     if lost.any():
-        return None, int(lost.argmax())
-    return found.astype("int64").to_numpy(), 0
+        return Parsed(None, int(lost.argmax()), 1)
+    return Parsed(found.astype("int64").to_numpy(), 0, UNITS[found.dt.unit])
 
 
-def _read_dates(
+def read_dates(
     where: str, name: str, cells: Sequence[Any], lines: Sequence[int] | None
-) -> list[Keys]:
+) -> list[Parsed]:
     """The readings of the dates, month or day first, as numbers."""
     readings = [_parsed(cells, day_first) for day_first in (False, True)]
-    whole = [keys for keys, _ in readings if keys is not None]
+    whole = [reading for reading in readings if reading.keys is not None]
     if not whole:
-        row = max(row for _, row in readings)
+        row = max(reading.row for reading in readings)
         raise ValueError(
             f"{where}: column {name[:40]!r} holds {str(cells[row])[:40]!r} in {place(row, lines)}, "
             "which is "
@@ -136,14 +148,18 @@ def _read_dates(
 
 def _direction(
     what: str,
-    readings: list[Keys],
+    readings: list[Keys | None],
     cells: Sequence[Any],
     lines: Sequence[int] | None,
     alone: bool,
     notes: list[str],
 ) -> bool:
     # Not by differences: those of dates that are centuries apart do not fit into 64 bits.
-    steps = [(keys[1:] > keys[:-1]).astype(int) - (keys[1:] < keys[:-1]) for keys in readings]
+    steps = [
+        (keys[1:] > keys[:-1]).astype(int) - (keys[1:] < keys[:-1])
+        for keys in readings
+        if keys is not None
+    ]
     if any((step > 0).all() or (not alone and (step >= 0).all()) for step in steps):
         return False
     if any((step < 0).all() for step in steps):

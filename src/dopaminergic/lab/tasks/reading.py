@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import time
+import time as clock
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dopaminergic.files import shown
-from dopaminergic.lab.tasks.cells import gap_message, has_decimal_comma, numbers_of, place, tail
+from dopaminergic.lab.tasks.cells import gap_message, has_decimal_comma, numbers_of, tail
 from dopaminergic.lab.tasks.order import check_order
 from dopaminergic.lab.tasks.text import MOST_BYTES, split
+from dopaminergic.lab.tasks.times import Times, read_times
 
 Series = NDArray[np.float64]
 
@@ -32,6 +33,9 @@ PACKED_ENDINGS = (".gz", ".bz2", ".xz")
 RECENT_NANOSECONDS = 100_000_000
 
 
+NOTHING: Series = np.empty((0, 0))
+
+
 class Data(NamedTuple):
     """Columns of a file.
 
@@ -40,12 +44,25 @@ class Data(NamedTuple):
         values: float64, shape `(rows, columns)`, read-only.
         contents: a hash of the values.
         notes: for a reader of the results, on how the file was read.
+        future: known inputs of rows after the last one, shape `(rows, inputs)`: their cells of
+            other columns are empty.
+        times: None where no column of times was asked for.
     """
 
     names: list[str]
     values: Series
     contents: str
     notes: tuple[str, ...]
+    future: Series = NOTHING
+    times: Times | None = None
+
+
+class Wanted(NamedTuple):
+    """The columns that are wanted: to be forecast, known ahead, and of times."""
+
+    names: tuple[str, ...] | None
+    inputs: tuple[str, ...] = ()
+    time: str | None = None
 
 
 class Source(NamedTuple):
@@ -78,29 +95,54 @@ def read_series(path: str | Path, columns: str | Sequence[str], *, least: int = 
     return read_data(path, columns, least=least).values
 
 
-def read_data(path: str | Path, columns: str | Sequence[str] | None, *, least: int = 1) -> Data:
+def read_data(
+    path: str | Path,
+    columns: str | Sequence[str] | None,
+    *,
+    inputs: str | Sequence[str] | None = None,
+    time: str | None = None,
+    least: int = 1,
+) -> Data:
     """Columns of a file, read once a process as long as the file stays as it is; see `read_series`.
 
     Args:
         path: the file.
         columns: one name, or several; None where the file has one column of numbers.
+        inputs: columns that are known ahead, after the others in `values`. With them, the file may
+            end in rows whose other cells are empty.
+        time: the column of times; None for none.
         least: the number of rows that are needed.
     """
     path = Path(path)
-    names = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-    if names is not None and not (names and all(isinstance(name, str) for name in names)):
-        raise ValueError(f"columns: expected at least one name, got {columns!r}")
-    if names is not None and len(set(names)) < len(names):
-        raise ValueError(f"columns: expected each name once, got {', '.join(map(repr, names))}")
+    names = None if columns is None else _several("columns", columns)
+    wanted = Wanted(names, () if inputs is None else _several("inputs", inputs), time)
+    every = [*(names or ()), *wanted.inputs, *([] if time is None else [time])]
+    twice = next((name for name in every if every.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"columns: {twice[:40]!r} is named twice; name each column once, as one to forecast, "
+            "an input, or the time"
+        )
+    if wanted.inputs and names is None:
+        raise ValueError("--inputs: which columns are to be forecast? name them by --targets")
+    if time is not None and not isinstance(time, str):
+        raise ValueError(f"time: expected the name of a column, got {time!r:.40}")
     state = _state(path)
-    recent = time.time_ns() - max(state[3:]) < RECENT_NANOSECONDS
-    data = _read(path, names) if recent else _read_once(path, names, state)
+    recent = clock.time_ns() - max(state[3:]) < RECENT_NANOSECONDS
+    data = _read(path, wanted) if recent else _read_once(path, wanted, state)
     if len(data.values) < least:
         rows = len(data.values)
         raise ValueError(
             f"{tail(path)}: {rows} rows, but at least {least} are needed; give a longer series"
         )
     return data
+
+
+def _several(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if not (found and all(isinstance(name, str) for name in found)):
+        raise ValueError(f"{what}: expected at least one name, got {names!r:.60}")
+    return found
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -140,27 +182,76 @@ def _is_text(path: Path) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _read_once(path: Path, names: tuple[str, ...] | None, state: tuple[int, ...]) -> Data:
-    return _read(path, names)
+def _read_once(path: Path, wanted: Wanted, state: tuple[int, ...]) -> Data:
+    return _read(path, wanted)
 
 
-def _read(path: Path, names: tuple[str, ...] | None) -> Data:
+def _read(path: Path, wanted: Wanted) -> Data:
     source = _open(path)
     found = (
         _choose(path, source)
-        if names is None
-        else [_find(path, source.names, name) for name in names]
+        if wanted.names is None
+        else [_find(path, source.names, name) for name in wanted.names]
     )
+    known = [_find(path, source.names, name) for name in wanted.inputs]
     notes = list(source.notes)
     comma = source.lines is not None and any(map(has_decimal_comma, source.columns))
-    columns = [_numbers(path, source, index, comma, notes) for index in found]
-    others = {name: column for i, (name, column) in enumerate(_items(source)) if i not in found}
+    whole = len(source.columns[0]) if source.columns else 0
+    rows = whole - (_future(source, found) if known else 0)
+    columns = [_numbers(path, _cut(source, rows), index, comma, notes) for index in found]
+    inputs = [_numbers(path, source, index, comma, notes) for index in known]
+    others = {
+        name: column for i, (name, column) in enumerate(_items(source)) if i not in found + known
+    }
     backwards = check_order(tail(path), others, source.lines, notes)
-    values = np.ascontiguousarray(np.stack(columns, axis=1)[:: -1 if backwards else 1])
-    values.flags.writeable = False
+    times = _times(path, source, wanted.time, rows, notes)
+    if rows < whole and backwards:
+        raise ValueError(
+            f"{tail(path)}: rows to be forecast must stand at the end, but its rows go from the "
+            "newest to the oldest; sort them with the oldest first"
+        )
+    past = [*columns, *(each[:rows] for each in inputs)]
+    values = _frozen(np.stack(past, axis=1)[:: -1 if backwards else 1])
+    future = _frozen(np.stack([each[rows:] for each in inputs], axis=1)) if inputs else NOTHING
     digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
-    chosen = list(names) if names is not None else [source.names[index] for index in found]
-    return Data(chosen, values, f"sha256:{digest}", tuple(notes))
+    chosen = [source.names[i] for i in found] if wanted.names is None else list(wanted.names)
+    return Data(chosen, values, f"sha256:{digest}", tuple(notes), future, times)
+
+
+def _frozen(values: Series) -> Series:
+    values = np.ascontiguousarray(values)
+    values.flags.writeable = False
+    return values
+
+
+def _future(source: Source, found: Sequence[int]) -> int:
+    """How many rows at the end have nothing in any of these columns."""
+    count = 0
+    for row in range(len(source.columns[0]) - 1, -1, -1):
+        cells = [source.columns[i][row] if isinstance(source.columns[i], list) else
+                 source.columns[i].iloc[row] for i in found]  # fmt: skip
+        if not all(_is_empty(cell) for cell in cells):
+            break
+        count += 1
+    return count
+
+
+def _is_empty(cell: Any) -> bool:
+    return not cell.strip() if isinstance(cell, str) else cell is None or cell != cell
+
+
+def _cut(source: Source, rows: int) -> Source:
+    """The first rows of a file."""
+    return source._replace(columns=[column[:rows] for column in source.columns])
+
+
+def _times(
+    path: Path, source: Source, name: str | None, rows: int, notes: list[str]
+) -> Times | None:
+    if name is None:
+        return None
+    cells = source.columns[_find(path, source.names, name)]
+    return read_times(tail(path), name, cells, rows, source.lines, notes)
 
 
 def _items(source: Source) -> list[tuple[str, Any]]:
@@ -284,27 +375,3 @@ def check_changes(path: str | Path, names: Sequence[str], values: Series, train_
                 f"{tail(path)}: column {name[:60]!r} never changes {most} in its first 70 %; "
                 "choose another column"
             )
-
-
-def normalised(path: str | Path, names: Sequence[str], values: Series, train_rows: int) -> Series:
-    """The values in units of the standard deviation of each column's training part, from its mean.
-
-    Huge and tiny values are multiplied by a power of two first. That changes no digit.
-
-    Raises:
-        ValueError: a later value is so far out that a network could not be shown it.
-    """
-    _, exponents = np.frexp(np.abs(values[:train_rows]).max(0))
-    far = np.abs(exponents) > 400  # squares of others neither overflow nor vanish
-    scaled = np.ldexp(values, np.where(far, -exponents, 0))
-    train = scaled[:train_rows]
-    result = (scaled - train.mean(0)) / train.std(0)
-    wild = ~(np.abs(result) < 1e9)
-    if wild.any():
-        row, column = (int(index) for index in np.argwhere(wild)[0])
-        raise ValueError(
-            f"{tail(path)}: column {names[column][:60]!r} is {values[row, column]:g} in "
-            f"{place(row, None)}, over 10^9 "
-            "standard deviations of the training part away; correct it, or forecast its logarithm"
-        )
-    return result

@@ -1,22 +1,18 @@
-"""Forecasting of real series: yearly sunspots, and the user's own.
-
-Beside them stand persistence and a linear autoregression.
-"""
+"""Forecasting of real series, beside persistence and a linear autoregression; yearly sunspots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dopaminergic.lab.networks import GATES
-from dopaminergic.lab.tasks.cells import tail
 from dopaminergic.lab.tasks.forecasting import OUTPUTS, SequenceTask
-from dopaminergic.lab.tasks.reading import Series, check_changes, normalised, read_data
+from dopaminergic.lab.tasks.scaling import Series
 from dopaminergic.lab.tasks.series import sunspots
 from dopaminergic.lab.tasks.task import MOST, Model, Task, choose, counted
 
@@ -33,13 +29,53 @@ def linear_errors(series: Series, train_rows: int, order: int) -> Series:
     Returns:
         Shape `(n - order, columns)`: the errors of rows `order` and on.
     """
-    n, columns = series.shape
-    lags = np.concatenate(
-        [series[order - 1 - k : n - 1 - k] for k in range(order)] + [np.ones((n - order, 1))],
-        axis=1,
-    )
-    weights = np.linalg.lstsq(lags[: train_rows - order], series[order:train_rows], rcond=None)[0]
-    return (lags @ weights - series[order:]).reshape(n - order, columns)
+    fitted = Linear(series, train_rows, order, series.shape[1])
+    starts = np.arange(order - 1, len(series) - 1)
+    return fitted.errors(starts, 1)[:, 0]
+
+
+class Linear:
+    """A linear autoregression, fitted by least squares.
+
+    Args:
+        series: shape `(n, columns)`.
+        train_rows: rows to fit on; from each, the targets are predicted from the `order` rows
+            before, its own other columns, which are known ahead, and a constant.
+        order: lags, at least 1.
+        targets: how many columns are forecast, the first ones.
+    """
+
+    def __init__(self, series: Series, train_rows: int, order: int, targets: int) -> None:
+        self.series = series
+        self.order = order
+        self.targets = targets
+        rows = np.arange(order - 1, train_rows - 1)
+        lags = self._lags(rows)
+        wanted = series[rows + 1, :targets]
+        self.weights = np.linalg.lstsq(self._regressors(lags, rows), wanted, rcond=None)[0]
+
+    def errors(self, starts: NDArray[np.int64], steps: int) -> Series:
+        """Errors of forecasts that run on by themselves from these rows.
+
+        They have shape `(starts, steps, targets)`.
+        """
+        lags = self._lags(starts)
+        errors = []
+        for step in range(steps):
+            now = self._regressors(lags, starts + step) @ self.weights
+            truth = self.series[starts + step + 1]
+            errors.append(now - truth[:, : self.targets])
+            following = np.concatenate((now, truth[:, self.targets :]), axis=1)
+            lags = np.concatenate((following[:, None], lags[:, :-1]), axis=1)
+        return np.stack(errors, axis=1)
+
+    def _lags(self, rows: NDArray[np.int64]) -> Series:
+        """Each row and those before it, the newest first: `(rows, order, columns)`."""
+        return self.series[rows[:, None] - np.arange(self.order)]
+
+    def _regressors(self, lags: Series, rows: NDArray[np.int64]) -> Series:
+        known = self.series[rows + 1, self.targets :]
+        return np.concatenate((lags.reshape(len(rows), -1), known, np.ones((len(rows), 1))), axis=1)
 
 
 RIVALS = {"linear_ar": "a linear autoregression", "persistence": "persistence, the last value,"}
@@ -75,20 +111,29 @@ class RealForecasting(SequenceTask):
         }
 
     def finish(self, model: Model) -> dict[str, Tensor]:  # noqa: D102
-        series = self.series.to(torch.float64)
-        order = self.settings["order"]
-        linear = torch.from_numpy(linear_errors(series.numpy(), self.train_rows, order))
+        series = self.series.to(torch.float64)[:, : self.targets]
+        linear = self.linear()
         results: dict[str, Tensor] = {}
         for name, (first, last) in self.parts.items():
             suffix = name.removeprefix(self.metric)
             results[f"persistence{suffix}"] = self._error(
                 (series[first:last] - series[first - 1 : last - 1]) ** 2, 0
             )
-            results[f"linear_ar{suffix}"] = self._error(
-                linear[first - order : last - order] ** 2, 0
-            )
+            errors = linear.errors(np.arange(first - 1, last - 1), 1)
+            results[f"linear_ar{suffix}"] = self._error(torch.from_numpy(errors) ** 2, 0)
+        return self._for_all(model, results)
+
+    def linear(self) -> Linear:
+        """The linear rival, fitted to the rows before the test parts."""
+        rows = min(first for first, _ in self.parts.values())
+        series = self.series.to(torch.float64).numpy()
+        return Linear(series, rows, self.settings["order"], self.targets)
+
+    def _for_all(self, model: Model, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same numbers for each replica."""
         return {
-            k: v if model.replicas is None else v.expand(model.replicas) for k, v in results.items()
+            name: value if model.replicas is None else value.expand(model.replicas)
+            for name, value in results.items()
         }
 
 
@@ -158,94 +203,6 @@ class Sunspots(RealForecasting):
         self._parts(parts, squared=True, scale=float(raw.std() / train.std()))
 
 
-class UserSeries(RealForecasting):
-    """The user's own series from a CSV or Parquet file.
-
-    The task trains on the first 70 % of its rows, and tests on the rest. Errors are root mean
-    squares in units of the training part's standard deviation.
-
-    Args:
-        path: the file; see `read_series`.
-        column: the name of a column, or several; all are forecast. None where the file has one
-            only.
-        contents: the hash that the values must have, as a record has it; None for any.
-        cell: `"tanh"`, `"gru"` or `"lstm"`.
-        hidden: units.
-        output: `"direct"` or `"delta"`.
-        batch_size: sequences of `length` rows in a batch.
-        length: rows in a sequence, at least 10, the first 5 not scored.
-        order: lags of the linear rival.
-        dtype: `"float32"` or `"float64"`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be used (see `read_series`) or is not the one of `contents`, a
-            column never changes, or a setting is out of range.
-    """
-
-    metric: ClassVar[str] = "nrmse"
-    metric_label: ClassVar[str] = "one-step NRMSE on the last 30 %"
-
-    def __init__(
-        self,
-        *,
-        path: str | Path,
-        column: str | Sequence[str] | None = None,
-        contents: str | None = None,
-        cell: str = "tanh",
-        hidden: int = 16,
-        output: str = "direct",
-        batch_size: int = 8,
-        length: int = 25,
-        order: int = 12,
-        dtype: str = "float32",
-    ) -> None:
-        choose("cell", cell, tuple(GATES))
-        choose("output", output, OUTPUTS)
-        counted("length", length, least=10)
-        counted("order", order)
-        counted("hidden", hidden)
-        counted("batch_size", batch_size)
-        data = read_data(path, column)
-        if contents not in (None, data.contents):
-            raise ValueError(
-                f"{tail(path)}: its contents are {data.contents}, but this run was begun with "
-                f"{contents}; put the old "
-                "file back, or begin a new run"
-            )
-        # The training part must hold a sequence to cut, and more equations than the linear rival
-        # has unknowns.
-        needed = max(length + 3, order * (len(data.names) + 1) + 2)
-        raw = read_data(path, column, least=-(-10 * needed // 7) + 1).values
-        settings: dict[str, Any] = {
-            "path": str(path),
-            "column": data.names,
-            "contents": data.contents,
-            "cell": cell,
-        }
-        settings |= {
-            "hidden": hidden,
-            "output": output,
-            "batch_size": batch_size,
-            "length": length,
-            "order": order,
-        }
-        title = f"{Path(path).name}: {', '.join(data.names)}"
-        self._define("series", title, 20_000, 500, settings | {"dtype": dtype})
-        self.notes = data.notes
-        self.pinned = {"column": data.names, "contents": data.contents}
-        train_rows = int(0.7 * len(raw))
-        check_changes(path, data.names, raw, train_rows)
-        series = normalised(path, data.names, raw, train_rows)
-        self._use(series, train_rows, batch_size=batch_size, length=length, washout=5)
-        if output == "delta" and not (self.change > 1e-6).all():
-            raise ValueError(
-                "output: 'delta' needs a column whose change changes, got a straight line; use "
-                "'direct'"
-            )
-        self._parts({"nrmse": (train_rows, len(raw))}, squared=False, scale=1.0)
-
-
 def compare_with_rivals(task: Task, metrics: Mapping[str, float | None]) -> list[str]:
     """Sentences on the metrics of a real series, and plainly the rivals that beat the network.
 
@@ -260,31 +217,41 @@ def compare_with_rivals(task: Task, metrics: Mapping[str, float | None]) -> list
         return []
     said = []
     for name, (first, last) in task.parts.items():
-        own = metrics.get(name)
-        suffix = name.removeprefix(task.metric)
         unit = (
             "mean square over the variance"
             if task.squared
             else "root mean square in deviations of training"
         )
         said.append(
-            f"{name}: error one step ahead on rows {first + 1} to {last} of {len(task.series)}, "
-            "which training has not "
-            f"seen; {unit}; lower is better."
+            f"{name}: error one row ahead on rows {first + 1} to {last} of {len(task.series)}, "
+            f"which training has not seen; {unit}; lower is better."
         )
-        beaten = [
-            f"{words} ({value:.4g})"
-            for rival, words in RIVALS.items()
-            if (value := metrics.get(rival + suffix)) is not None and (own is None or value < own)
-        ]
-        if beaten:
-            network = "not finite" if own is None else f"{own:.4g}"
-            verb = "is" if len(beaten) == 1 else "are"
-            who = " and ".join(beaten)
-            said.append(f"{who[:1].upper()}{who[1:]} {verb} better than this network ({network}).")
+        said += _beaten(metrics, name, name.removeprefix(task.metric))
+    ahead = f"{task.metric}_horizon"
+    if ahead in metrics:
+        said.append(
+            f"{ahead}: the same over {task.settings['horizon']} rows ahead, running on by itself."
+        )
+        said += _beaten(metrics, ahead, "_horizon")
     if any("better than" in line for line in said):
         said.append(
             "Use the better one, or try more passes, another --optimizer, --set output=delta, or "
             "`compare`."
         )
     return said
+
+
+def _beaten(metrics: Mapping[str, float | None], name: str, suffix: str) -> list[str]:
+    """A sentence on the rivals with a smaller error than the network's, if there are any."""
+    own = metrics.get(name)
+    better = [
+        f"{words} ({value:.4g})"
+        for rival, words in RIVALS.items()
+        if (value := metrics.get(rival + suffix)) is not None and (own is None or value < own)
+    ]
+    if not better:
+        return []
+    network = "not finite" if own is None else f"{own:.4g}"
+    who = " and ".join(better)
+    verb = "is" if len(better) == 1 else "are"
+    return [f"{who[:1].upper()}{who[1:]} {verb} better than this network ({network})."]

@@ -74,6 +74,8 @@ class Task(ABC):
         dtype: of the data and the parameters.
         notes: for a user, on the data as they were read.
         pinned: settings that tie a run to the data as they are now.
+        patience: forward passes without a smaller error of `validate` after which a run ends; None:
+            it uses all of its budget.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Task(ABC):
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
     pinned: Mapping[str, Any] = MappingProxyType({})
+    patience: int | None = None
 
     def _define(
         self, name: str, title: str, budget: int, evaluate_every: int, settings: dict[str, Any]
@@ -143,6 +146,10 @@ class Task(ABC):
         Shapes are as in `evaluate`.
         """
         return {}
+
+    def validate(self, model: Model) -> Tensor | None:
+        """The error by which the weights to keep are chosen, 0-d or `(R,)`; None: the last ones."""
+        return None
 
     def picture(self, model: Model) -> list[dict[str, Any]]:
         """Data for figures of a plain model or a stack of one.

@@ -13,6 +13,8 @@ from dopaminergic.noise.cpu.lanes import Lanes
 
 F = np.float32
 compiled = numba.njit(error_model="numpy")
+# Part of the code that calls it, so that nothing is handed over.
+inlined = numba.njit(error_model="numpy", forceinline=True)
 
 
 # ---- single numbers ------------------------------------------------------------------------------

@@ -120,14 +120,12 @@ def _integers(address, shape):
     return numba.carray(pointer(address), shape, np.int64)
 
 
-def _kernels(sources):
-    """Both kernels.
+# A kernel encloses a number that all files of `noise` have a part in. Numba takes an old
+# compilation if the kernel's own file and the enclosed values are the same. Functions that the
+# kernel calls in other files may have changed.
 
-    They enclose a number that all files of `noise` have a part in. Numba takes an old compilation
-    if the kernel's own file and the enclosed values are the same. Functions that the kernel calls
-    in other files may have changed.
-    """
 
+def _make_combine(sources):
     @kept
     def combine(
         memory,
@@ -145,34 +143,6 @@ def _kernels(sources):
         signs,
         saved,
     ):
-        """Target <- on_grid((source + first terms) * scale + other terms), for every piece.
-
-        The first terms are the first `undone` ones.
-
-        Args:
-            memory: any array of the type of the weights: float32, float64, uint16 for bfloat16,
-                int16 for float16.
-            real: any array of the type that is computed in.
-            plan: int64 `(8, P)`, a column for each piece of a parameter. Rows 0 and 1 are addresses
-                of the first elements of target and source, the same where the update is in place.
-                Rows 2 and 3 are the first and last + 1 element of the piece. Row 4 is the index in
-                the noise, row 5 the index in the noise of the first element. Row 6 is the replica,
-                and row 7 says whether both are without gaps.
-            layouts: int64 `(P, 3, D)`: shape, strides of the target, strides of the source, in
-                elements. None where all are without gaps.
-            seeds: uint64 `(R,)`.
-            scales: float64 `(R,)`.
-            coefficients: float64 `(K, R)`; a term is coefficients[k] z_k.
-            undone: number of terms that come before the scale.
-            directions: uint32 `(K,)`.
-            grid: sigma of the grid; 0 for none.
-            step: step number.
-            rounding: which random numbers round 16-bit weights.
-            signs: Rademacher if true, else Gaussian.
-            saved: int64 `(1,)`, the step whose weights the sources hold; for weights without gaps
-                only. In the first call of another step the targets hold the weights. They are saved
-                to the sources within the call, so that no signal falls in between.
-        """
         sources  # noqa: B018
         combine_pieces(
             memory,
@@ -191,6 +161,10 @@ def _kernels(sources):
             saved,
         )
 
+    return combine
+
+
+def _make_one(sources):
     # Python's lock is held. On a tiny model to give it back and take it again would be a tenth of
     # the call.
     @functools.partial(kept, nogil=False)
@@ -198,33 +172,24 @@ def _kernels(sources):
         sources  # noqa: B018
         nothing = pointer(fixed)
         known = _integers(fixed, 5)
-        memory = numba.carray(nothing, (0,), type(weight))
-        real = numba.carray(nothing, (0,), type(number))
-        plan = _integers(known[0], (8, known[1]))
-        saved = _integers(known[2], 1)
-        seeds = (np.uint64(known[3]),)
-        directions = (np.uint32(direction),)
-        scales = (scale,)
-        rows = ((coefficient,),)
-        signs = known[4] != 0
         combine_pieces(
-            memory,
-            real,
-            plan,
+            numba.carray(nothing, (0,), type(weight)),
+            numba.carray(nothing, (0,), type(number)),
+            _integers(known[0], (8, known[1])),
             None,
-            seeds,
-            scales,
-            rows,
+            (np.uint64(known[3]),),
+            (scale,),
+            ((coefficient,),),
             0,
-            directions,
+            (np.uint32(direction),),
             0.0,
             step,
             rounding,
-            signs,
-            saved,
+            known[4] != 0,
+            _integers(known[2], 1),
         )
 
-    return combine, one
+    return one
 
 
 def _checksum():
@@ -234,7 +199,9 @@ def _checksum():
     return zlib.crc32(repr(sources).encode())
 
 
-combine, _combine_one = _kernels(_checksum())
+_sources = _checksum()
+combine = _make_combine(_sources)
+_combine_one = _make_one(_sources)
 
 
 def combine_one(memory, real, plan, seed, signs, saved):

@@ -1,0 +1,1 @@
+"""Other people's frameworks, one file each; none is imported before it is asked for."""
