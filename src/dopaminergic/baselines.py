@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from dopaminergic.points import Plan, two_sided
 from dopaminergic.rule import Decision, Group, Losses, antithetic
 from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.scalars import Scalar, as_tensor, clip, finite, mean, select
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from dopaminergic.distributed import Ranks
 
 
 def weight_perturbation(base: Scalar, plus: list[Scalar]) -> list[Scalar]:
@@ -90,7 +95,7 @@ class WeightPerturbation(ScalarRule):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -152,7 +157,7 @@ class SPSA(ScalarRule):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -225,7 +230,7 @@ class EvolutionStrategy(ScalarRule):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,

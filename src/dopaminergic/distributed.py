@@ -79,7 +79,7 @@ class Ranks:
 
     def __init__(
         self,
-        process_group: Any = None,
+        process_group: dist.ProcessGroup | None = None,
         *,
         data_parallel: int | None = None,
         check_every: int = 100,
@@ -379,7 +379,7 @@ def _warn_of_others() -> None:
 _warned = False  # once is enough in a process
 
 
-def broadcast(parameters: Iterable[Tensor], process_group: Any = None) -> None:
+def broadcast(parameters: Iterable[Tensor], process_group: dist.ProcessGroup | None = None) -> None:
     """Give all ranks the parameters of rank 0, once, before training (not those that are sharded).
 
     Args:

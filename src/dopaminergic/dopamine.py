@@ -12,7 +12,7 @@ neural networks", arXiv 2510.22178, 2025.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch.optim.optimizer import ParamsT
 
@@ -28,6 +28,11 @@ from dopaminergic.prediction_errors import (
 from dopaminergic.rule import Decision, Group, Losses
 from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.scalars import clip, mean, total
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from dopaminergic.distributed import Ranks
 
 
 class Dopamine(ScalarRule):
@@ -94,7 +99,7 @@ class Dopamine(ScalarRule):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -199,7 +204,7 @@ class Dopamine2(ScalarRule):
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,

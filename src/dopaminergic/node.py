@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ from dopaminergic.activities.jacobian import MOST, Jacobians
 from dopaminergic.activities.large import LargeStep, scaled
 from dopaminergic.node_optimizer import NodeChange, NodeOptimizer, Trial
 from dopaminergic.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from dopaminergic.distributed import Ranks
 
 STEP = 1e-2  # of each weight, in a first-order step
 LEAST = 0.05  # of that step is taken, however little was expected
@@ -93,12 +98,12 @@ class NodePerturbation(NodeOptimizer):
         self,
         model: Any,
         *,
-        lr: Any = 0.01,
+        lr: float | Tensor = 0.01,
         sigma: float | None = None,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -201,14 +206,14 @@ class NodeDopamine(NodeOptimizer):
         self,
         model: Any,
         *,
-        lr: Any = 1.0,
+        lr: float | Tensor = 1.0,
         sigma: float | None = None,
         span: int = 8,
         damping: float = 1.0,
         patience: float = 300.0,
         seed: int | Sequence[int] = 0,
         weight_decay: float = 3e-4,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             model,

@@ -6,10 +6,11 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim.optimizer import (
     Optimizer,
     ParamsT,  # pyright: ignore[reportPrivateUsage]
@@ -23,6 +24,9 @@ from dopaminergic.plain import plain
 from dopaminergic.progress import Change, Progress
 from dopaminergic.scalars import Scalar, as_array, as_tensor
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Listener = Callable[[Change], None]
 
 
@@ -35,14 +39,14 @@ class Stateful(Optimizer):
         self,
         params: ParamsT,
         *,
-        lr: Any,
+        lr: float | Tensor,
         sigma: float | None = None,
         directions: int = 1,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = False,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
         **settings: Any,
     ) -> None:
         self._rule_name = rule = type(self).__name__
@@ -287,7 +291,11 @@ class Stateful(Optimizer):
         return {**self.identity(), **forward, **self._found_out()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where another optimizer of the same kind and shapes stopped.
+        """Continue where another optimizer of the same kind and shapes stopped, bit for bit.
+
+        Args:
+            state_dict: the result of `state_dict()`, for example read by
+                `torch.load(weights_only=True)`. Load the weights too.
 
         Raises:
             ValueError: it is the state of another optimizer, model or dtype, of parameters in

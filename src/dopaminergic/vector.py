@@ -18,14 +18,14 @@ feature-specific prediction error model explains dopaminergic heterogeneity" (Na
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dopaminergic import checks
-from dopaminergic.batched import MEMORY, Batched
+from dopaminergic.batched import Batched
 from dopaminergic.controllers import (
     ONE_BY_ONE,
     next_curvature,
@@ -62,6 +62,11 @@ from dopaminergic.subspace import (
 )
 from dopaminergic.vector_evaluations import Evaluations, Plan
 from dopaminergic.weight_optimizer import WeightOptimizer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from dopaminergic.distributed import Ranks
 
 LONGEST = 0.1  # root mean square change of a weight in one step of a large model
 
@@ -125,19 +130,19 @@ class VectorDopamine(WeightOptimizer):
         self,
         params: ParamsT,
         *,
-        lr: Any = 1.0,
+        lr: float | Tensor = 1.0,
         sigma: float | None = None,
         directions: int | None = None,
         damping: float = 1.0,
         tau: float = 0.25,
         kappa: float = 0.1,
         beta: float = 0.9,
-        memory: int = MEMORY,
+        memory: int = 2**26,
         noise: str = "rademacher",
         seed: int | Sequence[int] = 0,
         weight_decay: float = 0.0,
         batched: bool = True,
-        process_group: Any = None,
+        process_group: ProcessGroup | Ranks | str | None = None,
     ) -> None:
         super().__init__(
             params,
