@@ -114,7 +114,7 @@ def test_everything_is_as_before(rule: Any) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "problem"),
-    [(Climbing, "climbs"), (Doubled, "2 times the gradient"), (Aside, "aside")],
+    [(Climbing, "climbs"), (Doubled, "times the gradient"), (Aside, "aside")],
 )
 def test_damaged_rules_are_found(rule: Any, problem: str) -> None:
     model = network()
