@@ -4,7 +4,8 @@
     python scripts/versions.py --python 3.11 --torch 2.6 --numpy 1.26 -- tests/test_step.py
 
 Each pair gets a virtual environment of its own. pip takes the torch of its index. A version
-that is not to be had is told and left out. The exit status is that of the tests.
+that is not to be had is told and left out. The exit status is that of the tests. Where the index
+serves torch for CUDA, that is some gigabytes for each pair.
 """
 
 from __future__ import annotations
@@ -39,11 +40,10 @@ def lowest(package: str) -> str:
 
 def interpreter(version: str) -> str | None:
     """The command of a version of Python; None where there is none."""
-    return (
-        sys.executable
-        if version == f"{sys.version_info.major}.{sys.version_info.minor}"
-        else shutil.which(f"python{version}")
-    )
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    kept = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
+    return shutil.which(f"python{version}") or (str(kept[-1]) if kept else None)
 
 
 def check(python: str, torch: str, numpy: str, tests: list[str]) -> bool | None:
@@ -64,7 +64,7 @@ def check(python: str, torch: str, numpy: str, tests: list[str]) -> bool | None:
 
 def main() -> int:
     """Try the ends of the range."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--python", help="one version, for example 3.11")
     parser.add_argument("--torch", help="one version, for example 2.6")
     parser.add_argument("--numpy", help="one version, for example 1.26")

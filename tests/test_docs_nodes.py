@@ -60,3 +60,23 @@ def test_passes_of_a_table_are_some_that_were_run(text: str) -> None:
     known = {int(p) for found in RESULTS.values() for p in found["node"]["quartiles"]}
     told = re.findall(r"\.\d+(?: at|,) ([\d,]+) ", (ROOT / text).read_text().split("tuned Adam")[0])
     assert {int(p.replace(",", "")) for p in told} <= known
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "index.md"])
+def test_numbers_on_other_pages_are_those_that_were_measured(page: str) -> None:
+    text = " ".join((ROOT / "docs" / page).read_text().replace("`", "").split())
+    lines = re.findall(
+        r"(Lorenz|digits)[^.]{0,20} (\.\d+) after ([\d,]+)(?: passes)?[,;]? (?:tuned )?Adam", text
+    )
+    lines += re.findall(
+        r"\[test error on (Lorenz)\]\S+ \| NodeDopamine (\.\d+) after ([\d,]+)", text
+    )
+    lines += [
+        ("Lorenz", *each)
+        for each in re.findall(
+            r"On the Lorenz system NodeDopamine is at (\.\d+) after ([\d,]+)", text
+        )
+    ]
+    assert len(lines) >= 2
+    for label, number, passes in lines:
+        assert agrees(number, TITLES[label], passes), (label, number)

@@ -64,7 +64,7 @@ class Plain(Path2):
 
 def steps() -> Figure:
     """Sixteen passes of each rule on one quadratic loss."""
-    far = {"sigma": 0.25}
+    far: Any = {"sigma": 0.25}
     runs = {
         "WeightPerturbation": Plain(lambda w: d.WeightPerturbation(w, lr=0.12, seed=5, **far), 16),
         "SPSA": Plain(lambda w: d.SPSA(w, lr=0.12, seed=5, **far), 16),
@@ -230,7 +230,7 @@ def slope_error(
 
 def digits() -> tuple[Tensor, Tensor]:
     """Images of 8 x 8 pixels and their digits."""
-    found = load_digits()
+    found: Any = load_digits()
     return torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
 
 
@@ -248,14 +248,15 @@ def feedback() -> Figure:
     """How feedback comes to expect the regrets, and what its use is worth."""
     torch.manual_seed(0)
     x, y = digits()
-    model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
+    first, readout = nn.Linear(64, 256), nn.Linear(256, 10)
+    model = nn.Sequential(first, nn.Tanh(), readout)
     optimizer = d.NodeDopamine(model, seed=0)
     angles, doubts, losses = [], [], []
     for chosen in batches(len(x), 300, 64):
         losses.append(optimizer.step(lambda i=chosen: d.cross_entropy(model(x[i]), y[i])))
         memory = optimizer.state_dict()["forward"]["memory"]
         [kernel] = [value for name, value in memory.items() if name.startswith("feedback")]
-        angles.append(cosine(kernel, model[2].weight.T))
+        angles.append(cosine(kernel, readout.weight.T))
         doubts.append(float(memory["doubt"]))
     figure, (left, right) = new_figure(8.2, 3.2, 1, 2)
     left.plot(angles, color=COLOURS["node"], linewidth=2.2)
