@@ -309,7 +309,8 @@ def test_all_parameters_share_one_launch_with_the_same_arguments_each_time(
 def test_nothing_to_do_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "combine", None)
     empty = torch.empty(1, 0, device=DEVICE)
-    gpu.Launch([empty], [empty], [0], [128], np.array([1], np.uint64), True)(**arrays(ONE))
+    launch = gpu.Launch([empty], [empty], [0], [128], np.array([1], np.uint64), True)
+    assert launch(**arrays(ONE)) is None  # a launch would have called None
 
 
 # ---- through the optimizers ----------------------------------------------------------------------
