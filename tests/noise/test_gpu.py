@@ -382,7 +382,7 @@ def strided(dtype: torch.dtype, replicas: int) -> list[Tensor]:
     """Transposed, with channels last, every other column of a piece that begins within a block, and
     without gaps.
     """
-    shapes = [(40, 130), (3, 5, 3, 3), (7, 900), (300,)]
+    shapes = [(20, 66), (3, 5, 3, 3), (7, 300), (300,)]
     whole = [randn(replicas, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     last = torch.stack([image.contiguous(memory_format=torch.channels_last) for image in whole[1]])
     return [whole[0].mT, last, whole[2][..., ::2], whole[3]]
