@@ -392,12 +392,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _skip(self, before: Progress, passes: int) -> Any:
         self._warn()
-        after = before._replace(
-            step=before.step + 1,
-            forward_passes=before.forward_passes + passes,
-            skipped_steps=before.skipped_steps + 1,
-        )
-        return NodeChange({}, self._memory, after)
+        return NodeChange({}, self._memory, before.after_skipping(passes))
 
     def _is_silent(self, losses: Losses, change: Any) -> bool:
         return False
