@@ -67,7 +67,8 @@ class Penalised(NamedTuple):
 def fitted(loss: Quadratic, directions: int) -> Tensor | None:
     """F, the part of the loss that so many directions fit by chance; None where it is not known."""
     if loss.in_nats:
-        return torch.full_like(loss.loss, directions / loss.samples)
+        # Where the network is sure, little is left that chance could have fitted.
+        return loss.loss.clamp(max=directions / loss.samples)
     if loss.saturates:
         return None
     outcomes = loss.samples * max(1, loss.width)
