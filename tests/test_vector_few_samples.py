@@ -83,7 +83,7 @@ def test_one_sample_after_another_is_warned_of_once() -> None:
     said = lone_samples(40, fresh=True)
     assert len(said) == 1
     assert said[0].startswith("VectorDopamine: each step learns from N = 1 loss")
-    assert "Dopamine2" in said[0]
+    assert "the last 8 or more samples together" in said[0]
     assert len(said[0]) <= 300
 
 

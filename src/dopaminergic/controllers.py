@@ -25,7 +25,7 @@ SAME = 0.1
 PATIENCE = 10  # steps before one sample is called too few
 ONE_BY_ONE = (
     "{}: each step learns from N = 1 loss, another one each time, which tells little about the "
-    "next. Take Dopamine2, or return the losses of the last 8 or more samples together"
+    "next; return the losses of the last 8 or more samples together, which tell far more"
 )
 
 
