@@ -116,8 +116,9 @@ class Fleet:
         ):
             self.traced = self.passes
             optimizer: Any = self.optimizer
-            rpe = float(optimizer.last_rpe[0])
-            rate = float(optimizer.last_learning_rate[0])
+            # Plain numbers until a first step was not skipped.
+            rpe = float(torch.as_tensor(optimizer.last_rpe).flatten()[0])
+            rate = float(torch.as_tensor(optimizer.last_learning_rate).flatten()[0])
             self.traces.append((self.passes, rpe, rate))
         return losses
 
