@@ -142,6 +142,13 @@ def test_hugging_face_learns_and_resumes_bit_for_bit() -> None:
     assert "bit for bit the same: True" in text
 
 
+def test_skorch_searches_over_an_optimizers_settings() -> None:
+    pytest.importorskip("skorch")
+    text = printed("in_skorch.py", "--epochs", "3")
+    assert len(numbers(r"\} ([\d.]+)", text)) == 4
+    assert numbers(r"best ([\d.]+)", text)[0] > 0.5  # guessing: 0.1
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 72  # of at most 100 columns

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from test_docs import blocks
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "integrations").glob("*.md"))
@@ -29,4 +30,3 @@ def test_python_on_the_page_runs(
         namespace = {"__name__": page.stem}
         for line, text in blocks(page, "python"):
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
-
