@@ -39,6 +39,11 @@ class ForwardModule(LightningModule):
     """
 
     perturbed = False
+    _evaluates = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._logged: list[tuple[Any, Any]] = []  # of the step that is under way
 
     # ---- for users -------------------------------------------------------------------------------
 
@@ -68,14 +73,21 @@ class ForwardModule(LightningModule):
         optimizer = self._checked_optimizer()
         accumulated = self.trainer.accumulate_grad_batches
         if batch_idx % accumulated == 0:
-            optimizer.zero_grad()  # what an epoch that was broken off has left
+            optimizer.zero_grad()  # what a step that was broken off has left
+            self._logged = []
         is_last = (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch
         loss = optimizer.probe(self._evaluation(batch, batch_idx), more=not is_last)
+        logged, self._logged = self._logged, []
+        for args, kwargs in logged:
+            super().log(*args, **kwargs)
         # Lightning divides by the number of batches, since it adds gradients.
         return torch.tensor(0.0 if loss is None else loss * accumulated, device=self.device)
 
     def backward(self, *_: Any, **__: Any) -> None:
         """There is nothing to differentiate."""
+
+    def optimizer_zero_grad(self, *_: Any, **__: Any) -> None:
+        """Lightning comes here after the first batch of a step, which must not be forgotten."""
 
     def optimizer_step(
         self,
@@ -89,9 +101,11 @@ class ForwardModule(LightningModule):
         self.trainer.strategy.optimizer_step(stepper, optimizer_closure)  # pyright: ignore[reportArgumentType]
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, in the first evaluation of a step."""
-        if not self.perturbed:
+        """Lightning's; in evaluations, for the first one of a step, once it is over."""
+        if not self._evaluates:
             super().log(*args, **kwargs)
+        elif not self.perturbed:
+            self._logged.append((args, kwargs))
 
     # ---- inside ----------------------------------------------------------------------------------
 
@@ -100,11 +114,11 @@ class ForwardModule(LightningModule):
 
         def evaluate() -> float | Tensor | Outcome:
             nonlocal called
-            self.perturbed, called = called, True
+            self._evaluates, self.perturbed, called = True, called, True
             try:
                 found = self.compute_outcome(batch, batch_idx)
             finally:
-                self.perturbed = False
+                self._evaluates = self.perturbed = False
             return found["loss"] if isinstance(found, Mapping) else found
 
         return evaluate
