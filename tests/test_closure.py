@@ -142,6 +142,10 @@ def test_cross_entropy_is_torchs() -> None:
     assert optimizer.step(lambda: cross_entropy(model(x), labels)) == pytest.approx(
         expected, rel=1e-14
     )
+    for integers in (torch.uint8, torch.int16, torch.int32):
+        whole = cross_entropy(randn(4, 3), torch.tensor([0, 2, 1, 0]).to(integers))
+        same_labels = cross_entropy(randn(4, 3), torch.tensor([0, 2, 1, 0]))
+        assert torch.equal(whole.losses, same_labels.losses)
     sequence = cross_entropy(randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.long))
     assert sequence.losses.shape == (2, 5)
     assert float(sequence.mean()) == pytest.approx(
@@ -173,6 +177,11 @@ def test_an_outcome_keeps_what_the_model_predicted() -> None:
         ),
         (lambda: cross_entropy(randn(4, 3), torch.zeros(4)), TypeError, ["labels", "float32"]),
         (lambda: cross_entropy(torch.tensor(1.0), torch.tensor(0)), ValueError, ["logits"]),
+        (
+            lambda: cross_entropy(randn(4, 3), torch.tensor([1, 2, 3, 0])),
+            ValueError,
+            ["labels", "[0, 3)", "-100", "3", "from 0"],
+        ),
         (lambda: squared_error(randn(4), 0.0), TypeError, ["target", "float"]),  # pyright: ignore[reportArgumentType]
         (lambda: cross_entropy(randn(4, 3), [0, 1, 2, 0]), TypeError, ["labels", "list"]),  # pyright: ignore
         (lambda: outcome(np.zeros(4), abs), TypeError, ["values", "ndarray"]),  # pyright: ignore

@@ -75,9 +75,11 @@ def test_python_on_the_page_runs(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         namespace = {"__name__": page.stem}
+        untouched = len(namespace)
         for line, text in blocks(page, "python"):
             # Blank lines in front make errors name the line of the page.
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+    assert len(namespace) > untouched, "the page has run"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dopaminergic import VectorDopamine, cross_entropy, outcome, squared_error
 from dopaminergic.evidence import Penalised, fitted
 from dopaminergic.quadratic import quadratic
+from dopaminergic.subspace import VectorState, again, propose, subspace
 from optimizers import copies, randn
 
 DOUBLE = torch.float64
@@ -66,8 +67,40 @@ def test_what_chance_fits_is_known_of_squares_and_of_nats() -> None:
     nats = fitted(quadratic(cross_entropy(o, labels), "Rule", 1), 4)
     assert nats is not None
     assert nats.tolist() == [4 / 12]
+    sure = quadratic(cross_entropy(4.0 * nn.functional.one_hot(labels), labels), "Rule", 1)
+    left = fitted(sure, 4)
+    assert left is not None
+    assert left.tolist() == sure.loss.tolist() == [pytest.approx(math.log1p(math.exp(-4.0)), 1e-5)]
     custom = outcome(o, lambda o: (o - y).square().sum(-1))
     assert fitted(quadratic(custom, "Rule", 1), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("gap", "samples", "share"),
+    [(0.0, 32, 1.0), (0.05, 32, 1.0 - 0.05 * 32**0.5), (0.2, 32, 0.0), (9.0, 32, 0.0)],
+)
+def test_fresh_batches_of_few_samples_have_no_decay(gap: float, samples: int, share: float) -> None:
+    """As a batch that comes again has none of this gap between it and the next."""
+    one = numbers(1.0)
+    state = VectorState(*[0.0 * one] * len(VectorState._fields))
+    state = state._replace(last_loss=one, gap=gap * one, comparisons=one)
+    assert float(again(state, samples)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("samples", "decays"), [(8, False), (9, True)])
+def test_samples_that_are_many_beside_the_directions_have_a_decay_all_the_same(
+    samples: int, decays: bool
+) -> None:
+    """Since they may be drawn from a small table."""
+    o, y = randn(1, samples, 1, seed=1), randn(1, samples, 1, seed=2)
+    loss = quadratic(squared_error(o, y), "Rule", 1)
+    space = subspace(randn(1, 3, samples, seed=3), loss, torch.eye(3, dtype=DOUBLE)[None])
+    one = numbers(1.0)
+    state = VectorState(*[one] * len(VectorState._fields))
+    plain, found = propose(space, state), propose(space, state, span())
+    assert torch.equal(plain.coefficients, found.coefficients) != decays
+    same = propose(space, state._replace(gap=numbers(0.0)), span())
+    assert not torch.equal(plain.coefficients, same.coefficients)
 
 
 def trained(unit: float, samples: int = 32) -> list[Tensor]:

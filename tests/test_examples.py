@@ -142,6 +142,29 @@ def test_hugging_face_learns_and_resumes_bit_for_bit() -> None:
     assert "bit for bit the same: True" in text
 
 
+def test_skorch_searches_over_an_optimizers_settings() -> None:
+    pytest.importorskip("skorch")
+    text = printed("in_skorch.py", "--epochs", "3")
+    assert len(numbers(r"\} ([\d.]+)", text)) == 4
+    assert numbers(r"best ([\d.]+)", text)[0] > 0.5  # guessing: 0.1
+
+
+def test_lightning_learns_digits() -> None:
+    pytest.importorskip("lightning")
+    text = printed("in_lightning.py", "--epochs", "2")
+    assert len(numbers(r"accuracy ([\d.]+)", text)) == 2
+    assert numbers(r"best ([\d.]+)", text)[0] > 0.8  # guessing: 0.1
+    assert "after 22 steps" in text
+
+
+def test_logs_go_where_callbacks_say() -> None:
+    pytest.importorskip("tensorboard")
+    text = printed("logs.py", "--steps", "100")
+    rows = [line.split(",") for line in text.splitlines()[1:6]]
+    assert [row[0] for row in rows] == ["20", "40", "60", "80", "100"]
+    assert "TensorBoard: 1 file; in a list: 5 rows" in text
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 72  # of at most 100 columns

@@ -180,9 +180,15 @@ for rule in (Dopamine, VectorDopamine):
             call = torch.compile(train, backend="eager") if compiled else train
             losses = [call() for _ in range(3)]
             ends.append((losses, model.weight.tolist()))
-        assert ends[0] == ends[1], (rule, half, ends)
+        print(rule.__name__, half, ends[0] == ends[1])
 """
 
 
 def test_a_compiled_training_step_is_the_same_step() -> None:
-    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=300)
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, check=True, timeout=300, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == [
+        f"{rule} {half} True"
+        for rule in ("Dopamine", "VectorDopamine")
+        for half in ("step", "probe")
+    ]

@@ -1,4 +1,4 @@
-"""The rules without a model: closed forms, invariances, and whole runs against the formulas written out by hand."""
+"""The rules without a model: closed forms, invariances, and whole runs against formulas by hand."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_the_second_error_by_hand() -> None:
 @pytest.mark.parametrize("beta", [0.5, 0.99])
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
 def test_one_look_at_usual_losses_changes_no_bits(rule: Any, beta: float) -> None:
-    """Arrays are always looked at closely; some losses and regrets are 0, or up to 30 times as large."""
+    """Arrays are always looked at closely.
+
+    Some losses and regrets are 0, or up to 30 times as large.
+    """
     one = rule([nn.Parameter(randn(4))], beta=beta)
     many = rule([nn.Parameter(randn(1, 4))], beta=beta, seed=[0])
     state = one.start()
@@ -135,7 +138,10 @@ def test_equal_losses_have_equal_ranks() -> None:
 
 
 def test_variance_factor_is_the_mean_square_of_the_estimate() -> None:
-    """Averages of all sign patterns of 3 weights, taken two at a time: E|g_hat|^2 / |g|^2 = (d + K - 1) / K."""
+    """Averages of all sign patterns of 3 weights, taken two at a time.
+
+    E|g_hat|^2 / |g|^2 = (d + K - 1) / K.
+    """
     g = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     z = torch.tensor(
         [[1.0 - 2 * (i >> b & 1) for b in range(3)] for i in range(8)], dtype=torch.float64
@@ -343,7 +349,10 @@ def test_both_sides_are_asked_for_where_weights_have_16_bits(
 
 @pytest.mark.parametrize("rule", [Dopamine, Dopamine2])
 def test_curvature_is_no_part_of_a_two_sided_regret(rule: type[Dopamine] | type[Dopamine2]) -> None:
-    """On a quadratic it is sigma g'z whatever sigma is; at the minimum, where all else is curvature, nothing moves."""
+    """On a quadratic it is sigma g'z for every sigma.
+
+    At the minimum all else is curvature, and nothing moves.
+    """
     w = nn.Parameter(torch.zeros(6, dtype=torch.float64))
     optimizer = rule([w], two_sided=True, sigma=0.5)
     curvature = torch.linspace(1.0, 6.0, 6, dtype=torch.float64)

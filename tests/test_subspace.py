@@ -277,15 +277,28 @@ def test_the_share_is_what_noise_leaves_of_the_slope() -> None:
     found = found._replace(slope=numbers(2.0), noise=numbers(1.5))
     after = with_noise(noisy(gap=10.0, signal=0.6), found, beta=0.5)
     assert (float(after.slope), float(after.signal)) == (1.5, 0.5 * 0.6 + 0.5 * 0.5)
-    assert float(share(after._replace(gain=numbers(0.9)), numbers(0.0))) == pytest.approx(
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(0.0), 1000)) == pytest.approx(
         0.55 / 1.5
     )
     # Eta is the smaller one.
-    assert float(share(after._replace(gain=numbers(0.2)), numbers(0.0))) == 0.2
+    assert float(share(after._replace(gain=numbers(0.2)), numbers(0.0), 1000)) == 0.2
     # Outcomes have saturated.
-    assert float(share(after._replace(gain=numbers(0.9)), numbers(1.0))) == 0.9
+    assert float(share(after._replace(gain=numbers(0.9)), numbers(1.0), 1000)) == 0.9
     below = after._replace(gain=numbers(0.9), signal=numbers(-3.0))
-    assert float(share(below, numbers(0.0))) == GAIN_LIMITS[0]
+    assert float(share(below, numbers(0.0), 1000)) == GAIN_LIMITS[0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "gap", "least"),
+    [(1, 1.0, 1.0), (1, 0.1, 0.16), (4, 1.0, 0.4), (4, 9.0, 0.4), (16, 1.0, 0.1), (64, 1.0, 0.05)],
+)
+def test_of_few_fresh_samples_a_part_is_taken_however_much_noise_they_hold(
+    samples: int, gap: float, least: float
+) -> None:
+    full_of_noise = noisy(gap=gap, signal=-3.0, gain=0.05, last_loss=1.0)
+    assert float(share(full_of_noise, numbers(0.0), samples)) == pytest.approx(least)
+    sure = full_of_noise._replace(signal=numbers(1.0), gain=numbers(0.9))
+    assert float(share(sure, numbers(0.0), samples)) == max(0.9, least)
 
 
 def test_a_batch_that_comes_again_has_no_noise() -> None:
@@ -295,7 +308,7 @@ def test_a_batch_that_comes_again_has_no_noise() -> None:
     after = with_noise(state(comparisons=1.0, gap=0.0), found, beta=0.9)
     assert float(after.signal) == float(after.slope) > 0.0
     started = with_noise(state(), found, beta=0.9)
-    assert float(share(started, numbers(0.0))) == 0.5
+    assert float(share(started, numbers(0.0), 1000)) == 0.5
 
 
 # ---- the controllers -----------------------------------------------------------------------------
@@ -418,7 +431,7 @@ def test_of_wide_copies_the_one_that_promises_most_is_taken_whole() -> None:
     found, losses = propose(space, wide), (regrets[0] - target).square().mean(1)
     best = int(losses.argmin())
     assert found.coefficients[0].tolist() == [-1.0 if k == best else 0.0 for k in range(5)]
-    assert float(share(wide, found.lost)) == 1.0
+    assert float(share(wide, found.lost, 1000)) == 1.0
     assert float(found.expected(numbers(1.0))) == pytest.approx(
         float(target.square().mean() - losses[best]), rel=1e-5
     )

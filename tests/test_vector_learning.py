@@ -60,7 +60,7 @@ def test_where_no_step_helps_a_far_better_copy_is_taken() -> None:
 
 
 def test_large_models_come_back_from_a_bad_step() -> None:
-    """A lone number tells so little that the proposal is hundreds of times as long as the weights, and bad."""
+    """A lone number tells little: the proposal is bad, and hundreds of times too long."""
     torch.manual_seed(0)
     weights = nn.Parameter(0.05 * torch.randn(300_000))
     before, optimizer = (

@@ -57,14 +57,17 @@ def least_damping(gap: float, last: float, samples: int, lost: float) -> float:
 
 
 def fitted_by_chance(form: str, loss: float, K: int, n: int, noise: float) -> float:
-    """The part of the loss that K directions fit, if all of it is noise: of squares, nats, others."""
+    """The part of a loss that K directions fit, if all is noise: of squares, nats, others."""
     if form == "cross_entropy":
         return K / 16
     return noise if form == "outcome" else 2 * K * abs(loss) / (n - K)
 
 
 def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
-    """Yields weights, damping, gain, forward passes and prediction error after each step; settings as documented."""
+    """Yields weights, damping, gain, forward passes and prediction error after each step.
+
+    Settings are as documented.
+    """
     groups = [{**group, "params": copies(group["params"])} for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group["params"]]
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dopaminergic.dopamine import Dopamine, Dopamine2
     from dopaminergic.journal import Journal, replay, revert
     from dopaminergic.node import NodeDopamine, NodePerturbation
+    from dopaminergic.node_diagnostics import NodeEstimatorReport
     from dopaminergic.optimizer import ForwardOptimizer
     from dopaminergic.outcomes import Outcome, cross_entropy, outcome, squared_error
     from dopaminergic.scalar_rule import ScalarRule
@@ -32,6 +33,7 @@ __all__ = [
     "ForwardOptimizer",
     "Journal",
     "NodeDopamine",
+    "NodeEstimatorReport",
     "NodePerturbation",
     "Outcome",
     "Ranks",
@@ -56,6 +58,7 @@ HOMES = {
     "dopamine": ("Dopamine", "Dopamine2"),
     "journal": ("Journal", "replay", "revert"),
     "node": ("NodeDopamine", "NodePerturbation"),
+    "node_diagnostics": ("NodeEstimatorReport",),
     "optimizer": ("ForwardOptimizer",),
     "outcomes": ("Outcome", "cross_entropy", "outcome", "squared_error"),
     "scalar_rule": ("ScalarRule",),

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from dopaminergic.scalars import TINY
-from dopaminergic.subspace import Proposal, Subspace, VectorState, mean_curvature
+from dopaminergic.subspace import Proposal, Subspace, VectorState, mean_curvature, surprise
 
 DAMPING_LIMITS = (1e-8, 1e4)
 GAIN_LIMITS = (0.05, 1.0)
 WIDEST = 2.0**16  # most that perturbations are made larger by, where no step of any length helps
 # Noise is at most so many times the gap between a batch and the next: none where all are one.
 SURPRISE = 8.0
+# Least share of the step, times N / surprise: few samples are damped, and that is enough.
+FEW = 1.6
 # A lone sample is the same each time if the gap between steps is less than this part of the loss.
 SAME = 0.1
 PATIENCE = 10  # steps before one sample is called too few
 ONE_BY_ONE = (
     "{}: each step learns from N = 1 loss, another one each time, which tells little about the "
-    "next. Take Dopamine2, or return the losses of the last 8 or more samples together"
+    "next; return the losses of the last 8 or more samples together, which tell far more"
 )
 
 
@@ -47,18 +49,21 @@ def with_noise(state: VectorState, proposal: Proposal, *, beta: float) -> Vector
     )
 
 
-def share(state: VectorState, lost: Tensor) -> Tensor:
+def share(state: VectorState, lost: Tensor, samples: int) -> Tensor:
     """Part of the proposal that is taken: eta, at most the share of the slope without noise.
 
-    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. The best of
-    wide copies is taken as it is.
+    Where outcomes saturate, the noise vanishes with the loss, and that bound with it. Fresh batches
+    of a few samples tell nearly nothing of their noise, and lambda has made their steps short. So
+    of N of them at least `FEW` / N of the step is taken. The best of wide copies is taken as it is.
 
     Args:
         state: from `with_noise`.
         lost: of the proposal.
+        samples: number N of losses in the batch.
     """
     sound = (state.signal / (state.slope + TINY)).clamp(*GAIN_LIMITS)
     part = lost * state.gain + (1.0 - lost) * torch.minimum(state.gain, sound)
+    part = torch.maximum(part, (FEW / samples * surprise(state)).clamp(*GAIN_LIMITS))
     return torch.where(state.reach > 1.0, 1.0, part)
 
 

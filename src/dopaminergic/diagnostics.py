@@ -11,18 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from dopaminergic.node_diagnostics import NodeEstimatorReport, check_nodes
+from dopaminergic.node_optimizer import NodeOptimizer
 from dopaminergic.noise import FAST_DTYPES
 from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure
 from dopaminergic.scalar_rule import ScalarRule
 from dopaminergic.virtual_steps import Model, Observed, observe, promises_a_scale
 
-__all__ = ["EstimatorReport", "check_estimator"]
+__all__ = ["EstimatorReport", "NodeEstimatorReport", "check_estimator"]
 
 STANDARD_ERRORS = 5.0
 # A finite sigma biases every estimate by O(sigma^2), which enough probes would show. Shares up to
@@ -117,9 +119,27 @@ class EstimatorReport:
         )
 
 
+@overload
+def check_estimator(
+    optimizer: NodeOptimizer, closure: Closure, *, probes: int = 200
+) -> NodeEstimatorReport: ...
+
+
+@overload
+def check_estimator(
+    optimizer: ScalarRule, closure: Closure, *, probes: int = 200
+) -> EstimatorReport: ...
+
+
+@overload
 def check_estimator(
     optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200
-) -> EstimatorReport:
+) -> EstimatorReport | NodeEstimatorReport: ...
+
+
+def check_estimator(
+    optimizer: ForwardOptimizer, closure: Closure, *, probes: int = 200
+) -> EstimatorReport | NodeEstimatorReport:
     """Compare an optimizer's updates at the present weights with the exact gradient.
 
     The closure is called once with gradients and then as in `probes` virtual steps, with the noise
@@ -137,7 +157,9 @@ def check_estimator(
             it shows much earlier.
 
     Returns:
-        The figures and a verdict: `report.sound`, `print(report)`.
+        The figures and a verdict: `report.sound`, `print(report)`. For rules that perturb
+        activities a `NodeEstimatorReport` of their estimates, which also tells how much of the
+        regrets the feedback expects.
 
     Raises:
         TypeError: an argument, or the closure's value, is of the wrong type; or the optimizer is a
@@ -155,7 +177,7 @@ def check_estimator(
         raise TypeError(
             f"check_estimator: optimizer must be a ForwardOptimizer, got {type(optimizer).__name__}"
         )
-    if not isinstance(optimizer, ScalarRule):
+    if not isinstance(optimizer, ScalarRule | NodeOptimizer):
         raise TypeError(
             f"check_estimator: the step of {type(optimizer).__name__} is no mean of regrets times "
             "directions, so there "
@@ -175,6 +197,8 @@ def check_estimator(
             f"check_estimator: the optimizer is a fleet of {len(seed)} seeds; build it for one "
             "model with one seed"
         )
+    if isinstance(optimizer, NodeOptimizer):
+        return check_nodes(optimizer, closure, probes)
     return _judge(optimizer, *observe(optimizer, closure, probes))
 
 

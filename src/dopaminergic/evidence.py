@@ -4,8 +4,9 @@
 
 MacKay (1992) sets a decay to gamma s^2 / |W|^2: each of gamma effective parameters fits noise of
 the variance s^2. Here F stands for gamma s^2: the part of the loss that K directions fit by chance.
-Of n squares it is 2 K L / (n - K), if all that is left is noise (Foresee and Hagan 1997). Of other
-losses it is noise = tr(M^-1 C), as in Takeuchi (1976), for their size says nothing.
+Of n squares it is 2 K L / (n - K), if all that is left is noise (Foresee and Hagan 1997). Of a
+cross-entropy it is K / N, and no more than is left. Of other losses it is noise = tr(M^-1 C), as in
+Takeuchi (1976), for their size says nothing. Fresh batches have no decay, see `subspace.again`.
 
 Early on most of the loss is no noise. So F counts by the share v of the slope g.c that noise
 explains. On the Lorenz system v is .1 to .3, and on sunspots .4 to .7. The decay is at most the
@@ -67,7 +68,8 @@ class Penalised(NamedTuple):
 def fitted(loss: Quadratic, directions: int) -> Tensor | None:
     """F, the part of the loss that so many directions fit by chance; None where it is not known."""
     if loss.in_nats:
-        return torch.full_like(loss.loss, directions / loss.samples)
+        # Where the network is sure, little is left that chance could have fitted.
+        return loss.loss.clamp(max=directions / loss.samples)
     if loss.saturates:
         return None
     outcomes = loss.samples * max(1, loss.width)

@@ -115,17 +115,24 @@ class NodePerturbation(NodeOptimizer):
             process_group=process_group,
         )
 
-    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
-        record = trial.record
-        samples = record.shape[1]
-        regrets = trial.loss_regrets
-        regrets = torch.where(regrets.isfinite(), regrets, 0.0)[..., None, None] / samples
+    def _credits(self, trial: Trial) -> dict[Any, Tensor]:
+        regrets = self._regrets(trial)
         credits: dict[Any, Tensor] = {}
         for family in trial.found:
             credit = regrets * family.trials / family.reach
             credits.update(zip(family.nodes, family.of_calls(credit), strict=True))
+        return credits
+
+    @staticmethod
+    def _regrets(trial: Trial) -> Tensor:
+        """Of the mean loss, from each sample, `(R, B, 1, 1)`."""
+        regrets = trial.loss_regrets
+        finite = torch.where(regrets.isfinite(), regrets, 0.0)
+        return finite[..., None, None] / trial.record.shape[1]
+
+    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
         updates: dict[int, Tensor | LargeStep] = {}
-        for number, estimate, _ in self._estimates(trial, credits):
+        for number, estimate, _ in self._estimates(trial, self._credits(trial)):
             parameter = self.parameters[number].detach()
             group = self.rates(number)
             lr = self.spread(group["lr"], parameter)
@@ -135,7 +142,7 @@ class NodePerturbation(NodeOptimizer):
             amount = estimate + group["weight_decay"] * parameter
             updates[number] = (-lr * amount).to(parameter.dtype)
         lr = self.param_groups[0]["lr"]
-        after = before._replace(last_rpe=self._rpe(regrets), last_learning_rate=lr)
+        after = before._replace(last_rpe=self._rpe(self._regrets(trial)), last_learning_rate=lr)
         return NodeChange(updates, trial.memory, after)
 
     def _rpe(self, regrets: Tensor) -> Any:
@@ -238,19 +245,24 @@ class NodeDopamine(NodeOptimizer):
         super()._prepare(loaded)
         self._jacobians: Jacobians | None = None
 
-    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
+    def _credits(self, trial: Trial) -> dict[Any, Tensor]:
+        return node_credits(trial.record, self._credit(trial, SLOWLY))
+
+    def _credit(self, trial: Trial, speed: float) -> Credit:
         record = trial.record
         usable = trial.usable.to(record.loss.slope.device)[:, None, None, None]
         slope = torch.where(usable, record.loss.slope.view(record.shape), 0.0)
         span = self.settings["span"]
         parts = parts_of(trial.found, trial.memory, record.shape, span, slope)
+        return learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
+
+    def _decide(self, before: Progress, trial: Trial) -> NodeChange:
         jacobians = self._jacobians
         if jacobians is None or not jacobians.serves(self.parameters):
             self._jacobians = jacobians = Jacobians(self.parameters, self.replicas)
-        speed = 1.0 if jacobians.width <= MOST else SLOWLY
-        credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), speed)
+        credit = self._credit(trial, 1.0 if jacobians.width <= MOST else SLOWLY)
         memory = {**trial.memory, **credit.memory}
-        jacobian = jacobians(record, credit)
+        jacobian = jacobians(trial.record, credit)
         if jacobian is not None:
             return self._second_order(before, trial, memory, jacobian, jacobians)
         return self._first_order(before, trial, memory, credit)

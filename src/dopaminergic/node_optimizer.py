@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dopaminergic import checks, states
-from dopaminergic.activities.estimates import Estimate, estimates, wide
+from dopaminergic.activities.estimates import Estimate, Product, estimates, wide
 from dopaminergic.activities.evaluations import Evaluations, Record
 from dopaminergic.activities.families import Family, credited, families, shortened, weights_of
 from dopaminergic.activities.large import LargeStep
@@ -102,6 +102,30 @@ class NodeOptimizer(ForwardOptimizer):
         """The change that follows from a trial."""
         raise self._is_abstract()
 
+    def _credits(self, trial: Trial) -> dict[Any, Tensor]:
+        """The credit of every unit's input, by nodes."""
+        raise self._is_abstract()
+
+    def estimates(self, closure: Closure) -> dict[int, Tensor]:
+        """The estimates of the gradient in the next step, which is not made.
+
+        Weights, state and counters stay as they are.
+
+        Args:
+            closure: as for `step`.
+
+        Returns:
+            Tensors in the shapes of parameters, by their numbers; empty where the step would only
+            learn how to see the network.
+        """
+        self._wanted = {}
+        try:
+            with self.unheard():
+                self.probe(closure)
+            return self._wanted
+        finally:
+            self._wanted = None
+
     def _estimates(self, trial: Trial, credits: dict[Any, Tensor]) -> Iterator[Estimate]:
         """The estimates of a trial's credits, one parameter after another."""
         return estimates(
@@ -118,7 +142,7 @@ class NodeOptimizer(ForwardOptimizer):
     def _prepare(self, loaded: states.Loaded | None) -> None:
         self._memory: dict[str, Tensor] = {}
         self._kept: dict[int, Tensor] = {}  # copies of weights while a step is tried
-        self._extra = 0
+        self._wanted: dict[int, Tensor] | None = None  # estimates that somebody asks for
 
     def _default_sigma(self, params: Any, casts: Collection[torch.dtype] = ()) -> float:
         return self.default_sigmas[bool(casts) or checks.any_16_bits(params)]
@@ -156,6 +180,16 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _begin(self, step: int) -> None:
         pass
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Tell no listener of the steps made within, and forget them and what they taught."""
+        memory = self._memory
+        try:
+            with super().unheard():
+                yield
+        finally:
+            self._memory = memory
 
     def _watched(self, closure: Closure) -> Closure:
         def remember(casts: set[torch.dtype]) -> None:
@@ -202,6 +236,10 @@ class NodeOptimizer(ForwardOptimizer):
             trainable,
             usable,
         )
+        if self._wanted is not None:
+            for number, estimate, _ in self._estimates(trial, self._credits(trial)):
+                whole = estimate.whole() if isinstance(estimate, Product) else estimate
+                self._wanted[number] = whole
         change = self._decide(before, trial)
         passes = before.forward_passes + evaluations.count + self.products
         after = change.after._replace(step=before.step + 1, forward_passes=passes)
@@ -354,12 +392,7 @@ class NodeOptimizer(ForwardOptimizer):
 
     def _skip(self, before: Progress, passes: int) -> Any:
         self._warn()
-        after = before._replace(
-            step=before.step + 1,
-            forward_passes=before.forward_passes + passes,
-            skipped_steps=before.skipped_steps + 1,
-        )
-        return NodeChange({}, self._memory, after)
+        return NodeChange({}, self._memory, before.after_skipping(passes))
 
     def _is_silent(self, losses: Losses, change: Any) -> bool:
         return False

@@ -362,12 +362,7 @@ class ForwardOptimizer(Stateful):
 
     def _skip(self, before: Progress, passes: int) -> Change:
         self._warn()
-        after = before._replace(
-            step=before.step + 1,
-            forward_passes=before.forward_passes + passes,
-            skipped_steps=before.skipped_steps + 1,
-        )
-        return Change([], None, after)
+        return Change([], None, before.after_skipping(passes))
 
     def _warn(self) -> None:
         self._tell(

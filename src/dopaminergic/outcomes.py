@@ -90,7 +90,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
             mean.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or a label is no class.
         TypeError: the labels are not integers, or one of them is not a tensor.
 
     >>> cross_entropy(torch.zeros(4, 10), torch.tensor([3, 1, 4, 1])).mean()
@@ -107,9 +107,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Outcome:
             f"{tuple(logits.shape[:-1])}, "
             f"got {tuple(labels.shape)}"
         )
-    losses = functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none"
-    )
+    try:
+        losses = functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), reduction="none"
+        )
+    except IndexError as error:  # torch names the label alone
+        raise ValueError(
+            f"cross_entropy: labels must be in [0, {logits.shape[-1]}), the number of classes, or "
+            f"{IGNORED} for what is not scored; torch says: {str(error)[:80]} Number the classes "
+            "from 0, or give the model more outputs"
+        ) from error
     return Outcome(logits, losses.reshape(labels.shape), "cross_entropy", labels)
 
 

@@ -36,6 +36,14 @@ class Progress(NamedTuple):
     doublings: int = 0
     chosen_sigma: float = 0.0
 
+    def after_skipping(self, passes: int) -> Progress:
+        """The progress after a step of so many passes that changes no weights."""
+        return self._replace(
+            step=self.step + 1,
+            forward_passes=self.forward_passes + passes,
+            skipped_steps=self.skipped_steps + 1,
+        )
+
 
 class Change(NamedTuple):
     """The effect of a step once it is applied.

@@ -32,6 +32,8 @@ DAMPED = 0.015  # least lambda where the outcomes have lost all of it
 ROUNDING = 1e-4  # of the curvature
 # Least lambda, times N^2 (N + 1), where the next batch differs from this one by all of the loss.
 CAUTION = 1024.0
+# Batches of fewer samples than so many for each direction have a decay only if they come again.
+MANY = 3
 
 
 class VectorState(NamedTuple):
@@ -260,6 +262,8 @@ def propose(space: Subspace, state: VectorState, penalised: Penalised | None = N
     if penalised is None:
         return proposal
     decay = penalised.strength(proposal.noise, proposal.slope, space.products)
+    if space.samples < MANY * space.slope.shape[1]:
+        decay = decay * again(state, space.samples)
     return _damped(space, state, penalised, decay) if bool(decay.any()) else proposal
 
 
@@ -301,9 +305,25 @@ def _caution(state: VectorState, samples: int) -> Tensor:
     Few samples can be fitted together with their noise, and a check on the same batch approves of
     it. The gap between the loss that was reached and that of the next batch shows it.
     """
+    return CAUTION / (samples**2 * (samples + 1)) * surprise(state)
+
+
+def surprise(state: VectorState) -> Tensor:
+    """The gap between a batch and the next at the same weights, over the loss; `(R,)`, at most 1.
+
+    It is 0 where all batches are one and the same.
+    """
     gap = state.gap / (state.comparisons + TINY)
-    surprise = (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
-    return CAUTION / (samples**2 * (samples + 1)) * surprise
+    return (gap / (state.last_loss.abs() + TINY)).clamp(max=1.0)
+
+
+def again(state: VectorState, samples: int) -> Tensor:
+    """How surely the batches are one and the same: 1 where no batch surprises, `(R,)`.
+
+    The losses of N fresh samples differ by about 1 / sqrt(N) of them by chance alone. If there are
+    always fresh ones, their noise averages out, and a weight decay is only an error.
+    """
+    return (1.0 - samples**0.5 * surprise(state)).clamp(min=0.0)
 
 
 def _best_copy(space: Subspace) -> Tensor:

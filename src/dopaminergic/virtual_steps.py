@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dopaminergic.baselines import SPSA, WeightPerturbation
 from dopaminergic.noise import reference
+from dopaminergic.optimizer import ForwardOptimizer
 from dopaminergic.outcomes import Closure, Outcome, as_double
 from dopaminergic.progress import Progress
 from dopaminergic.scalar_rule import ScalarRule
@@ -68,13 +69,14 @@ def observe(optimizer: ScalarRule, closure: Closure, probes: int) -> tuple[Model
         TypeError: the closure returned neither a tensor nor an `Outcome`.
         ValueError: the loss is not differentiable or not finite, or its gradient is 0.
     """
-    members = _trainable(optimizer)
-    with _undone(optimizer, members) as old:
-        model = _model(optimizer, members, _exact_gradient(closure, members))
+    members = trainable(optimizer)
+    with undone(optimizer, members) as old:
+        model = _model(optimizer, members, exact_gradient(closure, members))
         return model, _observed(optimizer, closure, model, old, probes)
 
 
-def _trainable(optimizer: ScalarRule) -> list[tuple[int, int, Tensor]]:
+def trainable(optimizer: ForwardOptimizer) -> list[tuple[int, int, Tensor]]:
+    """Group, index in the noise and tensor of every parameter that a step changes."""
     parameters = [
         (number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]
     ]
@@ -84,8 +86,8 @@ def _trainable(optimizer: ScalarRule) -> list[tuple[int, int, Tensor]]:
 
 
 @contextlib.contextmanager
-def _undone(
-    optimizer: ScalarRule, members: list[tuple[int, int, Tensor]]
+def undone(
+    optimizer: ForwardOptimizer, members: list[tuple[int, int, Tensor]]
 ) -> Iterator[list[Tensor]]:
     """Hand out a copy of the weights, and in the end bring back everything that a step changes."""
     decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -119,7 +121,13 @@ def _same_random_numbers(
     )
 
 
-def _exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) -> Tensor:
+def exact_gradient(closure: Closure, members: list[tuple[int, int, Tensor]]) -> Tensor:
+    """The gradient of the mean loss by autograd, flat, in float64.
+
+    Raises:
+        TypeError: the closure returned neither a tensor nor an `Outcome`.
+        ValueError: the loss is not differentiable or not finite, or its gradient is 0.
+    """
     parameters = [p for _, _, p in members]
     with _same_random_numbers(members), torch.enable_grad():
         returned = closure()
@@ -182,7 +190,7 @@ def _observed(
     linear: list[tuple[Tensor, float]] = []
     for step in range(start.step, start.step + probes):
         optimizer.continue_from(start._replace(step=step))
-        update = _virtual_step(optimizer, closure, model.members, old)
+        update = virtual_step(optimizer, closure, model.members, old)
         mean += update / probes
         updates.append(_projected(update, optimizer, model))
         if promises_a_scale(optimizer):
@@ -197,12 +205,12 @@ def _observed(
 
 def _settled(optimizer: ScalarRule, closure: Closure, model: Model, old: list[Tensor]) -> Progress:
     for _ in range(0 if optimizer.progress.rule is None else SETTLING):
-        _virtual_step(optimizer, closure, model.members, old)
+        virtual_step(optimizer, closure, model.members, old)
     return optimizer.progress
 
 
-def _virtual_step(
-    optimizer: ScalarRule,
+def virtual_step(
+    optimizer: ForwardOptimizer,
     closure: Closure,
     members: list[tuple[int, int, Tensor]],
     old: list[Tensor],

@@ -14,7 +14,6 @@ from dopaminergic import (
     Journal,
     NodeDopamine,
     NodePerturbation,
-    check_estimator,
     squared_error,
 )
 from optimizers import copies, randn, same, through_a_file
@@ -285,13 +284,6 @@ def test_a_journal_is_refused_with_the_way_out(rule: Any, tmp_path: Path) -> Non
         Journal(rule(net()), tmp_path / "run.journal")
     assert len(str(error.value)) <= 300
     assert not [*tmp_path.iterdir()]
-
-
-def test_check_estimator_refuses_what_it_cannot_judge(rule: Any) -> None:
-    model = net()
-    with pytest.raises(TypeError, match="check_estimator") as error:
-        check_estimator(rule(model), lambda: squared_error(model(x), y))
-    assert len(str(error.value)) <= 300
 
 
 # ---- long names ----------------------------------------------------------------------------------

@@ -214,6 +214,10 @@ def _specials_of_few_rules() -> list[Situation]:
         for rule in ("SPSA", "Dopamine2")
     ]
     rows += [Situation(VECTOR, closure="squared", special="many")]
+    rows += [
+        Situation(VECTOR, "float64", mode=mode, closure=closure, special="decay-from-noise")
+        for mode, closure in (("single", "squared"), ("fleet", "samples"))
+    ]
     rows += [Situation(rule, special="autocast") for rule in ("Dopamine", "WeightPerturbation")]
     rows += [
         Situation(rule, "float64", journal="unrecorded", special="estimator")

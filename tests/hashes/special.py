@@ -307,6 +307,18 @@ class Many(Trial):
         return {**super().options(), "directions": 40}
 
 
+class DecayFromNoise(Trial):
+    """So few weights and so many samples that the noise of the batch sets a decay."""
+
+    def make_network(self) -> Any:
+        network = super().make_network()
+        network.parameters["first"].requires_grad_(False)
+        return network
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "directions": 2}
+
+
 # ---- no training ---------------------------------------------------------------------------------
 
 
@@ -380,6 +392,7 @@ KINDS: dict[str, Callable[..., Trial]] = {
     "settings": Settings,
     "one-rank": OneRank,
     "many": Many,
+    "decay-from-noise": DecayFromNoise,
     "estimator": Estimator,
     "jax": InJax,
 }

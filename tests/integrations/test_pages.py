@@ -30,4 +30,3 @@ def test_python_on_the_page_runs(
         namespace = {"__name__": page.stem}
         for line, text in blocks(page, "python"):
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
-

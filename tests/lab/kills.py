@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "train": "train --task lorenz --optimizer dopamine2 --budget 800 --resume --json --out",
+    "train": "train --task lorenz --optimizer dopamine2 --budget 400 --resume --json --out",
     "compare": "compare --task xor-2-8-1 --optimizers wp,dopamine --seeds 2 --tuning-seeds 1 "
     "--budget 1500 --workers 2 --json --out",
     "reproduce": "reproduce xor --quick --workers 2 --json --out",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -154,12 +153,10 @@ def test_rules_without_tuning_are_compared_unless_others_are_named(
         ]
 
 
-def program(*arguments: str, **environment: str) -> str:
-    """What the program prints in a process of its own."""
+def program(*arguments: str) -> str:
+    """The output of the program in a process of its own."""
     command = [sys.executable, "-m", "dopaminergic", *arguments]
-    surroundings = {**os.environ, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
-    return done.stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_help_has_examples(
@@ -204,13 +201,13 @@ def test_numbers_are_read_as_people_write_them_and_checked(
 
 
 def test_any_terminal_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process has a terminal of 40 columns; here standard output is one of 80."""
-    narrow = program("tasks", PYTHONIOENCODING="ascii", COLUMNS="40")
-    written = io.BytesIO()
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    assert main(["tasks"]) == 0
-    for shown, columns in ((narrow, 40), (written.getvalue().decode(), 80)):
+    """Of 40 columns and of 80, both without letters beyond ASCII."""
+    for columns in (40, 80):
+        written = io.BytesIO()
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        assert main(["tasks"]) == 0
+        shown = written.getvalue().decode()
         assert "Rossler" in shown
         assert max(len(line) for line in shown.splitlines()) <= columns
 

@@ -24,6 +24,17 @@ EXAMPLES = (
     ("dopaminergic journal show run.journal", "the log of a run"),
 )
 
+WIDE = 60  # columns from which on the usage names every option
+PLACES = {
+    name: f"\n                    {words}"
+    for name, words in (
+        ("reproduce", "[PART]"),
+        ("forecast", "RUN"),
+        ("report", "FOLDER"),
+        ("journal", "ACTION FILE"),
+    )
+}
+
 Command = Callable[[argparse.Namespace], int]
 Examples = Sequence[tuple[str, str]]
 # A command: its name, its action, examples.
@@ -60,6 +71,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         sub = listed.add_parser(
             name,
             help=text,
+            usage=None if columns() >= WIDE else f"%(prog)s [options]{PLACES.get(name, '')}",
             description=fill(text[:1].upper() + text[1:] + "."),
             epilog=_shown(examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,7 +103,11 @@ def _folded(command: str, width: int) -> list[str]:
     """A command on one line, or on several that a shell joins."""
     if len(command) <= width:
         return [command]
-    first, *options = command.replace(" --", "\0--").split("\0")
+    # An option and its value stay together where there is room for both.
+    parts = command.replace(" --", "\0--").split("\0")
+    first, *options = [
+        word for part in parts for word in ([part] if len(part) + 4 <= width else part.split(" "))
+    ]
     lines = [first]
     for option in options:
         longer = f"{lines[-1]} {option}"
@@ -187,7 +203,7 @@ def _forecast(add: Add) -> None:
         "forecast",
         "forecast with a network that `train --csv` has kept",
         (
-            ("dopaminergic forecast runs/train-series-node --out next.csv", ""),
+            ("dopaminergic forecast runs/sales --out next.csv", ""),
             ("dopaminergic forecast runs/sales --csv new.csv --steps 28 --out next.csv", ""),
         ),
     )
@@ -334,7 +350,8 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "--validation",
         type=given.share,
         metavar="SHARE",
-        help="of the rows, before the last 30 %%: the weights that err least there are kept",
+        help="of the rows, before the last 30 %%: the weights that err least there are kept "
+        "(train 0.1 of 100 rows or more, compare 0)",
     )
     own.add_argument(
         "--patience",

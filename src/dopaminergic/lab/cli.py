@@ -102,7 +102,7 @@ def _how_to_continue(options: argparse.Namespace, checkpoint: str) -> str:
 def _run(name: str, options: argparse.Namespace) -> int:
     """Load the command of a name and run it."""
     if name in RUNS and not options.json:
-        say("loading torch, some seconds")
+        say("loading torch")
     from dopaminergic.lab import commands
 
     return getattr(commands, name)(options)

@@ -33,11 +33,12 @@ def reproduce(options: argparse.Namespace) -> int:
     compile_noise([name for name in METHODS if name in used], quiet=options.json)
     with Progress(quiet=options.json) as progress:
         run_studies(plan, folder, options.workers, progress)
-        _measure_costs(folder, options.size, progress)
+        if options.size != "quick":  # they take as long as all of its runs
+            _measure_costs(folder, progress)
     return _finish(folder, options)
 
 
-def _measure_costs(folder: Path, size: str, progress: Any) -> None:
+def _measure_costs(folder: Path, progress: Any) -> None:
     from dopaminergic.lab.costs import measure_costs
     from dopaminergic.lab.records import read_costs, sealed, write_whole
 
@@ -48,12 +49,7 @@ def _measure_costs(folder: Path, size: str, progress: Any) -> None:
         say(f"{error}; measuring again")
     if not known:
         progress("costs of a step", 0, 1, [])
-        costs = (
-            measure_costs(5, ("dopamine", "vector", "node", "adam"))
-            if size == "quick"
-            else measure_costs()
-        )
-        write_whole(folder / "costs.json", sealed(costs))
+        write_whole(folder / "costs.json", sealed(measure_costs()))
         progress("costs of a step", 1, 1, [])
 
 
@@ -85,7 +81,7 @@ def train(options: argparse.Namespace) -> int:
     from dopaminergic.lab.training import default_optimizer
     from dopaminergic.lab.training import train as train_one
 
-    name, settings, task = make(options)
+    name, settings, task = make(options, validation=0.1)
     optimizer = options.optimizer or default_optimizer(name)
     folder = options.out or Path("runs") / f"train-{name}-{optimizer}"
     with Progress(quiet=options.json) as progress:
@@ -151,6 +147,9 @@ def _tell_training(record: dict[str, Any], task: Any) -> None:
 
     for line in lines_of(standings([record])):
         print(line)
+    kept = _kept(record, task)
+    if kept:
+        print(fill(kept))
     others = [
         f"{name.replace('_', ' ')} {'not finite' if value is None else short(value)}"
         for name, value in record["metrics"].items()
@@ -161,6 +160,18 @@ def _tell_training(record: dict[str, Any], task: Any) -> None:
     for line in compare_with_rivals(task, record["metrics"]):
         print(fill(line))
     print()
+
+
+def _kept(record: dict[str, Any], task: Any) -> str:
+    """A sentence on the rows that chose the weights, "" where none did."""
+    if task.patience is None:
+        return ""
+    done, budget = record["forward_passes"], record["budget"]
+    early = f", and stopped after {done:,} of {budget:,} passes" if done < 0.9 * budget else ""
+    return (
+        f"Rows {task.train_rows + 1} to {task.test_first} chose the weights (--validation "
+        f"{task.settings['validation']:g}){early}."
+    )
 
 
 def forecast(options: argparse.Namespace) -> int:

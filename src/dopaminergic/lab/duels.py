@@ -80,14 +80,19 @@ def faster_than_wp(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         evidence.append(words + ("." if timed else f"; {speed(ours, theirs)}."))
     if not outcomes:
         return not_measured("no task was run with both Dopamine (default) and tuned WP")
+    return _tally("tuned WP", outcomes, evidence, min(sizes))
+
+
+def _tally(other: str, outcomes: list[int], evidence: list[str], n: int) -> Finding:
+    """A finding from tasks that were won (1), lost (-1) or level (0) against another method."""
     won = outcomes.count(1)
     lost = outcomes.count(-1)
     summary = (
-        f"Against tuned WP, won on {won}, level on {outcomes.count(0)}, "
-        f"lost on {lost} of {len(outcomes)} tasks."
+        f"Against {other}, won on {won}, level on {outcomes.count(0)}, lost on {lost} of "
+        f"{len(outcomes)} tasks."
     )
     verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
-    return Finding(verdict, [summary, *evidence], min(sizes))
+    return Finding(verdict, [summary, *evidence], n)
 
 
 def comparable_to_gradients(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
@@ -229,11 +234,4 @@ def vector_beats_adam(tasks: Tasks, costs: Mapping[str, Any]) -> Finding:
         )
     if not outcomes:
         return not_measured("no task was run with both VectorDopamine and tuned Adam")
-    won = outcomes.count(1)
-    lost = outcomes.count(-1)
-    summary = (
-        f"Against tuned Adam, won on {won}, level on {outcomes.count(0)}, lost on {lost} of "
-        f"{len(outcomes)} tasks."
-    )
-    verdict = HOLDS if won == len(outcomes) else PARTLY if won > lost else NOT_SEEN
-    return Finding(verdict, [summary, *evidence], min(sizes))
+    return _tally("tuned Adam", outcomes, evidence, min(sizes))

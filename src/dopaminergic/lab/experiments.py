@@ -80,8 +80,13 @@ FEW = ("dopamine", "dopamine2", "vector", "node", "wp", "sgd", "adam")
 
 
 def _quick() -> tuple[list[Study], list[Study]]:
-    xor = [Study("xor-2-8-1", {}, 2000, 2, 20), Study("cluster-xor", {}, 1000, 1, 5)]
-    return xor, [Study("lorenz", {}, 2000, 1, 3, FEW)]
+    # One clear win and one clear loss: NodeDopamine on Lorenz, all rules on the transformer.
+    glance = ("dopamine2", "vector", "node", "wp", "adam")
+    chaos = [
+        Study("lorenz", {}, 500, 1, 3, glance),
+        Study("markov-transformer", {}, 900, 1, 3, ("vector", "adam")),
+    ]
+    return [Study("xor-2-8-1", {}, 600, 1, 10, glance)], chaos
 
 
 def _default() -> tuple[list[Study], list[Study]]:

@@ -24,6 +24,7 @@ from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.tasks import Task
 
 TRACE_POINTS = 200
+FEWEST_POINTS = 10  # of a learning curve, however small the budget is
 COUNTS = ("steps", "evaluated", "kept", "traced")
 HEADER = b"dopaminergic checkpoint 1, sha256 "
 
@@ -62,7 +63,8 @@ class Fleet:
         self.model.as_written = method.as_written
         self.optimizer = method.make(self.model.parameters(), lr, seeds)
         # Solved is judged as finely as the task wants; the curve keeps fewer points than that.
-        self.keep_every = max(task.evaluate_every, budget // curve_points)
+        self.evaluate_every = min(task.evaluate_every, max(1, budget // FEWEST_POINTS))
+        self.keep_every = max(self.evaluate_every, budget // curve_points)
         self.steps = 0
         self.evaluated = 0
         self.kept = -1
@@ -109,15 +111,16 @@ class Fleet:
         batch = self.task.batch(self._seeds, self.steps)
         losses = self.optimizer.step(lambda: self.task.outcome(self.model, batch))
         self.steps += 1
-        if self.passes - self.evaluated >= self.task.evaluate_every:
+        if self.passes - self.evaluated >= self.evaluate_every:
             self._evaluate(self.passes)
         if self.passes - self.traced >= self.budget // TRACE_POINTS and hasattr(
             self.optimizer, "last_rpe"
         ):
             self.traced = self.passes
             optimizer: Any = self.optimizer
-            rpe = float(optimizer.last_rpe[0])
-            rate = float(optimizer.last_learning_rate[0])
+            # Plain numbers until a first step was not skipped.
+            rpe = float(torch.as_tensor(optimizer.last_rpe).flatten()[0])
+            rate = float(torch.as_tensor(optimizer.last_learning_rate).flatten()[0])
             self.traces.append((self.passes, rpe, rate))
         return losses
 

@@ -13,13 +13,33 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dopaminergic.lab.findings import NOT_MEASURED
 from dopaminergic.lab.terminal import clean, columns
 
+ROOM_FOR_NAMES = 60  # columns from which on a bar names the running jobs
 LINE_EVERY = 15.0  # seconds between lines where the output is not a terminal
+
+
+def _bar(width: int) -> list[progress.ProgressColumn]:
+    """The parts of a bar that a terminal of this width has room for; none of them wraps."""
+    wide = width >= ROOM_FOR_NAMES
+
+    def text(words: str, **look: Any) -> progress.TextColumn:
+        # No markup: names of columns and files are not ours.
+        place = Column(no_wrap=True, overflow="ellipsis", **look)
+        return progress.TextColumn(words, markup=False, table_column=place)
+
+    parts: list[progress.ProgressColumn] = [
+        text("{task.description}", max_width=26 if wide else 15),
+        progress.BarColumn(14 if wide else 6),
+        progress.TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4)),
+        progress.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+        text("left", min_width=4),
+    ]
+    return [*parts, text("{task.fields[now]}", ratio=1)] if wide else parts
 
 
 class Progress:
@@ -32,16 +52,10 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, emoji=False)
         self.bar = progress.Progress(
-            # No markup: names of columns and files are not ours.
-            progress.TextColumn("{task.description:24}", markup=False),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[now]}", markup=False),
+            *_bar(self.console.width),
             console=self.console,
             disable=not self.console.is_terminal,
+            expand=True,
         )
         self.tasks: dict[str, progress.TaskID] = {}
         self.last_line = 0.0

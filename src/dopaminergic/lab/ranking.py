@@ -9,7 +9,10 @@ from dopaminergic.lab.standings import Place, Standing, short
 from dopaminergic.lab.terminal import clean, columns, fill
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDE = 78  # columns that the table takes
+WIDE = 70  # columns that a table takes
+FEWEST_BARS = 4  # of a curve; a shorter one says nothing
+HEAD = ("  method", "median", "95 % interval", "passes", "seconds")
+HEAD_OF_ONE = ("  method", "error", "passes", "seconds")
 
 
 def lines_of(found: Sequence[Standing]) -> list[str]:
@@ -32,46 +35,59 @@ def _standing(standing: Standing) -> list[str]:
     count = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
     runs = f"median of {count} seeds" if sizes[-1] > 1 else "1 seed"
     lines = fill(f"{standing.title}: {standing.measure}, lower is better; {runs}").splitlines()
+    return [*lines, *(_table(standing) if columns() >= WIDE else _paragraphs(standing))]
+
+
+def _table(standing: Standing) -> list[str]:
+    """A row for each method, and for each reference."""
+    rows = [HEAD] if any(_interval(place) for place in standing.places) else [HEAD_OF_ONE]
+    for place in standing.places:
+        interval = [_interval(place)] if rows[0] is HEAD else []
+        name = f"{'*' if place.best else ' '} {clean(place.method)[:20]}"
+        cost = [short(place.passes), short(place.seconds)]
+        rows.append((name, short(place.error.value), *interval, *cost))
+    for _, words, value in standing.references:
+        rows.append((f"  ({words.lower()})", short(value), *[""] * (len(rows[0]) - 2)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 or (i == 2 and rows[0] is HEAD) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    room = columns() - len(lines[0]) - 2
+    if room >= FEWEST_BARS:
+        lowest, highest = _reach(standing)
+        lines[0] += "  curve"
+        for i, place in enumerate(standing.places, 1):
+            lines[i] += f"  {spark(_thinned(place.curve, room), lowest, highest)}"
+    return [line.rstrip() for line in lines]
+
+
+def _thinned(curve: Sequence[float], most: int) -> list[float]:
+    """At most so many points of a curve, its ends among them."""
+    count = min(most, len(curve))
+    return [curve[round(i * (len(curve) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _paragraphs(standing: Standing) -> list[str]:
+    """A few short lines for each method, and one for each reference."""
     width = columns()
     lowest, highest = _reach(standing)
-    if width >= WIDE:
-        lines.append(
-            f"  {'method':19} {'median':>8}  {'95 % interval':17} {'passes':>7} {'seconds':>7}"
-            "  curve"
-        )
-        lines += [_row(place, lowest, highest) for place in standing.places]
-    else:
-        for place in standing.places:
-            lines += _paragraph(place, width, lowest, highest)
+    lines: list[str] = []
+    for place in standing.places:
+        mark = "*" if place.best else " "
+        lines.append(f"{mark} {clean(place.method)[:19]:19} {short(place.error.value):>8}")
+        cost = f"{short(place.passes)} passes, {short(place.seconds)} s"
+        interval = _interval(place)
+        lines += [f"    {interval}", f"    {cost}"] if interval else [f"    {cost}"]
+        lines.append(f"    {spark(_thinned(place.curve, width - 4), lowest, highest)}")
     for _, words, value in standing.references:
         name = f"({words.lower()})"
-        lines += (
-            [f"  {name:19} {short(value):>8}"]
-            if len(name) <= 19
-            else [f"  {name:{max(19, min(len(name), width - 12))}} {short(value)}"]
-        )
-    return lines
-
-
-def _row(place: Place, lowest: float, highest: float) -> str:
-    mark = "*" if place.best else " "
-    return (
-        f"{mark} {clean(place.method)[:19]:19} {short(place.error.value):>8}  "
-        f"{_interval(place):17} {short(place.passes):>7} {short(place.seconds):>7}  "
-        f"{spark(place.curve, lowest, highest)}"
-    ).rstrip()
-
-
-def _paragraph(place: Place, width: int, lowest: float, highest: float) -> list[str]:
-    mark = "*" if place.best else " "
-    interval = _interval(place)
-    cost = f"{short(place.passes)} passes, {short(place.seconds)} s"
-    below = [f"    {interval}", f"    {cost}"] if interval else [f"    {cost}"]
-    if interval and len(below[0]) + 2 + len(cost) <= width:
-        below = [f"    {interval}, {cost}"]
-    head = f"{mark} {clean(place.method)[:19]:19} {short(place.error.value):>8}"
-    curve = f"    {spark(place.curve, lowest, highest)}".rstrip()
-    return [line[:width] for line in (head, *below, *([curve] if curve else []))]
+        short_name = f"  {name:19} {short(value):>8}"
+        lines.append(short_name if len(name) <= 19 else f"  {name} {short(value)}")
+    return [line[:width].rstrip() for line in lines if line.strip()]
 
 
 def _interval(place: Place) -> str:

@@ -11,6 +11,7 @@ from dopaminergic.lab.terminal import say
 if TYPE_CHECKING:
     from dopaminergic.lab.tasks import Task
 
+FEWEST_ROWS = 100  # for a validation part that nobody asked for
 OWN = ("column", "targets", "inputs", "time", "horizon", "validation", "patience")
 
 
@@ -58,15 +59,27 @@ def _own_settings(options: argparse.Namespace, settings: dict[str, Any]) -> dict
     return found
 
 
-def make(options: argparse.Namespace) -> tuple[str, dict[str, Any], Task]:
+def make(
+    options: argparse.Namespace, *, validation: float = 0.0
+) -> tuple[str, dict[str, Any], Task]:
     """The task of the options: its name, its settings, and itself.
 
     The settings are tied to the data as they are now.
+
+    Args:
+        options: of the command.
+        validation: the share of the rows of a series of one's own that chooses the weights, where
+            no share was given and the series has 100 rows or more.
     """
     from dopaminergic.lab.tasks import make_task
 
     name, settings = task_of(options)
     task = make_task(name, **settings)
+    if validation and name == "series" and options.validation is None:
+        rows = len(getattr(task, "series", ()))
+        if rows >= FEWEST_ROWS:
+            settings = {**settings, "validation": validation}
+            task = make_task(name, **settings)
     for note in task.notes:
         say(f"note: {note}")
     return name, {**settings, **task.pinned}, task

@@ -229,8 +229,14 @@ def compare_with_rivals(task: Task, metrics: Mapping[str, float | None]) -> list
         said += _beaten(metrics, name, name.removeprefix(task.metric))
     ahead = f"{task.metric}_horizon"
     if ahead in metrics:
+        rivals = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4g}"
+            for name in RIVALS
+            if (value := metrics.get(f"{name}_horizon")) is not None
+        )
         said.append(
-            f"{ahead}: the same over {task.settings['horizon']} rows ahead, running on by itself."
+            f"{ahead}: the same over {task.settings['horizon']} rows ahead, running on by itself; "
+            f"{rivals}."
         )
         said += _beaten(metrics, ahead, "_horizon")
     if any("better than" in line for line in said):
