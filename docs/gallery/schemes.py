@@ -58,28 +58,28 @@ def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], text:
 
 def which() -> Figure:
     """Which optimizer to take."""
-    figure, axes = empty(720, 470)
+    figure, axes = empty(540, 470)
     questions = (
         "Attention, or millions of weights,\nand backpropagation fits into memory?",
         "A torch model that makes predictions,\nsamples first, without ranks or journal?",
-        "Smooth outcomes, batches of 64 samples and more,\nmore passes than weights?",
-        "A staircase, or a loss of which only the order counts?",
+        "Smooth outcomes, batches of 64 samples\nand more, more passes than weights?",
+        "A staircase, or a loss of which\nonly the order counts?",
         "Is the least possible loss known?",
     )
     answers = (
         ("Adam", "adam"),
         ("NodeDopamine", "node"),
         ("VectorDopamine", "vector"),
-        ("EvolutionStrategy,\nwith a sigma of yours", "plain"),
+        ("EvolutionStrategy,\nwith your sigma", "plain"),
         ("Dopamine", "dopamine"),
     )
     for row, (question, (answer, colour)) in enumerate(zip(questions, answers, strict=True)):
         y = 14 + 78 * row
-        box(axes, 14, y, 410, 52, question)
-        box(axes, 512, y, 194, 52, answer, COLOURS[colour])
-        arrow(axes, (424, y + 26), (512, y + 26), "yes")
-        arrow(axes, (219, y + 52), (219, y + 78), "no")
-    box(axes, 122, 404, 194, 52, "Dopamine2", COLOURS["dopamine2"])
+        box(axes, 14, y, 310, 52, question)
+        box(axes, 384, y, 142, 52, answer, COLOURS[colour])
+        arrow(axes, (324, y + 26), (384, y + 26), "yes")
+        arrow(axes, (169, y + 52), (169, y + 78), "no")
+    box(axes, 98, 404, 142, 52, "Dopamine2", COLOURS["dopamine2"])
     return figure
 
 
