@@ -21,7 +21,7 @@ import torch
 from printing import publish, say
 
 from dopaminergic.lab.fleet import Fleet
-from dopaminergic.lab.tasks import make_task
+from dopaminergic.lab.tasks import Task, make_task
 
 # Passes at which errors are told, Adam's rate in the run of record (0: no run of Adam), and the
 # replicas of one fleet.
@@ -36,25 +36,34 @@ CASES: dict[str, tuple[list[int], float, int]] = {
     "digits-conv": ([500, 1000, 3000, 10_000], 0.003, 3),
     "threshold-digits": ([1000, 2000, 6000], 0.003, 5),
     "mnist1d": ([1000, 2000, 6000], 0.003, 3),
+    "mnist1d network=cnn": ([1000, 3000, 6000], 0.003, 3),
+    "mnist1d network=gru": ([1000, 3000], 0.003, 3),
     "markov-transformer": ([1000, 3000], 0.003, 1),
 }
 
 
+def task_of(case: str) -> Task:
+    """The task that a case names, with its settings."""
+    name, *settings = case.split()
+    return make_task(name, **dict(setting.split("=") for setting in settings))
+
+
 def curve(
-    task_name: str, method: str, seeds: list[int], lr: float, points: list[int]
-) -> tuple[dict[int, list[float]], float]:
-    """The test errors of all seeds at each point, and seconds of training."""
-    task = make_task(task_name)
+    case: str, method: str, seeds: list[int], lr: float, points: list[int]
+) -> tuple[dict[str, dict[int, list[float]]], float]:
+    """All test metrics of all seeds at each point, and seconds of training."""
+    task = task_of(case)
     fleet = Fleet(task, method, seeds, [lr] * len(seeds), points[-1])
-    found: dict[int, list[float]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     seconds = 0.0
     for point in points:
         began = time.process_time()
         while fleet.passes + fleet.optimizer.next_passes <= point:
             fleet.step()
         seconds += time.process_time() - began
-        errors = task.evaluate(fleet.model)[task.metric].expand(len(seeds))
-        found[point] = errors.tolist()
+        for name, values in task.evaluate(fleet.model).items():
+            if name in (task.metric, "accuracy"):
+                found.setdefault(name, {})[point] = values.expand(len(seeds)).tolist()
     return found, seconds
 
 
@@ -67,22 +76,30 @@ def quartiles(errors: list[float]) -> list[float]:
 
 
 def measure(
-    task: str, method: str, lr: float, seeds: list[int], size: int, points: list[int]
+    case: str, method: str, lr: float, seeds: list[int], size: int, points: list[int]
 ) -> Any:
     """One entry of the result."""
-    errors: dict[int, list[float]] = {point: [] for point in points}
+    metrics: dict[str, dict[int, list[float]]] = {}
     seconds = 0.0
     for start in range(0, len(seeds), size):
-        found, spent = curve(task, method, seeds[start : start + size], lr, points)
+        found, spent = curve(case, method, seeds[start : start + size], lr, points)
         seconds += spent
-        for point in points:
-            errors[point] += found[point]
-        say(f"{task} {method}: {start + size} of {len(seeds)} seeds")
+        for name, values in found.items():
+            mine = metrics.setdefault(name, {point: [] for point in points})
+            for point in points:
+                mine[point] += values[point]
+        say(f"{case} {method}: {start + size} of {len(seeds)} seeds")
+    told = {
+        name: {str(point): quartiles(values[point]) for point in points}
+        for name, values in metrics.items()
+    }
+    metric = task_of(case).metric
     return {
-        "metric": make_task(task).metric,
+        "metric": metric,
         "runs": len(seeds),
         "cpu_seconds_per_run": seconds / len(seeds),
-        "quartiles": {str(point): quartiles(errors[point]) for point in points},
+        "quartiles": told.pop(metric),
+        **told,
     }
 
 
@@ -91,7 +108,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(CASES), help="names, with commas (all)")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each (20)")
     parser.add_argument("--first", type=int, default=6000, help="first seed (6000)")
-    parser.add_argument("--adam", action="store_true", help="run Adam to 20,000 passes too")
+    parser.add_argument("--adam", action="store_true", help="run Adam too, to 20,000 passes")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,7 +118,8 @@ def main() -> None:
         points, lr, size = CASES[task]
         results[task] = {"node": measure(task, "node", 1.0, seeds, size, points)}
         if arguments.adam:
-            results[task]["adam"] = measure(task, "adam", lr, seeds, size, [*points, 20_000])
+            ends = points if task.startswith("mnist1d") else [*points, 20_000]
+            results[task]["adam"] = measure(task, "adam", lr, seeds, size, ends)
     publish("test error at forward passes", results, arguments.out)
 
 

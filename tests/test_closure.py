@@ -428,3 +428,23 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(row: Row) -> None:
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
     assert not same(runs[2], runs[3])
+
+
+def test_an_iterator_that_ends_within_the_closure_is_explained(row: Row) -> None:
+    w = torch.nn.Parameter(torch.zeros(3))
+    batches = iter([torch.ones(3), torch.zeros(3)])
+    optimizer = row.make([w])
+
+    def closure() -> Any:
+        return ((w - next(batches)) ** 2)[None].sum(1)
+
+    def train() -> None:
+        for _ in range(3):
+            optimizer.step(closure)
+
+    with (
+        pytest.warns(RuntimeWarning, match="take the batch before the step") as told,
+        pytest.raises(StopIteration),
+    ):
+        train()
+    assert len(str(told[-1].message)) <= 300

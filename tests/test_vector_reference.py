@@ -47,19 +47,19 @@ def clamped(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)
 
 
-def eta_taken(gain: float, sound: float, lost: float) -> float:
-    return lost * gain + (1 - lost) * min(gain, clamped(sound, 0.05, 1.0))
+def eta_taken(gain: float, sound: float, lost: float, least: float) -> float:
+    taken = lost * gain + (1 - lost) * min(gain, clamped(sound, 0.05, 1.0))
+    return max(taken, clamped(least, 0.05, 1.0))
 
 
-def least_damping(gap: float, last: float, samples: int, lost: float) -> float:
-    surprise = clamped(gap / abs(last), 0.0, 1.0) if gap else 0.0
+def least_damping(surprise: float, samples: int, lost: float) -> float:
     return max(0.015 * lost, 1024 / (samples**2 * (samples + 1)) * surprise)
 
 
 def fitted_by_chance(form: str, loss: float, K: int, n: int, noise: float) -> float:
     """The part of a loss that K directions fit, if all is noise: of squares, nats, others."""
     if form == "cross_entropy":
-        return K / 16
+        return min(K / 16, loss)
     return noise if form == "outcome" else 2 * K * abs(loss) / (n - K)
 
 
@@ -107,6 +107,8 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
     lost: float
     unit: float
     gap: float
+    surprise: float
+    least: float
     ridge: float
     heard: float
     rpe: float
@@ -161,7 +163,8 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
         lost = curvature - h
         unit = curvature / 2 * float(JJ.trace()) / K
         gap = gaps / comparisons if comparisons else 0.0
-        ridge = max(damping, least_damping(gap, last, samples, lost / curvature)) * unit
+        surprise = clamped(gap / abs(last), 0.0, 1.0) if gap else 0.0
+        ridge = max(damping, least_damping(surprise, samples, lost / curvature)) * unit
         M: Tensor = A + 0.2 * lost * JJ + ridge * G
         c: Tensor = torch.linalg.solve(M, g)
         slope: float = float(g @ c)
@@ -171,12 +174,15 @@ def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:
             chance = fitted_by_chance(problem.form, loss, K, len(o) // samples * samples, noise)
             decay = 2 * clamped(noise / slope, 0, 1) * chance / float(w @ w)
             decay = min(decay, float(A.trace() / products.trace()))
+            if samples < 3 * K:
+                decay *= clamped(1 - math.sqrt(samples) * surprise, 0.0, 1.0)
             M = M + decay * products
             c = torch.linalg.solve(M, g + decay * inner)
             slope, noise = float((g + decay * inner) @ c), noise_of_the_batch(J, r, M, samples)
         heard = slope - clamped(noise, 0.0, 8 * gap)
         slopes, signals = beta * slopes + (1 - beta) * slope, beta * signals + (1 - beta) * heard
-        taken = eta_taken(gain, signals / slopes, lost / curvature)
+        least = 1.6 / samples * surprise
+        taken = eta_taken(gain, signals / slopes, lost / curvature, least)
         rates = [group["lr"] * taken for group in groups]
         squares = [n * group["sigma"] ** 2 for n, group in zip(sizes, groups, strict=True)]
         share = sum(a * b for a, b in zip(rates, squares, strict=True)) / sum(squares)

@@ -296,6 +296,14 @@ def explain(rule: str, error: BaseException, closure: Any) -> None:
             "pass "
             "opt.step(lambda: loss_of(model(x), y)), for it is called once for each forward pass"
         ) from error
+    if isinstance(error, StopIteration):
+        warnings.warn(
+            f"{rule}: an iterator ended within the closure, which is called once for each forward "
+            "pass; if it takes a new batch at each call, losses of different batches are compared: "
+            "take the batch before the step, and let the closure use it",
+            RuntimeWarning,
+            stacklevel=levels_up(),
+        )
     if isinstance(error, RuntimeError) and "does not require grad" in str(error):
         raise RuntimeError(
             f"{rule}: the closure asked for gradients, with backward() or autograd.grad, and there "

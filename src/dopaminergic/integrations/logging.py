@@ -41,7 +41,7 @@ def numbers(optimizer: ForwardOptimizer, **more: Any) -> dict[str, float]:
             "last_rpe and the losses yourself"
         )
     found = {
-        "step": optimizer._progress.step,
+        "step": optimizer.progress.step,
         "forward_passes": optimizer.forward_passes,
         "rpe": float(optimizer.last_rpe),
         "effective_learning_rate": float(optimizer.last_learning_rate),
@@ -83,7 +83,7 @@ class Log:
         Args:
             more: numbers of your own, such as `loss=loss`.
         """
-        if self.optimizer._progress.step % self.every:
+        if self.optimizer.progress.step % self.every:
             return
         found = numbers(self.optimizer, **more)
         for callback in self.callbacks:
