@@ -21,7 +21,7 @@ from dopaminergic import (
     VectorDopamine,
     squared_error,
 )
-from optimizers import ROWS, VECTOR, Row, perceptron, randn
+from optimizers import ROWS, VECTOR, Regression, Row, perceptron, randn, same, through_a_file
 
 ALL_ROWS = [*ROWS, VECTOR]
 
@@ -463,3 +463,25 @@ def test_an_operation_that_returns_what_it_was_handed_is_no_leak_unless_somebody
         optimizer.step(closure)
 
     assert ("keeps 1 tensors" in caplog.text) is keeps
+
+
+def test_a_run_in_autocast_is_resumed_with_the_sigma_it_had(any_row: Row) -> None:
+    """The casts of a closure are known after its first evaluation, also after a restart."""
+
+    def loss_of(problem: Regression) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return problem.loss()
+
+    def run(problem: Regression, optimizer: Any, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.step(lambda: loss_of(problem))
+
+    whole, stopped = Regression(dtype=torch.float32), Regression(dtype=torch.float32)
+    optimizer, first = (any_row.make(one.model.parameters()) for one in (whole, stopped))
+    run(whole, optimizer, 6)
+    run(stopped, first, 3)
+    second = any_row.make(stopped.model.parameters())
+    second.load_state_dict(through_a_file(first.state_dict()))
+    run(stopped, second, 3)
+    assert second.param_groups[0]["sigma"] == optimizer.param_groups[0]["sigma"]
+    assert same(whole.weights(), stopped.weights())

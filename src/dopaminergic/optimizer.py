@@ -322,8 +322,8 @@ class ForwardOptimizer(Stateful):
             raise RuntimeError(
                 f"{self._rule_name}.step() without a closure needs a probe first: pass "
                 "opt.step(closure), or call opt.probe(closure) before it. accelerate and the "
-                "Trainer of transformers call step() alone: write the loop yourself, and of a "
-                "wrapped optimizer use what it wraps, wrapped.optimizer"
+                "Trainer of transformers call step() alone: take ForwardTrainer of "
+                "dopaminergic.integrations.transformers, or wrapped.optimizer.probe(closure)"
             )
         self._apply(change)
 

@@ -48,6 +48,8 @@ class WeightOptimizer(ForwardOptimizer):
         """
         chosen = self._progress.chosen_sigma
         doublings = self._progress.doublings
+        if self._progress.step and not self._buffers.known:
+            return  # a state was loaded, whose sigma fits casts that are not known here yet
         self._chosen_casts = self._casts
         self._chosen_doublings = doublings
         if not chosen:
