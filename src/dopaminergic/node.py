@@ -288,6 +288,7 @@ class NodeDopamine(NodeOptimizer):
             decay = self.spread(most.clamp(least * whole_decay, whole_decay), parameter)
             length = self.spread(rate * group["lr"], parameter)
             if isinstance(estimate, Product):
+                assert sides is not None
                 updates[number], expected = scaled(
                     memory, str(number), estimate, sides, parameter, decay, length, count
                 )
@@ -351,4 +352,4 @@ class NodeDopamine(NodeOptimizer):
             last_rpe=self._own((actual - proposal.expected).nan_to_num()),
             last_learning_rate=self._own(torch.where(accepted, gauss_newton.HALF * lr, 0.0)),
         )
-        return NodeChange(jacobians.as_updates(step), memory, after)
+        return NodeChange({**jacobians.as_updates(step)}, memory, after)

@@ -154,8 +154,8 @@ def _mean_squares(
 ) -> tuple[Tensor, Tensor]:
     """Mean squares of the rows, and of the columns, of a matrix in turned axes."""
     if left is not None:
-        columns, rows = _mean_squares(parameter.mT, right, left)
-        return rows, columns
+        turned = _mean_squares(parameter.mT, right, left)
+        return turned[1], turned[0]
     rows: list[Tensor] = []
     columns = parameter.new_zeros(parameter.shape[1], dtype=torch.float32)
     step = max(1, PART // parameter.shape[1])
