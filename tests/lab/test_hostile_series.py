@@ -228,7 +228,7 @@ def test_a_better_rival_is_said_plainly(tmp_path: Path, capsys: pytest.CaptureFi
     assert "rows 141 to 200 of 200" in shown
     assert "A linear autoregression" in shown
     assert "better than this network" in shown
-    assert shown.index("median") < shown.index("rows 141")  # results come first
+    assert shown.index("seconds") < shown.index("rows 141")  # results come first
     for name in ("model.pt", "forecast.csv", "forecast.png", "records.jsonl"):
         assert f": {tmp_path / 'out' / name}" in shown
         assert (tmp_path / "out" / name).exists()

@@ -11,8 +11,8 @@ from dopaminergic.lab.terminal import clean, columns, fill
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 70  # columns that a table takes
 FEWEST_BARS = 4  # of a curve; a shorter one says nothing
-HEAD = ("  method", "median", "95 % interval", "passes", "seconds")
-HEAD_OF_ONE = ("  method", "error", "passes", "seconds")
+HEAD: tuple[str, ...] = ("  method", "median", "95 % interval", "passes", "seconds")
+HEAD_OF_ONE: tuple[str, ...] = ("  method", "error", "passes", "seconds")
 
 
 def lines_of(found: Sequence[Standing]) -> list[str]:
