@@ -48,6 +48,24 @@ def test_the_page_tells_what_was_measured() -> None:
             assert agrees(number, task, passes), (label, cell)
 
 
+NETWORKS = {
+    "digits by 64 hard thresholds": "threshold-digits",
+    "MNIST-1D, perceptron": "mnist1d",
+    "MNIST-1D, three convolutions": "mnist1d network=cnn",
+}
+
+
+def test_the_page_tells_the_accuracies_that_were_measured() -> None:
+    told = rows((ROOT / "docs/nodes.md").read_text(), "accuracy at 6,000 passes | seeds")[2:]
+    assert [label for label, *_ in told] == list(NETWORKS)
+    for label, seeds, *cells in told:
+        found = RESULTS[NETWORKS[label]]
+        assert int(seeds) == found["node"]["runs"]
+        for method, cell in zip(("node", "adam"), cells, strict=True):
+            if cell != "–":
+                assert float(cell) == round(found[method]["accuracy"]["6000"][1], 3)
+
+
 def test_the_readme_tells_what_was_measured() -> None:
     head, _, node, _ = rows((ROOT / "README.md").read_text(), "test error | Lorenz")
     for label, cell in zip(head[1:], node[1:], strict=True):
