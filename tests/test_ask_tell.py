@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -273,9 +274,30 @@ def test_missing_trials_are_asked_again_after_a_time_out() -> None:
     assert [patient.ask().number, patient.ask().number] == [0, 1]
 
 
+def test_answers_may_come_from_many_threads() -> None:
+    asker = AskTell(start(), EvolutionStrategy, directions=4)
+    alone = AskTell(start(), EvolutionStrategy, directions=4)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            trials = asker.ask(8)
+            told = pool.map(lambda t: asker.tell(t.number, losses(t.weights)), trials)
+            assert all(told)
+            make_a_step(alone, losses)
+    assert same(asker.weights, alone.weights)
+
+
+def test_answers_may_be_numbers_of_any_kind() -> None:
+    for given in (1, np.float32(1), np.array(1.0), torch.tensor(1.0, requires_grad=True), True):
+        asker = AskTell(np.ones(3))
+        asker.tell(asker.ask().number, given)
+        assert asker.best.loss == 1.0
+        assert not asker.tell(0, 1.0)
+
+
 def test_the_best_trial_is_kept() -> None:
     asker = AskTell(np.ones(3), sigma=0.1)
-    assert asker.best is None
+    with pytest.raises(RuntimeError, match="no finite loss was told yet"):
+        _ = asker.best
     told = {}
     for value in (3.0, 1.0, 2.0, -math.inf):
         trial = asker.ask()
@@ -286,7 +308,6 @@ def test_the_best_trial_is_kept() -> None:
         else:
             asker.tell(trial.number, [value, value])
     best = asker.best
-    assert best is not None
     assert (best.number, best.loss) == (1, 1.0)
     assert np.array_equal(best.weights, told[1])
 

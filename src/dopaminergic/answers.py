@@ -49,7 +49,8 @@ def read_answer(given: Any, number: int) -> Answer:
                 f"{place} has shape {tuple(found.shape)}; tell a number, or a 1-d array with one "
                 "loss for each sample"
             )
-        return float(found) if found.ndim == 0 else found.detach().cpu().clone()
+        found = found.detach()
+        return float(found) if found.ndim == 0 else found.cpu().clone()
     return float(found)
 
 

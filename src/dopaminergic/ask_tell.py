@@ -203,10 +203,17 @@ class AskTell:
             return self._start.shaped(self._start.now())
 
     @property
-    def best(self) -> Best | None:
-        """The trial with the least finite loss; None before the first."""
+    def best(self) -> Best:
+        """The trial with the least finite loss.
+
+        Raises:
+            RuntimeError: no finite loss was told yet.
+        """
         if self._best is None:
-            return None
+            raise RuntimeError(
+                "AskTell.best: no finite loss was told yet, so no trial is the best; tell some "
+                "first, and see `weights` for those to start from"
+            )
         n, loss, arrays = self._best
         return Best(n, loss, self._start.shaped(arrays))
 
