@@ -146,15 +146,7 @@ class AskTell:
                     f"gave, the open ones are {brief(self.missing)}"
                 )
             answer = read_answer(outcome, n)
-            seen = self._remembered.get(n)
-            if n in self._answers:
-                seen = digest(self._answers[n])
-            if seen is not None and seen != digest(answer):
-                raise ValueError(
-                    f"AskTell.tell: trial {n} was answered otherwise before, now by "
-                    f"{brief(outcome)}; the first answer stays, so tell each trial once"
-                )
-            if seen is not None or n < self._first:
+            if self._is_repeated(n, answer, outcome) or n < self._first:
                 return False
             self._check_form(n, answer)
             self._answers[n] = answer
@@ -194,7 +186,8 @@ class AskTell:
     @property
     def missing(self) -> list[int]:
         """Numbers of trials that somebody was given and nobody has told yet."""
-        return sorted(self._asked - self._answers.keys())
+        with self._lock:
+            return sorted(self._asked - self._answers.keys())
 
     @property
     def weights(self) -> Any:
@@ -324,6 +317,16 @@ class AskTell:
         while len(self._remembered) > REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._trials, self._answers, self._asked, self._since = [], {}, set(), {}
+
+    def _is_repeated(self, n: int, answer: Answer, given: Any) -> bool:
+        """Whether a trial was told before; raise if it was told otherwise."""
+        seen = digest(self._answers[n]) if n in self._answers else self._remembered.get(n)
+        if seen is not None and seen != digest(answer):
+            raise ValueError(
+                f"AskTell.tell: trial {n} was answered otherwise before, now by {brief(given)}; "
+                "the first answer stays, so tell each trial once"
+            )
+        return seen is not None
 
     def _check_form(self, n: int, answer: Answer) -> None:
         """Raise if `VectorDopamine` could not compare an answer with the first of its step."""
