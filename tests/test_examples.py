@@ -54,6 +54,22 @@ def test_black_box_learns_to_balance() -> None:
     assert "after 192 batches" in text
 
 
+def test_a_simulator_that_hangs_and_crashes_changes_no_bit() -> None:
+    text = printed("subprocess_simulator.py", "--steps", "30")
+    assert len(numbers(r"best cost ([\d.]+)", text)) == 2
+    assert numbers(r"(\d+) trials lost", text)[1] >= 2
+    assert numbers(r"best cost ([\d.]+)", text)[1] < 1  # without control: 2.5
+    assert "bit for bit the same: True" in text
+
+
+def test_a_service_is_fitted_to_measurements_though_answers_are_lost() -> None:
+    text = printed("tcp_simulator.py", "--steps", "30")
+    [(answers, questions)] = re.findall(r"(\d+) answers to (\d+) questions", text)
+    assert int(answers) == 180
+    assert int(questions) >= 183
+    assert numbers(r"squared miss (\S+)", text)[0] < 1e-3  # at the start: 0.2
+
+
 def test_micro_batches_are_the_large_batch() -> None:
     text = printed("micro_batches.py", "--steps", "60")
     at_once, micro = re.findall(r"loss ([\d.]+) -> ([\d.]+)", text)

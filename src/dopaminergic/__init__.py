@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dopaminergic._version import __version__
 
 if TYPE_CHECKING:
+    from dopaminergic.ask_tell import AskTell
     from dopaminergic.baselines import SPSA, EvolutionStrategy, WeightPerturbation
     from dopaminergic.diagnostics import EstimatorReport, check_estimator
     from dopaminergic.distributed import Ranks, broadcast
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPSA",
+    "AskTell",
     "Dopamine",
     "Dopamine2",
     "EstimatorReport",
@@ -52,6 +54,7 @@ __all__ = [
 
 # The public names, by the module that has them.
 HOMES = {
+    "ask_tell": ("AskTell",),
     "baselines": ("SPSA", "EvolutionStrategy", "WeightPerturbation"),
     "diagnostics": ("EstimatorReport", "check_estimator"),
     "distributed": ("Ranks", "broadcast"),
