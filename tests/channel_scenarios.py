@@ -43,6 +43,12 @@ CHANGES: dict[str, Any] = {
 }
 
 
+def new_group(**settings: Any) -> dist.ProcessGroup:
+    group = dist.new_group(**settings)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def failing(work: Callable[[], Any]) -> str:
     try:
         work()
@@ -96,7 +102,7 @@ def differently_made(what: str, other: bool, problem: Shards) -> Any:
         del settings["two_sided"]
         make = VECTOR.make if what == "outcomes" or other else make
     ranks = Ranks(
-        dist.new_group(),
+        new_group(),
         data_parallel=4 if other and what == "data_parallel" else 2,
         check_every=1 if other and what == "check_every" else 100,
     )
@@ -105,9 +111,7 @@ def differently_made(what: str, other: bool, problem: Shards) -> Any:
 
 def fleet(replicas: int) -> Any:
     w = torch.nn.Parameter(torch.ones(replicas, 2))
-    return Fleet(
-        [w], process_group=Ranks(dist.new_group(), data_parallel=1), seed=list(range(replicas))
-    )
+    return Fleet([w], process_group=Ranks(new_group(), data_parallel=1), seed=list(range(replicas)))
 
 
 class Fleet(Dopamine):
@@ -160,7 +164,7 @@ def departing(where: str, rank: int, gone: Path) -> dict[str, Any]:
     """What each rank is told in four attempts, and the number of steps that it has done."""
     make, directions = DEPARTURES[where]
     w, said = torch.nn.Parameter(torch.ones(20)), []
-    ranks = Ranks(dist.new_group(timeout=timedelta(seconds=100)), data_parallel=1)
+    ranks = Ranks(new_group(timeout=timedelta(seconds=100)), data_parallel=1)
     optimizer = make([w], directions=directions, process_group=ranks)
     square = w.detach().square
     value: Callable[[], Tensor] = square if make is VectorDopamine else lambda: square().mean()
@@ -256,9 +260,7 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
 
 def failing_steps(fails: bool) -> dict[str, Any]:
     problem = Shards()
-    optimizer = Failing(
-        problem.model.parameters(), process_group=Ranks(dist.new_group()), **SETTINGS
-    )
+    optimizer = Failing(problem.model.parameters(), process_group=Ranks(new_group()), **SETTINGS)
     said = []
     for step in range(4):
         optimizer.fails = fails and step == 1

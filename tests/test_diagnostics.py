@@ -52,7 +52,7 @@ def linear(
 )
 def test_every_optimizer_is_sound(row: Row, settings: dict[str, Any]) -> None:
     problem = Regression()
-    report = check_estimator(
+    report: Any = check_estimator(
         row.make(problem.model.parameters(), **settings), problem.loss, probes=100
     )
     assert report.sound, str(report)
@@ -71,7 +71,7 @@ def test_16_bit_weights_are_sound_and_noisier(row: Row) -> None:
     w, target = nn.Parameter(randn(30).bfloat16()), randn(30, seed=1)
     settings = {"lr": 0.02} if row.estimates else {}
     optimizer = row.make([w], sigma=0.1, directions=2, noise="rademacher", **settings)
-    report = check_estimator(optimizer, lambda: ((w.double() - target) ** 2).sum(), probes=100)
+    report: Any = check_estimator(optimizer, lambda: ((w.double() - target) ** 2).sum(), probes=100)
     assert report.sound, str(report)
     assert report.variance_excess is None
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dopaminergic.activities.estimates import estimates
+from dopaminergic.activities.estimates import Product, estimates
 from dopaminergic.activities.nodes import Node, Place
 from dopaminergic.activities.tape import Tape
 from optimizers import randn
@@ -51,7 +51,7 @@ def estimated(seen: Seen, credit: Tensor, weights: Sequence[Tensor]) -> dict[int
         if one.weight.number in trainable or one.weight.number >= len(weights)
     }
     found = estimates(seen.tape.nodes, credits, list(weights), derived, trainable, None)
-    return {one.number: one.gradient for one in found}
+    return {n: one.whole() if isinstance(one, Product) else one for n, one, _ in found}
 
 
 def assert_exact(run: Callable[[], Tensor], weights: Sequence[Tensor], **tolerance: Any) -> Seen:

@@ -20,7 +20,7 @@ from optimizers import copies, randn, same
 class Listening(NodeDopamine):
     """Keeps the estimates of its last step."""
 
-    estimates: dict[int, Tensor]
+    found: dict[int, Any]
 
     def _decide(self, before: Progress, trial: Trial) -> NodeChange:
         record = trial.record
@@ -28,7 +28,7 @@ class Listening(NodeDopamine):
         parts = parts_of(trial.found, trial.memory, record.shape, self.settings["span"], slope)
         credit = learn(parts, trial.regrets, slope, trial.memory.get(DOUBT), 1.0)
         found = self._estimates(trial, node_credits(record, credit))
-        self.estimates = {one.number: one.gradient for one in found}
+        self.found = {one.number: one.gradient for one in found}
         return super()._decide(before, trial)
 
 
@@ -216,7 +216,7 @@ def test_estimates_come_to_point_along_the_gradient(name: str) -> None:
     for step in range(case.steps):
         optimizer.step(closure)
         if 2 * step >= case.steps:
-            for number, found in optimizer.estimates.items():
+            for number, found in optimizer.found.items():
                 total[number] = total.get(number, 0) + found
     assert same(before, copies(model.parameters()))
     weights = [*model.parameters()]
