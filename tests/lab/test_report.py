@@ -19,7 +19,9 @@ from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readabl
 from dopaminergic.lab.figures import Drawing, _pictures, draw_all, plan_all
 from dopaminergic.lab.pictures import departure_time
 from dopaminergic.lab.records import append_records, read_records
-from dopaminergic.lab.report import missing, write_report
+from dopaminergic.lab.report import write_report
+from dopaminergic.lab.report_headline import headline
+from dopaminergic.lab.report_words import missing
 from dopaminergic.lab.results import LABELS, by_task
 from dopaminergic.lab.tables import tables
 
@@ -301,6 +303,64 @@ def sunspots(part: str = "") -> list[dict[str, Any]]:
         })
         for method, error in ((VECTOR, 0.2), (("adam", "tuned"), 0.1)) for seed in range(3)
     ]  # fmt: skip
+
+
+def test_the_first_table_has_few_columns_and_names_the_best_other() -> None:
+    records = [
+        *sunspots("_1956_1979"),
+        *(run("sunspots", ("wp", "tuned"), s, 0.15) for s in range(3)),
+    ]
+    records += [run("sunspots", ("spsa", "tuned"), s, 0.3) for s in range(3)]
+    found = headline(records)
+    assert found is not None
+    assert found.columns == ["VectorDopamine", "Adam", "Best other"]
+    [(name, _, cells)] = found.rows
+    assert name == "Sunspots"
+    assert [(cell.text, cell.below, cell.best) for cell in cells] == [
+        ("0.200", "", False),
+        ("0.100", "", True),
+        ("0.150", "WP", False),
+    ]
+    assert found.references == {
+        0: "Without a network: persistence 0.400, linear autoregression 0.150."
+    }
+    older = headline(results())
+    assert older is not None
+    assert older.columns == ["Best Dopamine rule", "Adam", "Best other"]
+    assert [cell.below for cell in older.rows[0][2]] == ["Dopamine, tuned", "", "WP"]
+    assert [cell.best for cell in older.rows[1][2]] == [True, True, False]  # equal to the eye
+    assert headline(results()[:3]) is None  # one method compares with nothing
+
+
+def test_columns_begin_with_the_newest_rules_and_adam() -> None:
+    names = ("dopamine", "adam", "sgd", "vector", "node", "wp")
+    records = [run("lorenz", (name, "tuned"), 0, 0.1) for name in names]
+    assert tables(records)[0].columns == [
+        "NodeDopamine", "VectorDopamine", "Adam", "Dopamine", "WP", "SGD"
+    ]  # fmt: skip
+
+
+def test_tables_of_other_measures_have_no_empty_columns() -> None:
+    alone = [run("rossler", VECTOR, seed, 0.1) for seed in range(2)]
+    both = [run("lorenz", method, 0, 0.1) for method in METHODS]
+    dense = [table for table in tables(alone + both) if table.title.startswith("Other measures")]
+    assert [len(table.columns) for table in dense] == [4, 1]
+    assert all(cell.text for table in dense for _, _, cells in table.rows for cell in cells)
+
+
+def test_the_first_figure_and_table_come_before_verdicts_and_all_else_is_folded(
+    reported: Path,
+) -> None:
+    text = (reported / "report.html").read_text("utf-8")
+    places = [text.index(each) for each in (
+        'id="headline"', "<figure>", "Best other", 'id="claims"', "Results of all methods",
+        "<details class=\"fold\">", "Final test error"
+    )]  # fmt: skip
+    assert places == sorted(places)
+    rest = text[text.index('id="results"') :]
+    unfolded = re.sub(r"<details.*?</details>", "", rest, flags=re.DOTALL)
+    assert "<figure" not in unfolded
+    assert "<table" not in unfolded
 
 
 def test_references_are_a_table_of_their_own_and_say_who_is_worse() -> None:

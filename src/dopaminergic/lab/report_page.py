@@ -1,0 +1,87 @@
+"""The page of a report: one HTML file that loads nothing.
+
+The first figure and a small table come first, then the verdicts. All else is folded.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from dopaminergic.lab.claims import ENOUGH_SEEDS, Verdict
+from dopaminergic.lab.figures import RESULTS, Drawing
+from dopaminergic.lab.findings import NOT_MEASURED
+from dopaminergic.lab.records import Record
+from dopaminergic.lab.report_headline import headline
+from dopaminergic.lab.report_words import environment_rows, lead, missing, of_paper, settings_rows
+from dopaminergic.lab.tables import tables
+
+
+def render(
+    records: Sequence[Record],
+    costs: dict[str, Any],
+    verdicts: Sequence[Verdict],
+    drawings: Sequence[Drawing],
+    damaged: int = 0,
+    commands: Sequence[str] = (),
+) -> str:
+    """The page as text; every name and string is escaped, images are within it."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_part("report.html"))
+    dates = sorted(record["created"] for record in records if record.get("created"))
+    first = next((each for each in drawings if each.section == RESULTS), None)
+    shown = tables(records)
+    return template.render(
+        title="Dopamine: training without gradients, measured"
+        if of_paper(records)
+        else "Training, measured",
+        enough=ENOUGH_SEEDS,
+        lead=lead(records),
+        date=dates[-1][:10] if dates else "undated",
+        missing=missing(records, costs, verdicts, drawings, damaged),
+        of_paper=of_paper(records),
+        verdicts=[each for each in verdicts if of_paper(records) or each.verdict != NOT_MEASURED],
+        first=None if first is None else _figure(first) | {"heading": first.title},
+        headline=headline(records),
+        tables=shown,
+        widths=sorted({len(table.columns) for table in shown}),
+        sections=_sections([each for each in drawings if each is not first]),
+        settings=settings_rows(records),
+        environment=environment_rows(records, costs, commands),
+        slug=lambda title: "".join(letter if letter.isalnum() else "-" for letter in title.lower()),
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("dopaminergic.lab").joinpath(name).read_text("utf-8")
+
+
+def _sections(drawings: Sequence[Drawing]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The figures by section, then by task."""
+    sections: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for drawing in drawings:
+        group, colon, rest = drawing.title.rpartition(": ")
+        figure = _figure(drawing) | {"heading": (rest[:1].upper() + rest[1:]) if colon else rest}
+        sections.setdefault(drawing.section, {}).setdefault(group, []).append(figure)
+    return sections
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    with Image.open(drawing.path) as image:
+        width, height = image.size
+    data = base64.b64encode(drawing.path.read_bytes()).decode()
+    return {
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "wide": drawing.wide,
+        "width": width,
+        "height": height,
+        "source": f"data:image/png;base64,{data}",
+    }
