@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from PIL import Image
 
 from dopaminergic.lab import curves, plots
 from dopaminergic.lab.claims import judge
-from dopaminergic.lab.drawing import COLOURS, SMALL, _apart, new_figure, readable_log
+from dopaminergic.lab.drawing import COLOURS, MARKS, SMALL, _apart, new_figure, readable_log
 from dopaminergic.lab.figures import Drawing, _pictures, draw_all, plan_all
 from dopaminergic.lab.pictures import departure_time
 from dopaminergic.lab.records import append_records, read_records
@@ -130,7 +134,7 @@ class Drawn(NamedTuple):
 def drawn(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     """The figures, beside what lay there before."""
     target = tmp_path_factory.mktemp("drawn")
-    for name in ("99-curves-of-old.png", "own.png", "01-notes.txt"):
+    for name in ("99-curves-of-old.png", "98-old.svg", "own.png", "01-notes.txt"):
         (target / name).write_text("")
     return Drawn(target, draw_all(reported, target))
 
@@ -178,12 +182,13 @@ def test_the_page_holds_everything_and_loads_nothing(reported: Path) -> None:
     text = (reported / "report.html").read_text("utf-8")
     page = Page(text)
     assert page.open == []
-    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
-    assert "url(" not in text
+    kinds = ("data:image/png;base64,", "data:image/svg+xml;charset=utf-8,", "#")
+    assert all(link.startswith(kinds) for link in page.links)
+    assert set(re.findall(r"url\(....", text)) == {"url(%23i"}  # parts of a drawing itself
     assert "@import" not in text
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == len(list((reported / "figures").glob("*.png"))) == 16
+    assert page.tags.count("img") == len(list((reported / "figures").iterdir())) == 16
     for words in ("The paper's claims, and one of this library's, judged",
                   "Fewer than 20 seeds on 3 of 3 tasks: Lorenz (n = 3); ",
                   "dopaminergic reproduce --seeds 3",
@@ -431,6 +436,10 @@ def test_tuning_and_environment_are_told_in_words(reported: Path) -> None:
 def test_every_figure_is_small_enough_and_says_its_n(drawn: Drawn) -> None:
     assert len({drawing.path for drawing in drawn.drawings}) == len(drawn.drawings)
     for path, title, caption, *_ in drawn.drawings:
+        assert path.stat().st_size < 40_000, title
+        if path.suffix == ".svg":
+            assert "n = " in caption, title
+            continue
         with Image.open(path) as image:
             assert (image.format, image.width <= 1200) == ("PNG", True), title
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
@@ -449,9 +458,78 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [each.path.read_bytes() for each in first] == [each.path.read_bytes() for each in second]
 
 
-def test_every_optimizer_has_a_colour_of_its_own() -> None:
-    assert set(COLOURS) == set(LABELS)
-    assert len(set(COLOURS.values())) == len(LABELS)
+def test_every_optimizer_has_a_colour_and_a_mark_of_its_own() -> None:
+    assert set(COLOURS) == set(MARKS) == set(LABELS)
+    assert len(set(COLOURS.values())) == len(set(MARKS.values())) == len(LABELS)
+
+
+def luminance(colour: str) -> float:
+    """As WCAG 2 defines it."""
+    parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+             for part in to_rgb(colour)]  # fmt: skip
+    return float(np.dot(parts, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_names_in_colour_can_be_read_on_white(name: str) -> None:
+    assert 1.05 / (luminance(COLOURS[name]) + 0.05) >= 4.5
+
+
+def test_lines_and_legends_have_marks_beside_colours() -> None:
+    cells = by_task(everything())["XOR 2-2-1"]
+    figure = curves.solved_shares(cells)
+    named = {line.get_color(): line.get_marker() for line in figure.axes[0].lines}
+    legend = {line.get_color(): line.get_marker() for line in figure.legends[0].get_lines()}
+    assert named == legend == {COLOURS[name]: MARKS[name] for name in ("dopamine", "wp", "adam")}
+
+
+def test_a_drawing_is_xml_without_dates_or_names_of_its_maker(drawn: Drawn) -> None:
+    texts = [each.path.read_text("utf-8") for each in drawn.drawings if each.path.suffix == ".svg"]
+    assert len(texts) >= 10
+    for text in texts:
+        root = ElementTree.fromstring(text)
+        names = {each.get("id") for each in root.iter()} - {None}
+        assert set(re.findall(r"#(i\d+)", text)) <= names
+        assert not re.search("[Mm]atplotlib|metadata|20\\d\\d-", text)
+        assert "DejaVu Sans,Verdana" in text
+
+
+def test_a_small_drawing_is_in_the_page_as_it_is_on_disk(reported: Path) -> None:
+    text = (reported / "report.html").read_text("utf-8")
+    found = re.findall(r'<img src="data:image/svg[^,]*,([^"]*)"', text)
+    shown = {unquote(unescape(each)).replace("&apos;", "") for each in found}
+    files = [each.read_text("utf-8") for each in (reported / "figures").glob("*.svg")]
+    assert shown == {each.replace('"', "'").replace("&apos;", "") for each in files}
+
+
+def test_one_bad_run_does_not_flatten_the_others() -> None:
+    bad = run("lorenz", ("wp", "tuned"), 0, 1e6)
+    bad["curve"] = {"passes": [0, 100, 300], "error": [1.0, 1e22, 1e6]}
+    cells = by_task([*results(), bad, *(bad | {"seed": seed} for seed in range(1, 9))])["Lorenz"]
+    assert curves.learning_curves(cells).axes[0].get_ylim()[1] == 2.0
+    figure = plots.final_errors(cells)
+    assert figure.axes[0].get_xlim()[1] == 2.0
+    assert "9 of 9 beyond" in [text.get_text() for text in figure.axes[0].texts]
+    rates = [run("lorenz", ("wp", "tuned"), seed, error, settings={"lr": rate}) for seed in range(3)
+             for rate, error in ((0.1, 0.5), (0.2, 0.4), (1.0, 1e13))]  # fmt: skip
+    axes = curves.sensitivity(by_task(rates)["Lorenz"], 2.0).axes[0]
+    assert axes.get_ylim()[1] < 4
+    assert [np.array(line.get_xdata()).tolist() for line in axes.lines[:2]] == [[0.1, 0.2], [1.0]]
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize("low", [2e-5, 3e-4, 7e-3, 0.2, 40.0])
+@pytest.mark.parametrize("span", [1.05, 1.3, 2.0, 8.0, 90.0, 1e3, 1e5, 1e12])
+def test_names_of_ticks_do_not_overlap(which: str, low: float, span: float) -> None:
+    figure, axes = new_figure(*SMALL)
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(low, low * span)
+    readable_log(axes, which)
+    figure.draw_without_rendering()
+    labels = getattr(axes, f"get_{which}ticklabels")()
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(boxes) >= 2
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_lines_of_a_learning_curve_are_the_quartiles() -> None:

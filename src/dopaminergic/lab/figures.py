@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from dopaminergic.lab import curves, plots
-from dopaminergic.lab.drawing import save
+from dopaminergic.lab.drawing import save_smallest
 from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
 from dopaminergic.lab.records import REQUIRED, Record, read_costs, read_records
 from dopaminergic.lab.results import (
@@ -40,7 +40,7 @@ class Drawing(NamedTuple):
     """A picture on disk and its words.
 
     Attributes:
-        path: of the PNG file.
+        path: of the file, SVG or PNG.
         title: heading.
         caption: the content of the picture, with its n.
         section: the part of the report it belongs to.
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
 
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
-    """Draw every figure that the data of a folder allow, as PNG files in another.
+    """Draw every figure that the data of a folder allow, as SVG or PNG files in another.
 
     That folder is created if missing.
 
@@ -88,12 +88,13 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
     for number, plan in enumerate(
         plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1
     ):
-        path = target / f"{number:02d}-{plan.name}.png"
-        save(plan.draw(), path)
+        path = save_smallest(plan.draw(), target, f"{number:02d}-{plan.name}")
         drawings.append(Drawing(path, *plan[2:]))
     # Figures of an earlier report that are no more, or have another number now.
-    for old in set(target.glob("[0-9][0-9]-*.png")) - {drawing.path for drawing in drawings}:
-        old.unlink()
+    kept = {drawing.path for drawing in drawings}
+    for kind in ("svg", "png"):
+        for old in set(target.glob(f"[0-9][0-9]-*.{kind}")) - kept:
+            old.unlink()
     return drawings
 
 
@@ -259,6 +260,7 @@ def _one_run_each(pictures: list[Record]) -> str:
 
 
 def _sensitivity(records: list[Record]) -> Iterator[Plan]:
+    reported = by_task(records)
     for title, cells in by_task(records, "tuning").items():
         if not any(len(curves.errors_by_rate(runs)) > 1 for runs in cells.values()):
             continue
@@ -266,11 +268,12 @@ def _sensitivity(records: list[Record]) -> Iterator[Plan]:
         caption = (
             f"Median final error and interquartile band on the tuning seeds, n = {seeds} for each "
             "learning rate; no "
-            "other figure shows these runs. A cross at the top: the median run diverged."
+            "other figure shows these runs. A cross at the top: the median run diverged, or ended "
+            "above twice the error of untrained networks."
         )
         yield Plan(
             f"sensitivity-{_slug(title)}",
-            partial(curves.sensitivity, cells),
+            partial(curves.sensitivity, cells, curves.worst_shown(reported.get(title, cells))),
             title,
             caption,
             SENSITIVITY,

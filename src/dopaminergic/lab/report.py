@@ -45,7 +45,7 @@ def write_report(
 ) -> Path:
     """Judge, tabulate and draw the data of a folder.
 
-    Writes `report.html`, `summary.json` and `figures/*.png`.
+    Writes `report.html`, `summary.json` and `figures/*`.
 
     Args:
         folder: with `records.jsonl` and, if they were made, `pictures.jsonl` and `costs.json`.
