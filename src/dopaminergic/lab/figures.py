@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from dopaminergic.lab import curves, plots
+from dopaminergic.lab import alt_texts, curves, plots
 from dopaminergic.lab.drawing import save_smallest
 from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
 from dopaminergic.lab.records import REQUIRED, Record, read_costs, read_records
@@ -45,6 +45,7 @@ class Drawing(NamedTuple):
         caption: the content of the picture, with its n.
         section: the part of the report it belongs to.
         wide: whether it takes the width of the page.
+        finding: a sentence on the result that it shows, for readers who do not see it.
     """
 
     path: Path
@@ -52,10 +53,11 @@ class Drawing(NamedTuple):
     caption: str
     section: str
     wide: bool
+    finding: str
 
 
 class Plan(NamedTuple):
-    """A figure to draw: the stem of its file name, its function, and the fields of `Drawing`."""
+    """A figure to draw: the stem of its file name, its functions, and the fields of `Drawing`."""
 
     name: str
     draw: Callable[[], Figure]
@@ -63,6 +65,7 @@ class Plan(NamedTuple):
     caption: str
     section: str
     wide: bool
+    find: Callable[[], str]
 
 
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
@@ -89,7 +92,7 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
         plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1
     ):
         path = save_smallest(plan.draw(), target, f"{number:02d}-{plan.name}")
-        drawings.append(Drawing(path, *plan[2:]))
+        drawings.append(Drawing(path, *plan[2:-1], plan.find()))
     # Figures of an earlier report that are no more, or have another number now.
     kept = {drawing.path for drawing in drawings}
     for kind in ("svg", "png"):
@@ -147,7 +150,9 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             "a step of SGD or Adam counts as 3 passes."
         )
         draw = partial(curves.learning_curves, cells)
-        yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
+        find = partial(alt_texts.ends, cells)
+        heading = f"{title}: learning curves"
+        yield Plan(f"curves-{slug}", draw, heading, caption, RESULTS, False, find)
         if has_threshold(run for runs in cells.values() for run in runs):
             caption = f"Share of runs whose test error has fallen below the task's threshold, {n}."
             draw = partial(curves.solved_shares, cells)
@@ -158,6 +163,7 @@ def _results(records: list[Record]) -> Iterator[Plan]:
                 caption,
                 RESULTS,
                 False,
+                partial(alt_texts.solved, cells),
             )
         budget = compact(max(run["budget"] for runs in cells.values() for run in runs))
         caption = (
@@ -166,7 +172,7 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             "a default one) and its bootstrap 95 % interval (bar)."
         )
         draw = partial(plots.final_errors, cells)
-        yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False)
+        yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False, find)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}
     # Only tasks that all methods have run compare them; one with a single method would leave out
     # the rest.
@@ -186,7 +192,8 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             f"median on the task; further left is better; {count(joined)} on every task."
         )
         title = "Forecasting tasks: performance profile"
-        yield Plan("profile", partial(plots.profile, chaos), title, caption, RESULTS, True)
+        draw, find = partial(plots.profile, chaos), partial(alt_texts.profile, chaos)
+        yield Plan("profile", draw, title, caption, RESULTS, True, find)
 
 
 def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
@@ -198,18 +205,17 @@ def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
             f"normalised units, {runs}."
         )
         draw = partial(attractors, chosen)
-        yield Plan(
-            f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True
-        )
+        find = partial(alt_texts.free_runs, chosen)
+        heading = f"{title}: attractors"
+        yield Plan(f"attractor-{_slug(title)}", draw, heading, caption, FORECASTS, True, find)
         caption = (
             "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs "
             "by more than "
             f"{DEPARTURE} of the truth's root mean square; normalised units, {runs}."
         )
         draw = partial(free_runs, chosen)
-        yield Plan(
-            f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True
-        )
+        heading = f"{title}: forecasts in time"
+        yield Plan(f"free-{_slug(title)}", draw, heading, caption, FORECASTS, True, find)
 
 
 def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
@@ -227,6 +233,7 @@ def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
             caption,
             BOUNDARIES,
             True,
+            partial(alt_texts.boundaries, chosen),
         )
 
 
@@ -278,6 +285,7 @@ def _sensitivity(records: list[Record]) -> Iterator[Plan]:
             caption,
             SENSITIVITY,
             False,
+            partial(alt_texts.sensitivity, cells),
         )
 
 
@@ -303,9 +311,8 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
                 "ones. Their rates are the shares of a Gauss-Newton step that they take, and, of "
                 "many weights, the length of NodeDopamine's step."
             )
-            yield Plan(
-                f"traces-{_slug(title)}", partial(curves.traces, runs), title, caption, TRACES, True
-            )
+            draw, find = partial(curves.traces, runs), partial(alt_texts.traces, runs)
+            yield Plan(f"traces-{_slug(title)}", draw, title, caption, TRACES, True, find)
 
 
 def _costs(rows: list[Record]) -> Iterator[Plan]:
@@ -325,4 +332,5 @@ def _costs(rows: list[Record]) -> Iterator[Plan]:
             caption,
             COSTS,
             True,
+            partial(alt_texts.costs, rows),
         )

@@ -25,11 +25,13 @@ class Headline(NamedTuple):
         columns: names of the columns.
         rows: the name, the unit and the cells of each task.
         references: by the number of a row, the forecasts without a network that belong below it.
+        left: tasks that have no row, as fewer of the columns have run there.
     """
 
     columns: list[str]
     rows: list[tuple[str, str, list[Cell]]]
     references: dict[int, str]
+    left: int
 
 
 def headline(records: Iterable[Record]) -> Headline | None:
@@ -41,11 +43,12 @@ def headline(records: Iterable[Record]) -> Headline | None:
     found = standings(records)
     ran = {place.optimizer for standing in found for place in standing.places}
     newest = [name for name in NEWEST if name in ran]
+    cells_of = [_row(standing, newest, "adam" in ran) for standing in found]
+    filled = [sum(bool(cell.text) for cell in cells) for cells in cells_of]
     rows = []
     references = {}
-    for standing in found:
-        cells = _row(standing, newest, "adam" in ran)
-        if sum(bool(cell.text) for cell in cells) < 2:
+    for standing, cells, count in zip(found, cells_of, filled, strict=True):
+        if count < max(2, *filled):
             continue
         if standing.references:
             told = [f"{words.lower()} {compact(error)}" for _, words, error in standing.references]
@@ -55,7 +58,7 @@ def headline(records: Iterable[Record]) -> Headline | None:
         return None
     columns = [LABELS[name] for name in newest] or ["Best Dopamine rule"]
     columns += ["Adam"] if "adam" in ran else []
-    return Headline([*columns, "Best other"], rows, references)
+    return Headline([*columns, "Best other"], rows, references, len(found) - len(rows))
 
 
 def _row(standing: Standing, newest: Sequence[str], has_adam: bool) -> list[Cell]:

@@ -156,7 +156,7 @@ def environment_rows(
     rows += [
         (
             "commit",
-            ", ".join(sorted({str(record.get("commit") or "unknown") for record in records})),
+            ", ".join(sorted({_commit(record) for record in records})),
         )
     ]
     rows += (
@@ -188,6 +188,12 @@ def environment_rows(
     ]
     rows += [("report drawn with", f"Python {platform.python_version()}")]
     return rows + [("command", command) for command in commands]
+
+
+def _commit(record: Record) -> str:
+    """The commit that a run was made with, and whether files were changed since."""
+    name, changed, _ = str(record.get("commit") or "unknown").partition("-dirty")
+    return f"{name} with changes" if changed else name
 
 
 def _plain(value: Any) -> str:
