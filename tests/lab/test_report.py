@@ -580,6 +580,27 @@ def test_one_bad_run_does_not_flatten_the_others() -> None:
     assert [np.array(line.get_xdata()).tolist() for line in axes.lines[:2]] == [[0.1, 0.2], [1.0]]
 
 
+def test_one_run_that_is_nearly_zero_does_not_flatten_the_others() -> None:
+    cells = by_task([*results(), run("lorenz", ("es", "tuned"), 0, 1e-38)])["Lorenz"]
+    cells |= {("es", "tuned"): [*cells["es", "tuned"], *cells["wp", "tuned"]]}
+    axes = plots.final_errors(cells).axes[0]
+    assert axes.get_xlim()[0] > 1e-5
+    assert "less" in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_a_single_run_has_no_figure_of_final_errors() -> None:
+    plans = plan_all([run("lorenz", VECTOR, 0, 0.1)], [], [])
+    assert [plan.name for plan in plans] == ["curves-lorenz"]
+
+
+def test_legends_stay_on_the_figure() -> None:
+    times = [run("xor-2-2-1", (name, "tuned"), 0, 0.0, solved_at=200) for name in LABELS]
+    figure = curves.solved_shares(by_task(times)["XOR 2-2-1"])
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize("which", ["x", "y"])
 @pytest.mark.parametrize("low", [2e-5, 3e-4, 7e-3, 0.2, 40.0])
 @pytest.mark.parametrize("span", [1.05, 1.3, 2.0, 8.0, 90.0, 1e3, 1e5, 1e12])

@@ -139,11 +139,15 @@ def zero_place(errors: Iterable[float]) -> float | None:
 
 
 def readable_log(
-    axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number
+    axes: Axes,
+    which: str,
+    zero: float | None = None,
+    form: Callable[..., str] = plain_number,
+    least: str = "0",
 ) -> None:
     """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond.
 
-    `zero` is labelled 0.
+    `zero` is labelled 0, or with other words where it stands for more.
     """
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -178,7 +182,7 @@ def readable_log(
     if len(shown) < 2 and not zero:  # between two steps
         shown = [(tick, f"{tick:.4g}") for tick in MaxNLocator(4).tick_values(low, high)]
         shown = [(tick, name) for tick, name in shown if low <= tick <= high]
-    shown += [(zero, "0")] if zero else []
+    shown += [(zero, least)] if zero else []
     shown = _without_overlaps(axes, which, shown)
     axis.set_ticks([tick for tick, _ in shown], [name for _, name in shown])
     axis.set_ticks([], minor=True)
@@ -221,7 +225,11 @@ def _roundness(tick: float, name: str) -> tuple[bool, int, float]:
     """The rank of a tick: zero, then 1, then 5 and 2, then the others."""
     first = f"{tick:.1e}".split("e")[0]
     order = {"1.0": 0, "5.0": 1, "2.0": 1, "3.0": 1}
-    return name != "0", order.get(first, 2 if first.endswith(".0") else 3), tick
+    return (
+        not (name == "0" or name.isalpha()),
+        order.get(first, 2 if first.endswith(".0") else 3),
+        tick,
+    )
 
 
 def clip_at(axes: Axes, which: str, worst: float) -> None:
@@ -287,7 +295,7 @@ def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
         "ncols": min(4, len(names)),
         "frameon": False,
     }
-    figure.legend(handles, names, fontsize=11, handlelength=2.4, columnspacing=1.4, **place)
+    figure.legend(handles, names, fontsize=10.5, handlelength=1.7, columnspacing=1.1, **place)
 
 
 def _apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:

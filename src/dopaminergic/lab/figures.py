@@ -19,6 +19,7 @@ from dopaminergic.lab.results import (
     Cells,
     by_task,
     compact,
+    final_error,
     has_threshold,
     is_forecasting,
     is_xor,
@@ -165,12 +166,16 @@ def _results(records: list[Record]) -> Iterator[Plan]:
                 False,
                 partial(alt_texts.solved, cells),
             )
+        if sum(map(len, cells.values())) < 2:  # a single dot is no figure
+            continue
         budget = compact(max(run["budget"] for runs in cells.values() for run in runs))
         caption = (
             f"After {budget} forward passes, {n}: every run (small), the median (large; hollow for "
-            "a tuned set beside "
-            "a default one) and its bootstrap 95 % interval (bar)."
+            "a tuned set beside a default one) and its bootstrap 95 % interval (bar)."
         )
+        worst = curves.worst_shown(cells)
+        if any(worst < final_error(run) < math.inf for runs in cells.values() for run in runs):
+            caption += " Beyond: an error above twice that of untrained networks."
         draw = partial(plots.final_errors, cells)
         yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False, find)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}

@@ -33,7 +33,7 @@ for (const table of document.querySelectorAll("table.results, table.settings")) 
       body.append(...groups.flat());
     });
   });
-  if (first.length < 8) continue;
+  if (first.length < 8 || table.closest(".headline")) continue;
   const field = document.createElement("input");
   field.type = "search";
   field.placeholder = "Filter rows";
