@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from typing import Any
 
 import matplotlib
@@ -49,6 +50,7 @@ def smaller(text: str) -> str:
     text = TAG.sub(lambda tag: _tag(tag[0]), text)
     text = re.sub(r">\s*\n\s*<", "><", text)
     text = MARKED.sub(_joined, _unwrapped(text))
+    text = _classed(text)
     for number, name in enumerate(dict.fromkeys(HASHED.findall(text))):
         text = re.sub(rf'(id="|#){name}\b', rf"\g<1>i{number}", text)
     return text.replace("<svg ", f'<svg font-family="{FONTS}" ', 1) if "<text" in text else text
@@ -104,6 +106,18 @@ def _style(style: str) -> str:
         if rule and rule not in DEFAULTS and not rule.startswith("font-family")
     ]
     return f' style="{";".join(kept)}"' if kept else ""
+
+
+def _classed(text: str) -> str:
+    """The text with each style that it has four times or more told once, as a class."""
+    if "</style>" not in text:
+        return text
+    styles = Counter(re.findall(r' style="([^"]*)"', text)).most_common()
+    often = [style for style, count in styles if count > 3]
+    for number, style in enumerate(often):
+        text = text.replace(f' style="{style}"', f' class="c{number}"')
+    rules = "".join(f".c{number}{{{style}}}" for number, style in enumerate(often))
+    return text.replace("</style>", f"{rules}</style>", 1)
 
 
 def _unwrapped(text: str) -> str:
