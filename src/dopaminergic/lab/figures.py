@@ -176,6 +176,9 @@ def _results(records: list[Record]) -> Iterator[Plan]:
         worst = curves.worst_shown(cells)
         if any(worst < final_error(run) < math.inf for runs in cells.values() for run in runs):
             caption += " Beyond: an error above twice that of untrained networks."
+        small = plots.smallest_shown(cells)
+        if any(0 < final_error(run) < small for runs in cells.values() for run in runs):
+            caption += " Less: an error below a thousandth of the lowest median."
         draw = partial(plots.final_errors, cells)
         yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False, find)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}

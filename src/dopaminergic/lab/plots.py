@@ -7,7 +7,7 @@ A figure of one task is sized to stay legible on a phone. Its caption has the co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -59,7 +59,7 @@ def final_errors(cells: Cells) -> Figure:
         }
         medians = {method: statistics.estimate(each) for method, each in errors.items()}
         order = sorted(cells, key=lambda method: medians[method].value)
-        zero, least = _least_shown(errors.values(), [each.value for each in medians.values()])
+        zero, least = _least_shown(cells)
         figure, axes = new_figure(SMALL[0], max(SMALL[1], 0.33 * len(order) + 1))
         for row, method in enumerate(order):
             finite = np.maximum(errors[method][np.isfinite(errors[method])], zero or 0)
@@ -81,18 +81,19 @@ def final_errors(cells: Cells) -> Figure:
         return figure
 
 
-def _least_shown(
-    errors: Iterable[NDArray[np.float64]], medians: Sequence[float]
-) -> tuple[float | None, str]:
-    """Where an axis puts errors that are too small for it, and the name of that place.
+def smallest_shown(cells: Cells) -> float:
+    """A thousandth of the lowest median above zero: errors below it would flatten all others."""
+    medians = [median_error(runs) for runs in cells.values()]
+    return min((median for median in medians if 0 < median < math.inf), default=0.0) / 1000
 
-    Errors below a thousandth of the lowest median above zero would flatten all others.
-    """
-    flat = np.concatenate(list(errors))
-    lowest = min((median for median in medians if 0 < median < math.inf), default=0.0) / 1000
-    if ((flat > 0) & (flat < lowest)).any():
-        return lowest, "less"
-    return zero_place(flat), "0"
+
+def _least_shown(cells: Cells) -> tuple[float | None, str]:
+    """Where an axis puts errors that are too small for it, and the name of that place."""
+    errors = [final_error(run) for runs in cells.values() for run in runs]
+    smallest = smallest_shown(cells)
+    if any(0 < error < smallest for error in errors):
+        return smallest, "less"
+    return zero_place(errors), "0"
 
 
 def _draw_runs(axes: Axes, row: int, hue: str, errors: NDArray[np.float64]) -> None:
