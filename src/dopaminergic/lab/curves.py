@@ -23,13 +23,16 @@ from dopaminergic.lab.drawing import (
     SMALL,
     STYLE,
     WIDE,
+    clip_at,
     colour,
     label_lines,
     legend_below,
     line_style,
+    mark,
     new_figure,
     passes_axis,
     readable_log,
+    spaced_marks,
     symmetric_log,
     thousands,
     zero_place,
@@ -67,6 +70,17 @@ def _quartiles(runs: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.
     )
 
 
+def worst_shown(cells: Cells) -> float:
+    """The highest error that axes show: twice that of untrained networks; infinity if unknown.
+
+    The errors before training are the first of each curve that has more than one.
+    """
+    curves = [run["curve"]["error"] for runs in cells.values() for run in runs]
+    first = [curve[0] for curve in curves if len(curve) > 1 and curve[0] is not None]
+    known = [error for error in first if 0 < error < math.inf]
+    return 2 * float(np.median(known)) if known else math.inf
+
+
 def metric(cells: Cells) -> str:
     """The name of the measure of a task's runs."""
     return metric_title([run for runs in cells.values() for run in runs])
@@ -97,6 +111,7 @@ def learning_curves(cells: Cells) -> Figure:
         passes_axis(
             axes, start, budget, has_threshold(run for runs in cells.values() for run in runs)
         )
+        clip_at(axes, "y", worst_shown(cells))
         readable_log(axes, "y", zero)
         axes.set_ylabel(f"Test {metric(cells)}")
         label_lines(axes, ends)
@@ -118,7 +133,8 @@ def _draw_curve(
     ceiling = np.where(np.isfinite(high), high, middle)
     axes.fill_between(passes[there], low[there], ceiling[there], color=hue, alpha=0.13, linewidth=0)
     width = 2.6 if optimizer in OURS else 1.7
-    axes.plot(passes[there], middle[there], line_style(optimizer), color=hue, linewidth=width)
+    look: dict[str, Any] = {"color": hue, "linewidth": width, **spaced_marks(optimizer)}
+    axes.plot(passes[there], middle[there], line_style(optimizer), **look)
     if there[-1]:
         return middle[-1]
     last = (passes[there][-1], middle[there][-1])
@@ -163,6 +179,7 @@ def solved_shares(cells: Cells) -> Figure:
                 where="post",
                 color=colour(optimizer),
                 linewidth=width,
+                **spaced_marks(optimizer),
             )
         passes_axis(axes, earliest / 1.5, budget, True)
         axes.set_ylim(-1, 103)
@@ -171,7 +188,7 @@ def solved_shares(cells: Cells) -> Figure:
         return figure
 
 
-def sensitivity(cells: Cells) -> Figure:
+def sensitivity(cells: Cells, worst: float = math.inf) -> Figure:
     """Median final error of the tuning runs against the learning rate.
 
     A band is the interquartile range.
@@ -180,6 +197,7 @@ def sensitivity(cells: Cells) -> Figure:
         cells: runs of role "tuning" of one task by method. Where other settings varied too, the
             best of them is shown for each learning rate. A learning rate whose median run diverged
             is a cross at the upper edge.
+        worst: errors above it are crosses too, so that one cannot flatten all others.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(*SMALL)
@@ -189,7 +207,7 @@ def sensitivity(cells: Cells) -> Figure:
             if len(found) > 1:
                 curves[optimizer] = found
         finite = [row[2] for rows in curves.values() for row in rows if math.isfinite(row[2])]
-        ceiling = 1.6 * max(finite, default=1.0) or 1.0
+        ceiling = min(1.6 * max(finite, default=1.0) or 1.0, worst)
         zero = zero_place(error for rows in curves.values() for row in rows for error in row[1:3])
         for optimizer, rows in curves.items():
             rates = np.array(rows)[:, 0]
@@ -212,17 +230,19 @@ def _draw_sensitivity(
     quartiles: NDArray[np.float64],
     ceiling: float,
 ) -> None:
-    """Draw one optimizer's line and band, and crosses at the ceiling where it diverged."""
+    """Draw one optimizer's line and band, and crosses at the ceiling where it left or diverged."""
     low, middle, high = quartiles
-    there = np.isfinite(middle)
+    there = middle <= ceiling
     look: dict[str, Any] = {"color": colour(optimizer)}
     top = np.minimum(high, ceiling)
     axes.fill_between(rates[there], low[there], top[there], alpha=0.1, linewidth=0, **look)
     width = 2.4 if optimizer in OURS else 1.6
     style = line_style(optimizer)
-    axes.plot(rates[there], middle[there], style, marker="o", markersize=4, linewidth=width, **look)
+    look |= {"marker": mark(optimizer), "markeredgecolor": "white", "markeredgewidth": 0.6}
+    axes.plot(rates[there], middle[there], style, markersize=6, linewidth=width, **look)
     lost = rates[~there]
-    axes.plot(lost, np.full(len(lost), ceiling), "x", markersize=7, markeredgewidth=2, **look)
+    cross: dict[str, Any] = {"markersize": 7, "markeredgewidth": 2, "color": look["color"]}
+    axes.plot(lost, np.full(len(lost), ceiling), "x", **cross)
 
 
 def errors_by_rate(runs: Iterable[Record]) -> list[tuple[float, float, float, float]]:

@@ -1,7 +1,8 @@
 """The look of every figure of the lab: colours, type, readable axes, labels beside lines, files.
 
-Each optimizer has one colour everywhere. Rules that only run forward have hues after Okabe and
-Ito's palette, safe for the colour-blind. Those that use gradients are black and grey, dashed.
+Each optimizer has one colour and one mark everywhere, so that no reader depends on colours. Rules
+that only run forward have hues after Okabe and Ito's palette. Those that use gradients are black
+and grey, dashed. Texts have these colours too: their contrast to white is at least 4.5.
 """
 
 from __future__ import annotations
@@ -23,17 +24,29 @@ from PIL import Image
 
 from dopaminergic.lab.records import write_whole
 from dopaminergic.lab.results import LABELS, compact
+from dopaminergic.lab.svg import as_svg
 
 COLOURS = {
-    "dopamine": "#D55E00",
+    "dopamine": "#B84A00",
     "dopamine2": "#0072B2",
     "vector": "#7B2D8E",
-    "node": "#3AA5DC",
-    "wp": "#009E73",
-    "spsa": "#C4679F",
-    "es": "#C78A00",
-    "sgd": "#8A8A8A",
+    "node": "#00809A",
+    "wp": "#007A57",
+    "spsa": "#B5478A",
+    "es": "#8A6400",
+    "sgd": "#707070",
     "adam": "#1A1A1A",
+}
+MARKS = {
+    "dopamine": "o",
+    "dopamine2": "s",
+    "vector": "D",
+    "node": "P",
+    "wp": "^",
+    "spsa": "v",
+    "es": "X",
+    "sgd": "<",
+    "adam": ">",
 }
 GRADIENTS = ("sgd", "adam")
 OURS = ("dopamine", "dopamine2", "vector", "node")  # drawn in bold
@@ -79,14 +92,36 @@ def colour(optimizer: str) -> str:
     return COLOURS.get(optimizer, "#666666")
 
 
+def mark(optimizer: str) -> str:
+    """The one mark of an optimizer; a small dot for one that this module does not know."""
+    return MARKS.get(optimizer, ".")
+
+
+def spaced_marks(optimizer: str) -> dict[str, Any]:
+    """Keywords of a line with a mark about every seventh of the figure.
+
+    Lines that run together have their marks at different places.
+    """
+    rank = list(MARKS).index(optimizer) if optimizer in MARKS else 0
+    return {
+        "marker": mark(optimizer),
+        "markersize": 5.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+        "markevery": (0.02 + 0.014 * rank, 0.15),
+    }
+
+
 def line_style(optimizer: str) -> str:
     """Dashed for optimizers that use gradients."""
     return "--" if optimizer in GRADIENTS else "-"
 
 
 def plain_number(value: float, _: object = None) -> str:
-    """A label for a tick, such as 0.05, 20 or 1.0 × 10⁻⁴."""
-    return compact(value, 2) if value < 1e-3 else f"{value:g}" if value < 1e4 else f"{value:,.0f}"
+    """A label for a tick, such as 0.0005, 20 or 10⁻⁵."""
+    if 0 < value < 1e-4:
+        return compact(value, 2).replace(".0 ", " ").removeprefix("1 ").lstrip("× ")  # noqa: RUF001
+    return f"{value:g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def thousands(value: float, _: object = None) -> str:
@@ -104,11 +139,15 @@ def zero_place(errors: Iterable[float]) -> float | None:
 
 
 def readable_log(
-    axes: Axes, which: str, zero: float | None = None, form: Callable[..., str] = plain_number
+    axes: Axes,
+    which: str,
+    zero: float | None = None,
+    form: Callable[..., str] = plain_number,
+    least: str = "0",
 ) -> None:
     """Plain numbers on a logarithmic axis: 1-2-5 ticks within two decades, powers beyond.
 
-    `zero` is labelled 0.
+    `zero` is labelled 0, or with other words where it stands for more.
     """
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -140,10 +179,64 @@ def readable_log(
         for tick, name in zip(ticks, names, strict=True)
         if max(low, 1.5 * (zero or 0)) <= tick <= high
     ]
-    shown += [(zero, "0")] if zero else []
+    if len(shown) < 2 and not zero:  # between two steps
+        shown = [(tick, f"{tick:.4g}") for tick in MaxNLocator(4).tick_values(low, high)]
+        shown = [(tick, name) for tick, name in shown if low <= tick <= high]
+    shown += [(zero, least)] if zero else []
+    shown = _without_overlaps(axes, which, shown)
     axis.set_ticks([tick for tick, _ in shown], [name for _, name in shown])
     axis.set_ticks([], minor=True)
     axis.set_minor_formatter(NullFormatter())
+
+
+def _without_overlaps(
+    axes: Axes, which: str, ticks: Sequence[tuple[float, str]]
+) -> list[tuple[float, str]]:
+    """The ticks of a logarithmic axis whose names have room; powers of ten go before others."""
+    figure = axes.figure.get_figure(root=True)
+    width, height = figure.get_size_inches() if figure is not None else SMALL
+    spec = axes.get_subplotspec()
+    rows, columns = spec.get_gridspec().get_geometry() if spec is not None else (1, 1)
+    # The part of a figure that axes take, beside names of lines and of the axis.
+    room = 72 * (0.55 * width / columns if which == "x" else 0.7 * height / rows)
+    low, high = getattr(axes, f"get_{which}lim")()
+    kept: list[tuple[float, float, str]] = []
+    for tick, name in sorted(ticks, key=lambda one: _roundness(*one)):
+        place = room * math.log(tick / low) / math.log(high / low)
+        apart = [
+            1.3 * 11 if which == "y" else (_width(name) + _width(other)) / 2 for _, _, other in kept
+        ]
+        if all(abs(place - there) >= gap for gap, (there, _, _) in zip(apart, kept, strict=True)):
+            kept.append((place, tick, name))
+    return [(tick, name) for _, tick, name in sorted(kept)]
+
+
+def _width(name: str) -> float:
+    """About the width of a tick's name, in points."""
+    return 0.62 * 11 * _letters(name) + 5
+
+
+def _letters(name: str) -> int:
+    """Letters that are drawn; those of a formula's mark-up are not."""
+    return len(name.translate(str.maketrans("", "", "${}^")))
+
+
+def _roundness(tick: float, name: str) -> tuple[bool, int, float]:
+    """The rank of a tick: zero, then 1, then 5 and 2, then the others."""
+    first = f"{tick:.1e}".split("e")[0]
+    order = {"1.0": 0, "5.0": 1, "2.0": 1, "3.0": 1}
+    return (
+        not (name == "0" or name.isalpha()),
+        order.get(first, 2 if first.endswith(".0") else 3),
+        tick,
+    )
+
+
+def clip_at(axes: Axes, which: str, worst: float) -> None:
+    """End an axis at the worst value to be shown, if values within it go beyond."""
+    low, high = getattr(axes, f"get_{which}lim")()
+    if low < worst < high:
+        getattr(axes, f"set_{which}lim")(low, worst)
 
 
 def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float = 11.5) -> None:
@@ -193,7 +286,7 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float 
 def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
     """A legend below the axes, for lines that end in one place or nowhere in particular."""
     handles = [
-        axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0]
+        axes.plot([], [], line_style(name), color=colour(name), linewidth=2.2, marker=mark(name))[0]
         for name in optimizers
     ]
     names = [LABELS.get(name, name) for name in optimizers]
@@ -202,7 +295,7 @@ def legend_below(figure: Figure, axes: Axes, optimizers: Sequence[str]) -> None:
         "ncols": min(4, len(names)),
         "frameon": False,
     }
-    figure.legend(handles, names, fontsize=11, handlelength=1.6, columnspacing=1.4, **place)
+    figure.legend(handles, names, fontsize=10.5, handlelength=1.7, columnspacing=1.1, **place)
 
 
 def _apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
@@ -257,8 +350,8 @@ def symmetric_log(axes: Axes, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 150 dots per inch in one step.
+def as_png(figure: Figure) -> bytes:
+    """A PNG of 150 dots per inch.
 
     Without shading it has 255 colours, which take a fifth of the bytes.
     """
@@ -269,4 +362,21 @@ def save(figure: Figure, path: Path) -> None:
     if not any(axes.images for axes in figure.axes):
         image = image.quantize(255, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True, dpi=(150, 150))
-    write_whole(path, small.getvalue())
+    return small.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG in one step."""
+    write_whole(path, as_png(figure))
+
+
+def save_smallest(figure: Figure, folder: Path, name: str) -> Path:
+    """Write `name.svg`, or `name.png` where that is smaller; the path of the file.
+
+    Bytes are compared as a page holds them: a PNG takes a third more there.
+    """
+    lines, dots = as_svg(figure), as_png(figure)
+    vector = len(lines) <= len(dots) * 4 / 3
+    path = folder / f"{name}.{'svg' if vector else 'png'}"
+    write_whole(path, lines if vector else dots)
+    return path

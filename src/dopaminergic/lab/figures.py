@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from dopaminergic.lab import curves, plots
-from dopaminergic.lab.drawing import save
+from dopaminergic.lab import alt_texts, curves, plots
+from dopaminergic.lab.drawing import save_smallest
 from dopaminergic.lab.pictures import DEPARTURE, attractors, decision_boundaries, free_runs
 from dopaminergic.lab.records import REQUIRED, Record, read_costs, read_records
 from dopaminergic.lab.results import (
@@ -19,6 +19,7 @@ from dopaminergic.lab.results import (
     Cells,
     by_task,
     compact,
+    final_error,
     has_threshold,
     is_forecasting,
     is_xor,
@@ -40,11 +41,12 @@ class Drawing(NamedTuple):
     """A picture on disk and its words.
 
     Attributes:
-        path: of the PNG file.
+        path: of the file, SVG or PNG.
         title: heading.
         caption: the content of the picture, with its n.
         section: the part of the report it belongs to.
         wide: whether it takes the width of the page.
+        finding: a sentence on the result that it shows, for readers who do not see it.
     """
 
     path: Path
@@ -52,10 +54,11 @@ class Drawing(NamedTuple):
     caption: str
     section: str
     wide: bool
+    finding: str
 
 
 class Plan(NamedTuple):
-    """A figure to draw: the stem of its file name, its function, and the fields of `Drawing`."""
+    """A figure to draw: the stem of its file name, its functions, and the fields of `Drawing`."""
 
     name: str
     draw: Callable[[], Figure]
@@ -63,10 +66,11 @@ class Plan(NamedTuple):
     caption: str
     section: str
     wide: bool
+    find: Callable[[], str]
 
 
 def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
-    """Draw every figure that the data of a folder allow, as PNG files in another.
+    """Draw every figure that the data of a folder allow, as SVG or PNG files in another.
 
     That folder is created if missing.
 
@@ -88,12 +92,13 @@ def draw_all(folder_in: str | Path, folder_out: str | Path) -> list[Drawing]:
     for number, plan in enumerate(
         plan_all(records, pictures, read_costs(source / "costs.json").get("rows", [])), 1
     ):
-        path = target / f"{number:02d}-{plan.name}.png"
-        save(plan.draw(), path)
-        drawings.append(Drawing(path, *plan[2:]))
+        path = save_smallest(plan.draw(), target, f"{number:02d}-{plan.name}")
+        drawings.append(Drawing(path, *plan[2:-1], plan.find()))
     # Figures of an earlier report that are no more, or have another number now.
-    for old in set(target.glob("[0-9][0-9]-*.png")) - {drawing.path for drawing in drawings}:
-        old.unlink()
+    kept = {drawing.path for drawing in drawings}
+    for kind in ("svg", "png"):
+        for old in set(target.glob(f"[0-9][0-9]-*.{kind}")) - kept:
+            old.unlink()
     return drawings
 
 
@@ -146,7 +151,9 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             "a step of SGD or Adam counts as 3 passes."
         )
         draw = partial(curves.learning_curves, cells)
-        yield Plan(f"curves-{slug}", draw, f"{title}: learning curves", caption, RESULTS, False)
+        find = partial(alt_texts.ends, cells)
+        heading = f"{title}: learning curves"
+        yield Plan(f"curves-{slug}", draw, heading, caption, RESULTS, False, find)
         if has_threshold(run for runs in cells.values() for run in runs):
             caption = f"Share of runs whose test error has fallen below the task's threshold, {n}."
             draw = partial(curves.solved_shares, cells)
@@ -157,15 +164,23 @@ def _results(records: list[Record]) -> Iterator[Plan]:
                 caption,
                 RESULTS,
                 False,
+                partial(alt_texts.solved, cells),
             )
+        if sum(map(len, cells.values())) < 2:  # a single dot is no figure
+            continue
         budget = compact(max(run["budget"] for runs in cells.values() for run in runs))
         caption = (
             f"After {budget} forward passes, {n}: every run (small), the median (large; hollow for "
-            "a tuned set beside "
-            "a default one) and its bootstrap 95 % interval (bar)."
+            "a tuned set beside a default one) and its bootstrap 95 % interval (bar)."
         )
+        worst = curves.worst_shown(cells)
+        if any(worst < final_error(run) < math.inf for runs in cells.values() for run in runs):
+            caption += " Beyond: an error above twice that of untrained networks."
+        small = plots.smallest_shown(cells)
+        if any(0 < final_error(run) < small for runs in cells.values() for run in runs):
+            caption += " Less: an error below a thousandth of the lowest median."
         draw = partial(plots.final_errors, cells)
-        yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False)
+        yield Plan(f"final-{slug}", draw, f"{title}: final errors", caption, RESULTS, False, find)
     chaos = {title: cells for title, cells in tasks.items() if is_forecasting(_task(cells))}
     # Only tasks that all methods have run compare them; one with a single method would leave out
     # the rest.
@@ -185,7 +200,8 @@ def _results(records: list[Record]) -> Iterator[Plan]:
             f"median on the task; further left is better; {count(joined)} on every task."
         )
         title = "Forecasting tasks: performance profile"
-        yield Plan("profile", partial(plots.profile, chaos), title, caption, RESULTS, True)
+        draw, find = partial(plots.profile, chaos), partial(alt_texts.profile, chaos)
+        yield Plan("profile", draw, title, caption, RESULTS, True, find)
 
 
 def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
@@ -197,18 +213,17 @@ def _free_runs(pictures: list[Record]) -> Iterator[Plan]:
             f"normalised units, {runs}."
         )
         draw = partial(attractors, chosen)
-        yield Plan(
-            f"attractor-{_slug(title)}", draw, f"{title}: attractors", caption, FORECASTS, True
-        )
+        find = partial(alt_texts.free_runs, chosen)
+        heading = f"{title}: attractors"
+        yield Plan(f"attractor-{_slug(title)}", draw, heading, caption, FORECASTS, True, find)
         caption = (
             "Grey: truth; coloured: forecast. The dashed line marks where the forecast first errs "
             "by more than "
             f"{DEPARTURE} of the truth's root mean square; normalised units, {runs}."
         )
         draw = partial(free_runs, chosen)
-        yield Plan(
-            f"free-{_slug(title)}", draw, f"{title}: forecasts in time", caption, FORECASTS, True
-        )
+        heading = f"{title}: forecasts in time"
+        yield Plan(f"free-{_slug(title)}", draw, heading, caption, FORECASTS, True, find)
 
 
 def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
@@ -226,6 +241,7 @@ def _boundaries(pictures: list[Record]) -> Iterator[Plan]:
             caption,
             BOUNDARIES,
             True,
+            partial(alt_texts.boundaries, chosen),
         )
 
 
@@ -259,6 +275,7 @@ def _one_run_each(pictures: list[Record]) -> str:
 
 
 def _sensitivity(records: list[Record]) -> Iterator[Plan]:
+    reported = by_task(records)
     for title, cells in by_task(records, "tuning").items():
         if not any(len(curves.errors_by_rate(runs)) > 1 for runs in cells.values()):
             continue
@@ -266,15 +283,17 @@ def _sensitivity(records: list[Record]) -> Iterator[Plan]:
         caption = (
             f"Median final error and interquartile band on the tuning seeds, n = {seeds} for each "
             "learning rate; no "
-            "other figure shows these runs. A cross at the top: the median run diverged."
+            "other figure shows these runs. A cross at the top: the median run diverged, or ended "
+            "above twice the error of untrained networks."
         )
         yield Plan(
             f"sensitivity-{_slug(title)}",
-            partial(curves.sensitivity, cells),
+            partial(curves.sensitivity, cells, curves.worst_shown(reported.get(title, cells))),
             title,
             caption,
             SENSITIVITY,
             False,
+            partial(alt_texts.sensitivity, cells),
         )
 
 
@@ -300,9 +319,8 @@ def _traces(records: list[Record]) -> Iterator[Plan]:
                 "ones. Their rates are the shares of a Gauss-Newton step that they take, and, of "
                 "many weights, the length of NodeDopamine's step."
             )
-            yield Plan(
-                f"traces-{_slug(title)}", partial(curves.traces, runs), title, caption, TRACES, True
-            )
+            draw, find = partial(curves.traces, runs), partial(alt_texts.traces, runs)
+            yield Plan(f"traces-{_slug(title)}", draw, title, caption, TRACES, True, find)
 
 
 def _costs(rows: list[Record]) -> Iterator[Plan]:
@@ -322,4 +340,5 @@ def _costs(rows: list[Record]) -> Iterator[Plan]:
             caption,
             COSTS,
             True,
+            partial(alt_texts.costs, rows),
         )

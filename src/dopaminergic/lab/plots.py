@@ -18,16 +18,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dopaminergic.lab import statistics
-from dopaminergic.lab.curves import main_variants, metric
+from dopaminergic.lab.curves import main_variants, metric, worst_shown
 from dopaminergic.lab.drawing import (
     OURS,
     SMALL,
     STYLE,
     WIDE,
+    clip_at,
     colour,
     line_style,
+    mark,
     new_figure,
     readable_log,
+    spaced_marks,
     zero_place,
 )
 from dopaminergic.lab.records import Record
@@ -56,14 +59,14 @@ def final_errors(cells: Cells) -> Figure:
         }
         medians = {method: statistics.estimate(each) for method, each in errors.items()}
         order = sorted(cells, key=lambda method: medians[method].value)
-        zero = zero_place(final_error(run) for runs in cells.values() for run in runs)
+        zero, least = _least_shown(cells)
         figure, axes = new_figure(SMALL[0], max(SMALL[1], 0.33 * len(order) + 1))
         for row, method in enumerate(order):
             finite = np.maximum(errors[method][np.isfinite(errors[method])], zero or 0)
             _draw_runs(axes, row, colour(method[0]), finite)
             hollow = method == (method[0], "tuned") and (method[0], "default") in cells
             _draw_median(axes, row, colour(method[0]), medians[method], finite, zero or 0, hollow)
-            _count_diverged(axes, row, colour(method[0]), errors[method])
+            _count_lost(axes, row, colour(method[0]), errors[method], worst_shown(cells))
         axes.set_xscale("log")
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_yticks(range(len(order)), [_row_name(method, cells) for method in order])
@@ -72,9 +75,25 @@ def final_errors(cells: Cells) -> Figure:
             label.set_fontweight("bold" if method[0] in OURS else "normal")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        readable_log(axes, "x", zero)
+        clip_at(axes, "x", worst_shown(cells))
+        readable_log(axes, "x", zero, least=least)
         axes.set_xlabel(f"Final test {metric(cells)}")
         return figure
+
+
+def smallest_shown(cells: Cells) -> float:
+    """A thousandth of the lowest median above zero: errors below it would flatten all others."""
+    medians = [median_error(runs) for runs in cells.values()]
+    return min((median for median in medians if 0 < median < math.inf), default=0.0) / 1000
+
+
+def _least_shown(cells: Cells) -> tuple[float | None, str]:
+    """Where an axis puts errors that are too small for it, and the name of that place."""
+    errors = [final_error(run) for runs in cells.values() for run in runs]
+    smallest = smallest_shown(cells)
+    if any(0 < error < smallest for error in errors):
+        return smallest, "less"
+    return zero_place(errors), "0"
 
 
 def _draw_runs(axes: Axes, row: int, hue: str, errors: NDArray[np.float64]) -> None:
@@ -108,19 +127,22 @@ def _draw_median(
     axes.plot(middle, row, "o", color=hue, markerfacecolor=face, markersize=9, markeredgewidth=2)
 
 
-def _count_diverged(axes: Axes, row: int, hue: str, errors: NDArray[np.float64]) -> None:
-    """Write the number of diverged runs at the right, if there are any."""
-    lost = int(np.isinf(errors).sum())
-    if not lost:
+def _count_lost(axes: Axes, row: int, hue: str, errors: NDArray[np.float64], worst: float) -> None:
+    """Write the number of runs at the right that diverged, or end beyond the axis."""
+    diverged = int(np.isinf(errors).sum())
+    beyond = int((errors > worst).sum()) - diverged
+    if not diverged + beyond:
         return
+    told = [f"{diverged} of {len(errors)} diverged"] * bool(diverged)
+    told += [f"{beyond} of {len(errors)} beyond"] * bool(beyond)
     axes.text(
         0.99,
-        row,
-        f"{lost} of {len(errors)} diverged",
+        row - 0.12,
+        ", ".join(told),
         transform=axes.get_yaxis_transform(),
         ha="right",
-        va="center",
-        fontsize=10,
+        va="bottom",  # above the bar of the interval
+        fontsize=9.5,
         color=hue,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85},
     )
@@ -225,6 +247,7 @@ def profile(tasks: dict[str, Cells]) -> Figure:
                 line_style(method[0]),
                 color=colour(method[0]),
                 linewidth=width,
+                **spaced_marks(method[0]),
             )
         axes.set_xscale("log")
         axes.set_xlim(factors[0], factors[-1])
@@ -233,7 +256,9 @@ def profile(tasks: dict[str, Cells]) -> Figure:
         axes.set_xlabel("Final error over the lowest median on the task")
         axes.set_ylabel("Runs at or below (%)")
         handles = [
-            axes.plot([], [], line_style(name), color=colour(name), linewidth=2.4)[0]
+            axes.plot(
+                [], [], line_style(name), color=colour(name), linewidth=2.2, marker=mark(name)
+            )[0]
             for name, _ in methods
         ]
         figure.legend(
@@ -242,7 +267,7 @@ def profile(tasks: dict[str, Cells]) -> Figure:
             loc="outside right center",
             frameon=False,
             fontsize=11.5,
-            handlelength=1.6,
+            handlelength=2.4,
         )
         return figure
 

@@ -30,7 +30,7 @@ from dopaminergic.lab.results import (
 
 HIGHER_IS_BETTER = ("vpt", "accuracy")
 # Those that a reader compares first; the others follow in the order of LABELS.
-FIRST_COLUMNS = ("vector", "node", "adam")
+FIRST_COLUMNS = ("node", "vector", "adam")
 
 
 class Cell(NamedTuple):
@@ -40,6 +40,7 @@ class Cell(NamedTuple):
     below: str = ""
     best: bool = False
     best_without_gradients: bool = False
+    value: float = math.nan  # the number that sorts
 
 
 class Table(NamedTuple):
@@ -145,12 +146,39 @@ def tables(records: Iterable[Record]) -> list[Table]:
                 [*REFERENCES.values(), "Medians above the autoregression"],
                 references,
             ),
-            Table(
-                "Other measures at the end of a run", f"Median over seeds. {bold}", columns, others
-            ),
+            *_dense(f"Median over seeds. {bold}", columns, others, tasks, methods),
         )
         if table.rows
     ]
+
+
+Row = tuple[str, str, list[Cell]]
+
+
+def _dense(
+    note: str,
+    columns: list[str],
+    rows: list[Row],
+    tasks: dict[str, Cells],
+    methods: Sequence[Method],
+) -> list[Table]:
+    """Tables of the other measures: tasks that the same methods ran share one, without the rest."""
+    groups: dict[tuple[bool, ...], list[Row]] = {}
+    for row in rows:
+        ran = tuple(method in tasks[row[0]] for method in methods)
+        groups.setdefault(ran, []).append(row)
+    found = []
+    for ran, same in groups.items():
+        kept = [
+            (task, unit, [cell for cell, there in zip(cells, ran, strict=True) if there])
+            for task, unit, cells in same
+        ]
+        shown = [name for name, there in zip(columns, ran, strict=True) if there]
+        title = "Other measures at the end of a run"
+        if len(groups) > 1:
+            title += f", {len(shown)} methods" if len(shown) > 3 else f", {' and '.join(shown)}"
+        found.append(Table(title, note, shown, kept))
+    return found
 
 
 def rank_of(method: Method) -> tuple[int, str, str]:
@@ -184,6 +212,7 @@ def _error_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
         else Cell(
             "diverges" if math.isinf(each.value) else compact(each.value),
             "" if math.isinf(each.value) else _range(each),
+            value=each.value,
         )
         for each in found
     ]
@@ -200,7 +229,7 @@ def _solved_row(cells: Cells, methods: Sequence[Method]) -> list[Cell]:
             continue
         share = solved_share(cells[method])
         passes = float(statistics.median([solved_at(run) for run in cells[method]]))
-        shown.append(Cell(f"{share.value:.0%}", compact(passes)))
+        shown.append(Cell(f"{share.value:.0%}", compact(passes), value=share.value))
         ranks.append(-share.value)
     return _marked(shown, ranks, methods)
 
@@ -219,7 +248,8 @@ def _metric_row(cells: Cells, methods: Sequence[Method], name: str) -> list[Cell
         middle = float(
             statistics.median([math.inf if value is None else sign * value for value in values])
         )
-        shown.append(Cell(compact(sign * middle) if math.isfinite(middle) else "diverges"))
+        text = compact(sign * middle) if math.isfinite(middle) else "diverges"
+        shown.append(Cell(text, value=sign * middle))
         ranks.append(middle)
     return _marked(shown, ranks, methods)
 
