@@ -75,7 +75,7 @@ def digest(answer: Answer) -> int:
     if isinstance(answer, Outcome):
         parts = [answer.values, answer.truth]
     else:
-        parts = [torch.as_tensor(answer, dtype=torch.float64)]
+        parts = [torch.as_tensor(answer, dtype=torch.float64, device="cpu")]
     found = hashlib.blake2b(form_of(answer).encode(), digest_size=8)
     for part in parts:
         numbers = part.detach().cpu().to(torch.float64).numpy() + 0.0  # -0 equals 0

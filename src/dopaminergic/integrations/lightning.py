@@ -81,7 +81,8 @@ class ForwardModule(LightningModule):
         for args, kwargs in logged:
             super().log(*args, **kwargs)
         # Lightning divides by the number of batches, since it adds gradients.
-        return torch.tensor(0.0 if loss is None else loss * accumulated, device=self.device)
+        mean = 0.0 if loss is None else loss * accumulated
+        return torch.tensor(mean, dtype=torch.float32, device=self.device)
 
     def backward(self, *_: Any, **__: Any) -> None:
         """There is nothing to differentiate."""

@@ -134,7 +134,10 @@ class ForwardNet(NeuralNet):
         loss: Any = None
         for name in self._optimizers:
             loss = getattr(self, name + "_").step(closure)
-        return {"loss": torch.tensor(loss), "y_pred": first[0]}
+        return {
+            "loss": torch.tensor(loss, dtype=torch.float32, device="cpu"),
+            "y_pred": first[0],
+        }
 
 
 class ForwardClassifier(ForwardNet, NeuralNetClassifier):

@@ -124,7 +124,8 @@ class ForwardTrainer(Trainer):
         closure = functools.partial(self._evaluate_part, model, prepared, *next(self._parts))
         more = not self.accelerator.sync_gradients
         loss = self._forward_optimizer.probe(closure, more=more)
-        return torch.tensor(0.0 if loss is None else loss, device=self.args.device)
+        mean = 0.0 if loss is None else loss
+        return torch.tensor(mean, dtype=torch.float32, device=self.args.device)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, with the optimizer's numbers beside the loss."""
@@ -155,7 +156,9 @@ def _shares(counts: list[Any]) -> list[float]:
     """How much each micro-batch counts in their mean, by its number of labels."""
     if any(count is None for count in counts):
         return [1.0] * len(counts)
-    labels = [float(torch.as_tensor(count).float().mean()) for count in counts]
+    labels = [
+        float(torch.as_tensor(count, dtype=torch.float32, device="cpu").mean()) for count in counts
+    ]
     return [n * len(labels) / sum(labels) if sum(labels) else 1.0 for n in labels]
 
 
