@@ -48,13 +48,14 @@ class WeightOptimizer(ForwardOptimizer):
         """
         chosen = self._progress.chosen_sigma
         doublings = self._progress.doublings
+        casts: Collection[torch.dtype] = self._casts
         if self._progress.step and not self._buffers.known:
-            return  # a state was loaded, whose sigma fits casts that are not known here yet
+            casts = self._casts_of_state(chosen, doublings)
         self._chosen_casts = self._casts
         self._chosen_doublings = doublings
         if not chosen:
             return
-        sigma = self._default_sigma(self.param_groups, self._casts) * 2.0**doublings
+        sigma = self._default_sigma(self.param_groups, casts) * 2.0**doublings
         if sigma == chosen:
             return
         self._unchanged = False
@@ -62,6 +63,14 @@ class WeightOptimizer(ForwardOptimizer):
             if group["sigma"] == chosen:
                 group["sigma"] = sigma
         self._progress = self._progress._replace(chosen_sigma=sigma)
+
+    def _casts_of_state(self, chosen: float, doublings: int) -> Collection[torch.dtype]:
+        """Casts that the sigma of a loaded state fits; the closure tells its own later."""
+        for casts in ((), (torch.bfloat16,), (torch.float16,)):
+            sigma = self._default_sigma(self.param_groups, casts)
+            if chosen in [sigma * 2.0**k for k in range(doublings + 1)]:
+                return casts
+        return self._casts
 
     def _make_weights(self) -> Weights:
         seeds = self.settings["seed"] if self._fleet else [self.settings["seed"]]
