@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,13 @@ import torch.distributed as dist
 
 from dopaminergic.distributed import Ranks
 from optimizers import ROWS, VECTOR, Row
+
+# Triton reads once, when it is imported, that its interpreter is to run. Other people's frameworks
+# import it too, so it comes first.
+if not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton")
 
 
 @pytest.fixture(scope="session", autouse=True)

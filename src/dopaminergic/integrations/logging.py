@@ -149,7 +149,8 @@ class TensorBoard:
             raise ImportError(
                 "TensorBoard: needs the package tensorboard: pip install tensorboard"
             ) from error
-        self.writer = SummaryWriter(str(place))
+        # Absolute, since the writer goes on in a thread, and the process may change its folder.
+        self.writer = SummaryWriter(str(Path(place).absolute()))
 
     def __call__(self, found: dict[str, float]) -> None:
         """Write the numbers of one step."""
