@@ -124,3 +124,16 @@ def test_pure_noise_leaves_smaller_weights_than_least_squares() -> None:
         optimizer.step(lambda: squared_error(x @ w, y))
     exact = torch.linalg.lstsq(x, y).solution
     assert float(w.detach().norm()) < 0.9 * float(exact.norm())
+
+
+@pytest.mark.parametrize("samples", [64, 80])
+def test_few_samples_without_noise_are_fitted_all_the_same(samples: int) -> None:
+    x = randn(samples, 4, dtype=torch.float32)
+    y = x.sum(1, keepdim=True).sin()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = VectorDopamine(model.parameters())
+    loss = 1.0
+    while optimizer.forward_passes < 2000:
+        loss = optimizer.step(lambda: squared_error(model(x), y))
+    assert loss < 1e-2

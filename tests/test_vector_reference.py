@@ -60,7 +60,7 @@ def fitted_by_chance(form: str, loss: float, K: int, n: int, noise: float) -> fl
     """The part of a loss that K directions fit, if all is noise: of squares, nats, others."""
     if form == "cross_entropy":
         return min(K / 16, loss)
-    return noise if form == "outcome" else 2 * K * abs(loss) / (n - K)
+    return noise if form == "outcome" else abs(loss) * min(1, 2 * K / (n - K))
 
 
 def by_hand(problem: Fit, optimizer: VectorDopamine, steps: int) -> Any:

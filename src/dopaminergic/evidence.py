@@ -5,8 +5,9 @@
 MacKay (1992) sets a decay to gamma s^2 / |W|^2: each of gamma effective parameters fits noise of
 the variance s^2. Here F stands for gamma s^2: the part of the loss that K directions fit by chance.
 Of n squares it is 2 K L / (n - K), if all that is left is noise (Foresee and Hagan 1997). Of a
-cross-entropy it is K / N, and no more than is left. Of other losses it is noise = tr(M^-1 C), as in
-Takeuchi (1976), for their size says nothing. Fresh batches have no decay, see `subspace.again`.
+cross-entropy it is K / N. It is no more than the loss that is left. Of other losses it is noise =
+tr(M^-1 C), as in Takeuchi (1976), for their size says nothing. Fresh batches have no decay, see
+`subspace.again`.
 
 Early on most of the loss is no noise. So F counts by the share v of the slope g.c that noise
 explains. On the Lorenz system v is .1 to .3, and on sunspots .4 to .7. The decay is at most the
@@ -73,4 +74,6 @@ def fitted(loss: Quadratic, directions: int) -> Tensor | None:
     if loss.saturates:
         return None
     outcomes = loss.samples * max(1, loss.width)
-    return 2.0 * directions / (outcomes - directions) * loss.loss.abs()
+    # A penalty of more than the loss would hold weights at 0 where all samples can be fitted.
+    share = 2.0 * directions / max(1, outcomes - directions)
+    return min(1.0, share) * loss.loss.abs()
