@@ -40,12 +40,17 @@ def seed(text: str) -> int:
     return value
 
 
+def _float(text: str) -> float:
+    """The number that a text says; NaN if it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def rate(text: str) -> float:
     """A finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(
             f"expected a finite number >= 0, such as 0.01, got {text[:40]!r}"
@@ -55,10 +60,7 @@ def rate(text: str) -> float:
 
 def share(text: str) -> float:
     """A number from 0 to 0.5."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(text)
     if not 0 <= value <= 0.5:
         raise argparse.ArgumentTypeError(
             f"expected a number from 0 to 0.5, such as 0.1, got {text[:40]!r}"
